@@ -1,0 +1,52 @@
+"""Rows of a sparse matrix: how a pixel's feature is combined from a few tokens or point groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """P rows over T columns in compressed-row form: row p is sum_k values[k] * feature[columns[k]]
+    for k in offsets[p] .. offsets[p + 1].
+
+    Interpolation, smoothing and pooling are linear, so the feature of a pixel is a short weighted
+    sum of token (or group) features. Kept in this form, a Linear layer can be applied to the few
+    tokens instead of the many pixels.
+
+    Attributes:
+        offsets: (P + 1,) int64, non-decreasing, offsets[0] == 0.
+        columns: (nnz,) int32, in [0, num_columns), ascending within a row, no duplicates.
+        values: (nnz,) float32, finite.
+        num_columns: T.
+    """
+
+    offsets: NDArray[np.int64]
+    columns: NDArray[np.int32]
+    values: NDArray[np.float32]
+    num_columns: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.offsets) - 1
+
+    def select(self, rows: NDArray[np.int64]) -> SparseRows:
+        """The given rows (R,), in the given order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        entries = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return SparseRows(offsets, self.columns[entries], self.values[entries], self.num_columns)
+
+    def apply(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(P, C) float32: the dense features of all rows, from features (T, C)."""
+        dense = np.zeros((self.num_rows, features.shape[1]), np.float32)
+        lengths = np.diff(self.offsets)
+        for k in range(int(lengths.max(initial=0))):
+            rows = np.flatnonzero(lengths > k)
+            entries = self.offsets[rows] + k
+            dense[rows] += self.values[entries, None] * features[self.columns[entries]]
+        return dense
