@@ -1,0 +1,183 @@
+"""Load a detector artifact and run it. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
+from mmad_fast.engines import check_engine
+from mmad_fast.errors import ArtifactError, MmadFastError
+from mmad_fast.methods.variants import FAMILY_DETECTORS
+from mmad_fast.preprocess import prepare
+from mmad_fast.preprocess.recipes import Recipe
+from mmad_fast.scan import PreparedScan, Result, Scan, Unit
+from mmad_fast.stage_clock import StageClock
+
+
+class Scores(Protocol):
+    """What a family's pipeline says of a prepared scan."""
+
+    @property
+    def anomaly_map(self) -> NDArray[np.float32]: ...
+
+    @property
+    def image_score(self) -> float: ...
+
+
+class Pipeline(Protocol):
+    """The run half of one method family."""
+
+    def score(self, prepared: PreparedScan, clock: StageClock) -> Scores:
+        """The anomaly map and image score. Thread-safe."""
+
+
+class Detector:
+    """A fitted detector. `infer` may be called from several threads at once.
+
+    Attributes:
+        artifact: The artifact it was loaded from.
+        threshold: Decision threshold on the image score, None if none was set.
+    """
+
+    def __init__(self, artifact: Artifact, pipeline: Pipeline) -> None:
+        """Use `load`."""
+        parameters = artifact.manifest.parameters
+        self.artifact = artifact
+        self.threshold = _threshold(artifact)
+        self._pipeline = pipeline
+        self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
+        self._rgb_size = int(parameters["rgb_size"])
+        self._grid_size = int(parameters["grid_size"])
+
+    @property
+    def method(self) -> str:
+        """The variant's name, e.g. "cfm-s"."""
+        return self.artifact.manifest.method
+
+    def infer(self, rgb: ArrayLike, xyz: ArrayLike, *, unit: Unit = "m", name: str = "") -> Result:
+        """The anomaly score and map of one scan.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+            xyz: (H, W, 3) float32 or float64 in `unit`, registered with rgb; (0, 0, 0), NaN or inf
+                means missing.
+            unit: "m" or "mm".
+            name: What to call the scan in messages and results.
+
+        Returns:
+            The result; nothing in it is NaN.
+
+        Raises:
+            InvalidInputError: wrong types, shapes or units.
+            EmptyScanError: too little foreground for this detector.
+        """
+        return self.infer_scan(Scan.from_arrays(rgb, xyz, unit=unit, name=name))
+
+    def infer_scan(self, scan: Scan) -> Result:
+        """The anomaly score and map of one scan; as `infer`, from a Scan."""
+        clock = StageClock()
+        with clock.stage("preprocess"):
+            prepared = self.prepare(scan)
+        return self.infer_prepared(prepared, clock)
+
+    def prepare(self, scan: Scan) -> PreparedScan:
+        """The scan as this detector reads it."""
+        return prepare(scan, self._recipe, rgb_size=self._rgb_size, grid_size=self._grid_size)
+
+    def infer_prepared(self, prepared: PreparedScan, clock: StageClock | None = None) -> Result:
+        """The anomaly score and map of a prepared scan (the timed part of the papers' tables)."""
+        clock = StageClock() if clock is None else clock
+        scores = self._pipeline.score(prepared, clock)
+        if not math.isfinite(scores.image_score) or not np.isfinite(scores.anomaly_map).all():
+            raise MmadFastError(
+                f"scan {prepared.name!r}: the detector's answer is not finite; the scan's values "
+                "or the artifact's weights are out of range: run `mmad-fast doctor ARTIFACT`, then "
+                "check the scan"
+            )
+        threshold = self.threshold
+        return Result(
+            image_score=scores.image_score,
+            anomaly_map=scores.anomaly_map,
+            threshold=threshold,
+            is_anomalous=None if threshold is None else scores.image_score > threshold,
+            native_size=prepared.native_size,
+            padding=prepared.padding,
+            stage_ms=clock.stage_ms,
+            name=prepared.name,
+        )
+
+
+def load(
+    path: str | Path,
+    *,
+    engine: str = "onnxruntime",
+    device: str = "cpu",
+    num_threads: int | None = None,
+    verify: bool = True,
+) -> Detector:
+    """The detector in an artifact folder, verified and ready.
+
+    Args:
+        path: The artifact's folder, as written by `mmad_fast.fit` or `mmad-fast fit`.
+        engine: What runs the graphs: "onnxruntime".
+        device: "cpu".
+        num_threads: Threads of the engine; None means mmad_fast.threads.get_num_threads(), which
+            the compiled kernels use as well.
+        verify: Check the sha256 of every file.
+
+    Raises:
+        ArtifactError: missing, damaged, newer than this version, or of an unknown family.
+        BackendUnavailableError: the engine or device cannot be had here.
+    """
+    check_engine(engine, device)
+    artifact = read_artifact(path, verify=verify)
+    try:
+        module, name = FAMILY_DETECTORS[artifact.manifest.family].split(":")
+    except KeyError:
+        known = ", ".join(FAMILY_DETECTORS)
+        raise ArtifactError(
+            f"{path}: the artifact is of family {artifact.manifest.family!r}, this version runs "
+            f"{known}; upgrade with: pip install --upgrade mmad-fast"
+        ) from None
+    family: Any = getattr(import_module(module), name)
+    try:
+        pipeline = family.from_artifact(artifact, engine=engine, num_threads=num_threads)
+        return Detector(artifact, pipeline)
+    except KeyError as error:
+        raise ArtifactError(
+            f"{path}: the artifact lacks {error}; it is incomplete or of another version, fit it "
+            "again"
+        ) from error
+
+
+def infer(
+    detector: Detector | str | Path, rgb: ArrayLike, xyz: ArrayLike, *, unit: Unit = "m"
+) -> Result:
+    """The anomaly score and map of one scan, by a detector or the path of its artifact.
+
+    A path is loaded once and kept until its artifact is replaced. Arguments, result and errors are
+    those of `Detector.infer` and `load`.
+    """
+    if not isinstance(detector, Detector):
+        manifest = Path(detector) / MANIFEST_FILE
+        stamp = manifest.stat().st_mtime_ns if manifest.is_file() else 0
+        detector = _load_once(str(Path(detector).absolute()), stamp)
+    return detector.infer(rgb, xyz, unit=unit)
+
+
+@lru_cache(maxsize=4)
+def _load_once(path: str, manifest_stamp: int) -> Detector:
+    """`load`, kept per path and time of writing; a replaced artifact is loaded anew."""
+    return load(path)
+
+
+def _threshold(artifact: Artifact) -> float | None:
+    record = artifact.manifest.threshold
+    return None if record is None else float(record["value"])
