@@ -1,0 +1,16 @@
+// Instruction sets chosen when the program runs.
+#pragma once
+
+#include <cstdint>  // with glibc this also says that it is glibc
+
+// Before a free function (external linkage, plain loops): compiled for the baseline, for AVX2 and for
+// AVX-512, and the loader picks the widest that the machine has. Only what is inlined into the
+// function is compiled with it. Contraction is off everywhere, so all of them round alike. Elsewhere
+// than x86-64 Linux with glibc the macro is empty: the baseline (NEON on ARM) is used.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && \
+    ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12))
+#define MMAD_FAST_MULTIVERSION \
+  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define MMAD_FAST_MULTIVERSION
+#endif
