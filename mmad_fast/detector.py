@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +37,36 @@ class Pipeline(Protocol):
 
     def score(self, prepared: PreparedScan, clock: StageClock) -> Scores:
         """The anomaly map and image score. Thread-safe."""
+
+
+GOLDEN_TOLERANCE = 1e-3
+"""Largest difference of a golden scan's map, relative to its maximum, that counts as the same
+answer: other processors and library versions round differently."""
+
+
+@dataclass(frozen=True)
+class GoldenReplay:
+    """A detector's answer to its artifact's golden scan, beside the expected one.
+
+    Attributes:
+        expected_score: Image score when the detector was fitted.
+        score: Image score now.
+        map_difference: Largest difference of the anomaly maps, relative to the expected maximum.
+        tolerance: Largest relative difference that counts as the same answer.
+    """
+
+    expected_score: float
+    score: float
+    map_difference: float
+    tolerance: float = GOLDEN_TOLERANCE
+
+    @property
+    def agrees(self) -> bool:
+        """Map and score are within the tolerance."""
+        score_difference = abs(self.score - self.expected_score)
+        return self.map_difference <= self.tolerance and score_difference <= self.tolerance * abs(
+            self.expected_score
+        )
 
 
 class Detector:
@@ -112,6 +143,23 @@ class Detector:
             stage_ms=clock.stage_ms,
             name=prepared.name,
         )
+
+    def replay_golden(self) -> GoldenReplay:
+        """The answer to the artifact's golden scan, beside the one recorded at fitting.
+
+        Raises:
+            ArtifactError: the golden scan is unreadable or its map has another size.
+        """
+        golden = self.artifact.golden()
+        result = self.infer(golden.rgb, golden.xyz, name="golden")
+        if result.anomaly_map.shape != golden.expected_map.shape:
+            raise ArtifactError(
+                f"{self.artifact.path}: the golden map is {golden.expected_map.shape}, the "
+                f"detector gives {result.anomaly_map.shape}; fit it again"
+            )
+        scale = max(float(np.abs(golden.expected_map).max()), np.finfo(np.float32).tiny)
+        difference = float(np.abs(result.anomaly_map - golden.expected_map).max()) / scale
+        return GoldenReplay(golden.expected_score, result.image_score, difference)
 
 
 def load(

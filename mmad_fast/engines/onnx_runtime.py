@@ -8,11 +8,22 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.threads import get_num_threads
 
 _ERRORS_ONLY = 3
+# ONNX Runtime raises one class per status code; they share no base below Exception.
+_LOAD_ERRORS = (
+    status.Fail,
+    status.InvalidArgument,
+    status.InvalidGraph,
+    status.InvalidProtobuf,
+    status.NoSuchFile,
+    status.NotImplemented,
+    status.RuntimeException,
+)
 
 
 class OnnxRuntimeEngine:
@@ -44,8 +55,7 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        # ONNX Runtime raises its own classes, one per status code, all plain RuntimeErrors or not.
-        except (RuntimeError, ValueError, *_onnxruntime_errors()) as error:
+        except _LOAD_ERRORS as error:
             raise ArtifactError(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}"
             ) from error
@@ -75,15 +85,6 @@ class OnnxRuntimeEngine:
                 )
         outputs = self._session.run(list(self.output_shapes), feed)
         return dict(zip(self.output_shapes, outputs, strict=True))
-
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    state = onnxruntime.capi.onnxruntime_pybind11_state
-    return tuple(
-        error
-        for error in vars(state).values()
-        if isinstance(error, type) and issubclass(error, Exception)
-    )
 
 
 def _static_shapes(path: Path, arguments: list) -> dict[str, tuple[int, ...]]:

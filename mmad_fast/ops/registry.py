@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from mmad_fast.errors import BackendUnavailableError
@@ -48,11 +49,24 @@ def kernels_refusal() -> str | None:
 
 
 class Op:
-    """The backends of one op, in the order in which "auto" tries them."""
+    """The backends of one op, in the order in which "auto" tries them.
 
-    def __init__(self, name: str, backends: tuple[Backend, ...]) -> None:
+    Attributes:
+        name: The op's stem.
+        backends: The implementations.
+        absent: Why there is no implementation, by backend name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backends: tuple[Backend, ...],
+        *,
+        absent: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.name = name
         self.backends = backends
+        self.absent = absent
         self._told = False
 
     def resolve(self, backend: str = "auto") -> Backend:

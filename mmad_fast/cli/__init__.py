@@ -1,0 +1,48 @@
+"""The `mmad-fast` command: one file per verb; heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mmad_fast.cli import bench, doctor, evaluate, fit, infer, synth, weights
+from mmad_fast.cli.output import report_error
+from mmad_fast.errors import MmadFastError
+
+app = typer.Typer(
+    help="Fast, small RGB + 3D industrial anomaly detectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        from mmad_fast import __version__
+
+        typer.echo(f"mmad-fast {__version__}")
+        raise typer.Exit
+
+
+app.command("bench")(bench.bench)
+app.command("fit")(fit.fit)
+app.command("infer")(infer.infer)
+app.command("eval")(evaluate.evaluate)
+app.command("synth")(synth.synth)
+app.command("doctor")(doctor.doctor)
+app.command("weights")(weights.weights)
+
+
+def main() -> None:
+    """Runs the command line: exit code 0 on success, 1 on an error, 2 on wrong usage."""
+    try:
+        app()
+    except MmadFastError as error:
+        report_error(error, as_json="--json" in sys.argv)
+        sys.exit(1)

@@ -1,0 +1,129 @@
+"""`mmad-fast bench`: fit, evaluate and time a method, beside its published figures."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmad_fast.cli.options import (
+    Aupro,
+    AuproMode,
+    DataPath,
+    Device,
+    Engine,
+    Epochs,
+    Json,
+    Method,
+    PointLayers,
+    PointWeights,
+    RgbBackbone,
+    RgbLayers,
+    RgbWeights,
+    Seed,
+    Threads,
+    UnitName,
+    UnitOption,
+    apply_threads,
+    parse_layers,
+)
+from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
+
+
+class Protocol(str, Enum):
+    paper = "paper"
+    end_to_end = "end-to-end"
+
+
+class Comparison(str, Enum):
+    reference = "reference"
+
+
+def bench(
+    method: Method = "cfm-s",
+    data: DataPath = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="Only this category; repeatable.")
+    ] = None,
+    rgb_backbone: RgbBackbone = None,
+    rgb_weights: RgbWeights = "auto",
+    point_weights: PointWeights = "auto",
+    rgb_layers: RgbLayers = None,
+    point_layers: PointLayers = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            "--protocol",
+            help="end-to-end: raw arrays to score, peak memory; paper: prepared arrays to "
+            "smoothed map, parameter bytes.",
+        ),
+    ] = Protocol.end_to_end,
+    speed_only: Annotated[
+        bool, typer.Option("--speed-only", help="Skip training to convergence and accuracy.")
+    ] = False,
+    compare: Annotated[
+        Comparison | None,
+        typer.Option("--compare", help="Add rows of the published pipeline, in the same run."),
+    ] = None,
+    aupro: Aupro = AuproMode.published,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    unit: UnitOption = UnitName.m,
+    engine: Engine = "onnxruntime",
+    device: Device = "cpu",
+    threads: Threads = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Keep the fitted artifacts here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit, evaluate and time a method; print its row beside the published one.
+
+    Without --data it makes a procedural set in the cache and works offline.
+
+    Example: mmad-fast bench --method cfm-s
+
+    Example: mmad-fast bench --method cfm --data mvtec3d --category bagel --compare reference
+    """
+    apply_threads(threads)
+    from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
+    from mmad_fast.measure.environment import environment
+    from mmad_fast.measure.tables import render_rows, rows_to_json
+    from mmad_fast.methods.fitting import FitRequest
+
+    fit_request = FitRequest(
+        method=method,
+        rgb_backbone=rgb_backbone,
+        rgb_weights=rgb_weights,
+        point_weights=point_weights,
+        rgb_layers=rgb_layers,
+        point_layers=parse_layers(point_layers),
+        epochs=epochs,
+        seed=seed,
+        unit=unit.value,
+    )
+    measure_request = MeasureRequest(
+        protocol=protocol.value,
+        aupro_mode=aupro.value,
+        engine=engine,
+        device=device,
+        unit=unit.value,
+        speed_only=speed_only,
+        compare_reference=compare is not None,
+    )
+    with progress_bar("bench") as update:
+        rows = run_benchmark(
+            data,
+            tuple(category or ()),
+            fit_request,
+            measure_request,
+            output=output,
+            progress=update,
+            notice=notice,
+        )
+    if as_json:
+        print_json(rows_to_json(rows, environment()))
+    else:
+        print_table(*render_rows(rows))

@@ -1,0 +1,59 @@
+"""`mmad-fast eval`: accuracy and speed of an artifact on a labelled data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmad_fast.cli.options import (
+    Aupro,
+    AuproMode,
+    Device,
+    Engine,
+    Json,
+    Threads,
+    UnitName,
+    UnitOption,
+    apply_threads,
+)
+from mmad_fast.cli.output import print_json, print_table, progress_bar
+
+
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder from `mmad-fast fit`.")],
+    data: Annotated[Path, typer.Option("--data", help="Data set with a test split.")],
+    category: Annotated[
+        str | None, typer.Option("--category", help="Which category of the data set.")
+    ] = None,
+    aupro: Aupro = AuproMode.published,
+    unit: UnitOption = UnitName.m,
+    engine: Engine = "onnxruntime",
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate an artifact on the test split: I-AUROC, P-AUROC, AUPRO, speed, memory.
+
+    Example: mmad-fast eval runs/bagel --data mvtec3d --category bagel
+    """
+    apply_threads(threads)
+    from mmad_fast.data.dataset import open_dataset
+    from mmad_fast.data.selection import pick_category
+    from mmad_fast.detector import load
+    from mmad_fast.measure.benchmark import MeasureRequest, measure_artifact
+    from mmad_fast.measure.environment import environment
+    from mmad_fast.measure.tables import render_rows, rows_to_json
+
+    dataset = open_dataset(data)
+    request = MeasureRequest(aupro_mode=aupro.value, engine=engine, device=device, unit=unit.value)
+    detector = load(artifact, engine=engine, device=device)
+    with progress_bar("eval") as update:
+        row = measure_artifact(
+            detector, dataset, pick_category(dataset, category), request, progress=update
+        )
+    if as_json:
+        print_json(rows_to_json([row], environment()))
+    else:
+        print_table(*render_rows([row]))

@@ -1,0 +1,87 @@
+"""`mmad-fast fit`: make a detector artifact from nominal scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmad_fast.cli.options import (
+    Epochs,
+    Json,
+    Method,
+    PointLayers,
+    PointWeights,
+    RgbBackbone,
+    RgbLayers,
+    RgbWeights,
+    Seed,
+    Threads,
+    UnitName,
+    UnitOption,
+    apply_threads,
+    parse_layers,
+)
+from mmad_fast.cli.output import notice, print_json, progress_bar
+
+
+def fit(
+    data: Annotated[Path, typer.Argument(help="Data set, or one category's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the artifact.")],
+    method: Method = "cfm-s",
+    category: Annotated[
+        str | None, typer.Option("--category", help="Which category of the data set.")
+    ] = None,
+    rgb_backbone: RgbBackbone = None,
+    rgb_weights: RgbWeights = "auto",
+    point_weights: PointWeights = "auto",
+    rgb_layers: RgbLayers = None,
+    point_layers: PointLayers = None,
+    quantile: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Quantile of the validation scores as threshold."),
+    ] = 0.99,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    unit: UnitOption = UnitName.m,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a detector on nominal scans and write its artifact.
+
+    Example: mmad-fast fit mvtec3d --category bagel --method cfm-s --output runs/bagel
+    """
+    apply_threads(threads)
+    from mmad_fast.methods.fitting import FitRequest, fit_detector
+
+    request = FitRequest(
+        method=method,
+        rgb_backbone=rgb_backbone,
+        rgb_weights=rgb_weights,
+        point_weights=point_weights,
+        rgb_layers=rgb_layers,
+        point_layers=parse_layers(point_layers),
+        threshold_quantile=quantile,
+        epochs=epochs,
+        seed=seed,
+        unit=unit.value,
+    )
+    with progress_bar("fit") as update:
+        detector = fit_detector(data, output, category=category, request=request, progress=update)
+    manifest = detector.artifact.manifest
+    if as_json:
+        print_json(
+            {
+                "artifact": str(output),
+                "method": manifest.method,
+                "threshold": manifest.threshold,
+                "weights": manifest.weights,
+            }
+        )
+        return
+    for role, source in manifest.weights.items():
+        if source.get("kind") == "random":
+            notice(f"note: the {role} weights are random; accuracy means nothing")
+    notice(f"wrote {output} ({manifest.method}, threshold {detector.threshold:.4g})")
+    notice(f"next: mmad-fast infer {output} SCAN_OR_FOLDER --output results")

@@ -1,0 +1,96 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.methods.variants import VARIANTS
+
+
+class UnitName(str, Enum):
+    m = "m"
+    mm = "mm"
+
+
+class AuproMode(str, Enum):
+    published = "published"
+    exact = "exact"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Method = Annotated[str, typer.Option("--method", help=f"One of: {', '.join(VARIANTS)}.")]
+UnitOption = Annotated[UnitName, typer.Option("--unit", help="Unit of the XYZ files.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads; default: all cores of this process."),
+]
+Engine = Annotated[str, typer.Option("--engine", help="What runs the graphs: onnxruntime.")]
+Device = Annotated[str, typer.Option("--device", help="cpu.")]
+RgbBackbone = Annotated[
+    str | None,
+    typer.Option(
+        "--rgb-backbone",
+        help="dino-vitb8, dinov2-vits14 or dinov2-vitb14; default: the method's own.",
+    ),
+]
+RgbWeights = Annotated[
+    str, typer.Option("--rgb-weights", help="Checkpoint PATH, auto (download) or random.")
+]
+PointWeights = Annotated[
+    str, typer.Option("--point-weights", help="Checkpoint PATH, auto (download) or random.")
+]
+RgbLayers = Annotated[
+    int | None,
+    typer.Option("--rgb-layers", min=1, help="Transformer blocks of the RGB backbone to keep."),
+]
+PointLayers = Annotated[
+    str | None,
+    typer.Option(
+        "--point-layers", help="0-based Point-MAE blocks whose outputs are used, e.g. 1,2,3."
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", min=1, help="Passes over the training scans; default: the method's."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+DataPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Data set: MVTec 3D-AD layout, Eyecandies, or a folder of rgb/xyz pairs."
+    ),
+]
+Aupro = Annotated[
+    AuproMode,
+    typer.Option("--aupro", help="published: 99 thresholds as the papers; exact: the integral."),
+]
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """The block numbers of "1,2,3"; None for None.
+
+    Raises:
+        InvalidInputError: not a comma-separated list of block numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInputError(
+            f"--point-layers is {text!r}; it must be block numbers with commas, e.g. 1,2,3"
+        ) from None
+
+
+def apply_threads(count: int | None) -> int:
+    """Sets the number of CPU threads if one was given; the number in force."""
+    from mmad_fast.threads import get_num_threads, set_num_threads
+
+    if count is not None:
+        set_num_threads(count)
+    return get_num_threads()

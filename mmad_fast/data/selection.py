@@ -1,0 +1,75 @@
+"""What a command line names: one category of a data set, one scan, or a folder of scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmad_fast.data.dataset import Dataset, open_dataset
+from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.errors import DataError
+
+
+def pick_category(dataset: Dataset, category: str | None) -> str:
+    """The category that was asked for; without a name, the only one there is.
+
+    Raises:
+        DataError: no such category, or none was named and there are several.
+    """
+    names = dataset.categories()
+    if category is None and len(names) == 1:
+        return names[0]
+    if category is None:
+        raise DataError(
+            f"{dataset.root} has {len(names)} categories; choose one with --category: "
+            f"{', '.join(names)}"
+        )
+    if category not in names:
+        raise DataError(f"{dataset.root} has no category {category!r}; it has: {', '.join(names)}")
+    return category
+
+
+def find_scan_files(path: Path, *, xyz_path: Path | None = None) -> tuple[ScanFile, ...]:
+    """The scans at a path: the one whose RGB file it is, or those of a folder.
+
+    Args:
+        path: An RGB PNG, a folder of pairs, one category, or a data set (its test scans).
+        xyz_path: XYZ TIFF of the one scan; None: the file of the same stem beside it, or in the
+            folder xyz beside the folder rgb.
+
+    Raises:
+        DataError: nothing there, no XYZ file, or a folder in no known layout.
+    """
+    if path.is_file():
+        return (_one_scan(path, xyz_path),)
+    if xyz_path is not None:
+        raise DataError(f"--xyz names the partner of one RGB file, but {path} is no file")
+    dataset = open_dataset(path)
+    return tuple(
+        scan for category in dataset.categories() for scan in dataset.scans(category, "test")
+    )
+
+
+def _one_scan(rgb_path: Path, xyz_path: Path | None) -> ScanFile:
+    candidates = (
+        [xyz_path]
+        if xyz_path is not None
+        else [
+            folder / (rgb_path.stem + suffix)
+            for folder in (rgb_path.parent, rgb_path.parent.parent / "xyz")
+            for suffix in (".tiff", ".tif")
+        ]
+    )
+    for candidate in candidates:
+        if candidate.is_file():
+            return ScanFile(
+                name=rgb_path.stem,
+                category="",
+                split="test",
+                defect="",
+                rgb_path=rgb_path,
+                xyz_path=candidate,
+            )
+    raise DataError(
+        f"{rgb_path}: no XYZ file found (looked for {', '.join(map(str, candidates))}); name it "
+        "with --xyz"
+    )

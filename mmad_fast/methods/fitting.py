@@ -1,0 +1,159 @@
+"""The front door of fitting: from a data set to an artifact. Needs torch once a fit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmad_fast.artifact import check_target
+from mmad_fast.data.dataset import Dataset, open_dataset
+from mmad_fast.data.selection import pick_category
+from mmad_fast.detector import Detector, load
+from mmad_fast.errors import DataError, InvalidInputError, MissingDependencyError
+from mmad_fast.methods.variants import FAMILY_FITS, get_variant
+from mmad_fast.scan import Unit
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and how much there is."""
+
+_FIT_PACKAGES = ("torch", "sklearn", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What to fit. None means the method's own choice.
+
+    Attributes:
+        method: A name in methods/variants.py.
+        rgb_backbone: A name in mmad_fast.backbones.
+        rgb_weights: Checkpoint path, "auto" (download) or "random" (seeded).
+        point_weights: Likewise for Point-MAE.
+        rgb_layers: Transformer blocks of the RGB backbone that are kept.
+        point_layers: 0-based Point-MAE blocks whose outputs are concatenated.
+        threshold_quantile: Quantile of the validation scores that becomes the threshold.
+        epochs: Passes over the training scans.
+        seed: Seed of everything random.
+        unit: Unit of the XYZ files, "m" or "mm".
+    """
+
+    method: str = "cfm-s"
+    rgb_backbone: str | None = None
+    rgb_weights: str = "auto"
+    point_weights: str = "auto"
+    rgb_layers: int | None = None
+    point_layers: tuple[int, ...] | None = None
+    threshold_quantile: float = 0.99
+    epochs: int | None = None
+    seed: int = 0
+    unit: Unit = "m"
+
+
+def fit(
+    data: str | Path,
+    output: str | Path,
+    *,
+    method: str = "cfm-s",
+    category: str | None = None,
+    rgb_backbone: str | None = None,
+    rgb_weights: str | Path = "auto",
+    point_weights: str | Path = "auto",
+    rgb_layers: int | None = None,
+    point_layers: Sequence[int] | None = None,
+    threshold_quantile: float = 0.99,
+    epochs: int | None = None,
+    seed: int = 0,
+    unit: Unit = "m",
+    progress: Progress | None = None,
+) -> Detector:
+    """The detector fitted on a data set's nominal scans, loaded from the artifact it wrote.
+
+    Args:
+        data: Data set (MVTec 3D-AD or Eyecandies layout) or one category's folder.
+        output: Folder for the artifact; an artifact there is replaced.
+        method: "cfm", "cfm-m", "cfm-s" or "cfm-t".
+        category: Which category, where the data set has several.
+        rgb_backbone: "dino-vitb8", "dinov2-vits14" or "dinov2-vitb14"; None: the method's own.
+        rgb_weights: Checkpoint path, "auto" (download) or "random" (seeded, for trials).
+        point_weights: Likewise for Point-MAE.
+        rgb_layers: Transformer blocks of the RGB backbone to keep; None: the method's own.
+        point_layers: 0-based Point-MAE blocks whose outputs are used; None: the method's own.
+        threshold_quantile: Quantile of the validation scores that becomes the threshold, 0-1.
+        epochs: Passes over the training scans; None: the method's own.
+        seed: Seed of everything random.
+        unit: Unit of the XYZ files, "m" or "mm".
+        progress: Called with (what, done, total).
+
+    Raises:
+        InvalidInputError: an unknown method, backbone, layer or category.
+        DataError: the data set is missing, unreadable or has no training scans.
+        WeightsError: the weights cannot be had or do not fit.
+        ArtifactError: the artifact cannot be written there.
+        MissingDependencyError: torch and the other packages of the fit half are not installed.
+    """
+    request = FitRequest(
+        method=method,
+        rgb_backbone=rgb_backbone,
+        rgb_weights=str(rgb_weights),
+        point_weights=str(point_weights),
+        rgb_layers=rgb_layers,
+        point_layers=None if point_layers is None else tuple(point_layers),
+        threshold_quantile=threshold_quantile,
+        epochs=epochs,
+        seed=seed,
+        unit=unit,
+    )
+    return fit_detector(data, output, category=category, request=request, progress=progress)
+
+
+def fit_detector(
+    data: str | Path | Dataset,
+    output: str | Path,
+    *,
+    category: str | None = None,
+    request: FitRequest,
+    progress: Progress | None = None,
+) -> Detector:
+    """As `fit`, with the options as a record."""
+    variant = get_variant(request.method)
+    if not 0.0 <= request.threshold_quantile <= 1.0:
+        raise InvalidInputError(
+            f"threshold_quantile is {request.threshold_quantile}; it must be from 0 to 1"
+        )
+    check_fit_packages()
+    check_target(output)
+    dataset = data if isinstance(data, Dataset) else open_dataset(Path(data))
+    name = pick_category(dataset, category)
+    if "train" not in dataset.splits(name):
+        raise DataError(
+            f"{dataset.root}: category {name!r} has no training scans; put nominal scans into "
+            "train/good/rgb and train/good/xyz"
+        )
+    has_validation = "validation" in dataset.splits(name)
+    module, function = FAMILY_FITS[variant.family].split(":")
+    fit_family: Any = getattr(import_module(module), function)
+    path = fit_family(
+        dataset.scans(name, "train"),
+        dataset.scans(name, "validation") if has_validation else (),
+        Path(output),
+        request,
+        progress=progress,
+    )
+    return load(path)
+
+
+def check_fit_packages() -> None:
+    """Raises if the packages of the fit half are not installed.
+
+    Raises:
+        MissingDependencyError: names what is missing and the command that installs it.
+    """
+    missing = [name for name in _FIT_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"fitting needs {', '.join(missing)}, not installed here; install with: "
+            "pip install 'mmad-fast[fit]'"
+        )
