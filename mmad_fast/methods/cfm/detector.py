@@ -1,0 +1,199 @@
+"""The run half of CFM: prepared scan in, anomaly map and score out. Needs no torch.
+
+Read `FeatureExtractor.extract` and `CfmPipeline.score_features` from top to bottom: that is the
+data flow. The published pipeline computes the same densely, see reference.py; README.md has the
+algebra that allows the short way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.artifact import Artifact
+from mmad_fast.engines import Engine, open_graph
+from mmad_fast.errors import EmptyScanError
+from mmad_fast.methods.cfm import scoring
+from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.inverse_distance_interpolation import (
+    inverse_distance_weights,
+    pooled_interpolation_rows,
+)
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.ops.pixel_mapping import MappingNetwork, bilinear_rows, pixel_mapping
+from mmad_fast.ops.sparse_rows import SparseRows
+from mmad_fast.scan import PreparedScan
+from mmad_fast.stage_clock import StageClock
+
+RGB_GRAPH = "rgb"
+POINT_GRAPH = "points"
+
+
+@dataclass(frozen=True)
+class CfmFeatures:
+    """The features of one scan: few tokens and groups, and how each pixel mixes them.
+
+    Attributes:
+        tokens: (T, C2) float32 RGB tokens, row-major on the token grid.
+        token_rows: (P x T) bilinear weights of each foreground pixel.
+        point_features: (G, C3) float32 features of the point groups.
+        point_rows: (P x G) interpolation and pooling weights of each foreground pixel.
+        pixel_indices: (P,) int64 row-major index on the S x S grid, ascending.
+    """
+
+    tokens: NDArray[np.float32]
+    token_rows: SparseRows
+    point_features: NDArray[np.float32]
+    point_rows: SparseRows
+    pixel_indices: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CfmScores:
+    """What CFM says of one scan.
+
+    Attributes:
+        anomaly_map: (S, S) float32, >= 0, exactly 0 far from the object.
+        image_score: The maximum of the anomaly map.
+    """
+
+    anomaly_map: NDArray[np.float32]
+    image_score: float
+
+
+class FeatureExtractor:
+    """Both frozen backbones and the geometry between them. `extract` is thread-safe."""
+
+    def __init__(self, rgb: Engine, points: Engine, parameters: CfmParameters) -> None:
+        """Takes the graph "rgb" (image (1, 3, R, R) -> tokens (1, T, C2)) and the graph "points"
+        (groups (1, G, K, 3), centers (1, G, 3) -> features (1, G, C3))."""
+        self._rgb = rgb
+        self._points = points
+        self._parameters = parameters
+
+    def extract(self, prepared: PreparedScan, clock: StageClock) -> CfmFeatures:
+        """The features of a prepared scan.
+
+        Raises:
+            EmptyScanError: fewer foreground points than one group holds.
+        """
+        parameters, points = self._parameters, prepared.points
+        _require_points(prepared, parameters.group_size)
+        with clock.stage("rgb_tokens"):
+            tokens = self._rgb.run({"image": prepared.rgb[None]})["tokens"][0]  # (T, C2)
+        with clock.stage("sampling"):
+            center_indices = farthest_point_sampling(
+                points, parameters.num_groups, skip_near_origin=parameters.skip_near_origin
+            )
+            centers = points[center_indices]  # (G, 3)
+        with clock.stage("grouping"):
+            groups = knn_grouping(points, center_indices, parameters.group_size).groups
+        with clock.stage("point_features"):
+            inputs = {"groups": groups[None], "centers": centers[None]}
+            point_features = self._points.run(inputs)["features"][0]  # (G, C3)
+        with clock.stage("interpolation"):
+            point_rows, pixel_indices = pooled_interpolation_rows(
+                inverse_distance_weights(points, centers),
+                prepared.pixel_indices,
+                num_centers=parameters.num_groups,
+                grid_size=prepared.grid_size,
+                output_size=prepared.grid_size,
+            )
+            token_rows = bilinear_rows(
+                pixel_indices, token_grid=parameters.token_grid, output_size=prepared.grid_size
+            )
+        return CfmFeatures(tokens, token_rows, point_features, point_rows, pixel_indices)
+
+
+class CfmPipeline:
+    """A fitted CFM detector. `score` is thread-safe."""
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        networks: Mapping[str, MappingNetwork],
+        parameters: CfmParameters,
+    ) -> None:
+        """Takes the mapping networks by name, see parameters.MAPPINGS; use `from_artifact`."""
+        self.extractor = extractor
+        self.parameters = parameters
+        self._networks = {name: networks[name] for name in parameters.networks.values()}
+
+    @classmethod
+    def from_artifact(
+        cls, artifact: Artifact, *, engine: str = "onnxruntime", num_threads: int | None = None
+    ) -> CfmPipeline:
+        """The pipeline in an artifact.
+
+        Raises:
+            ArtifactError: a graph, tensor or parameter is missing or damaged.
+            BackendUnavailableError: no such engine.
+        """
+        parameters = CfmParameters.from_dict(artifact.manifest.parameters)
+        rgb, points = (
+            open_graph(artifact.graph_path(name), engine=engine, num_threads=num_threads)
+            for name in (RGB_GRAPH, POINT_GRAPH)
+        )
+        networks = mapping_networks(artifact.tensors(), parameters)
+        return cls(FeatureExtractor(rgb, points, parameters), networks, parameters)
+
+    def score(self, prepared: PreparedScan, clock: StageClock) -> CfmScores:
+        """The anomaly map and image score of a prepared scan.
+
+        Raises:
+            EmptyScanError: fewer foreground points than one group holds.
+        """
+        return self.score_features(self.extractor.extract(prepared, clock), clock)
+
+    def score_features(self, features: CfmFeatures, clock: StageClock) -> CfmScores:
+        """The anomaly map and image score of extracted features."""
+        parameters = self.parameters
+        with clock.stage("mapping"):
+            psi = {
+                name: self._discrepancy(features, network)
+                for name, network in parameters.networks.items()
+            }
+        with clock.stage("scoring"):
+            psi_pixels = scoring.aggregate(psi, aggregation=parameters.aggregation)  # (P,)
+            psi_map = scoring.scatter_to_map(
+                psi_pixels, features.pixel_indices, grid_size=parameters.grid_size
+            )
+            smoothed = scoring.smooth(psi_map, smoothing=parameters.smoothing)
+            anomaly_map = scoring.normalize(smoothed, score_norm=parameters.score_norm)
+        return CfmScores(anomaly_map, float(anomaly_map.max()))
+
+    def _discrepancy(self, features: CfmFeatures, network: str) -> NDArray[np.float32]:
+        """(P,) distance of unit vectors: the target's features and their prediction."""
+        sides = {
+            "rgb": (features.tokens, features.token_rows),
+            "point": (features.point_features, features.point_rows),
+        }
+        source, target = network.split("_to_")
+        return pixel_mapping(*sides[source], *sides[target], self._networks[network])
+
+
+def mapping_networks(
+    tensors: Mapping[str, NDArray], parameters: CfmParameters
+) -> dict[str, MappingNetwork]:
+    """The networks that the detector's aggregation reads, from tensors named "NETWORK.KEY"."""
+    return {
+        name: MappingNetwork.from_tensors(tensors, f"{name}.")
+        for name in parameters.networks.values()
+    }
+
+
+def _require_points(prepared: PreparedScan, group_size: int) -> None:
+    num_points = len(prepared.points)
+    if num_points >= group_size:
+        return
+    label = f"scan {prepared.name!r}" if prepared.name else "the scan"
+    raise EmptyScanError(
+        f"{label} has {num_points} foreground points on the {prepared.grid_size}x"
+        f"{prepared.grid_size} grid, the detector needs at least {group_size}; check that the part "
+        "is in view (an empty fixture is no scan), that the unit is right (unit='mm' for "
+        "millimetres), and that the background plane is not the part itself"
+    )
