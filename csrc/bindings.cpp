@@ -3,12 +3,156 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
+#include <utility>
+#include <vector>
+
 #include "common/parallel.h"
+#include "farthest_point_sampling/op.h"
+#include "inverse_distance_interpolation/op.h"
+#include "knn_grouping/op.h"
+#include "preprocess/op.h"
 
 namespace py = pybind11;
+
+// preprocess: xyz (P, 3) float32, states (P,) uint8 that is written, plane (4,) float64 or empty.
+void bind_preprocess(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Doubles = py::array_t<double, py::array::c_style>;
+  using States = py::array_t<uint8_t, py::array::c_style>;
+  using Labels = py::array_t<int32_t, py::array::c_style>;
+  m.def(
+      "mark_pixels",
+      [](const Floats& xyz, const Doubles& plane, double removal_distance, States& states) {
+        const float* source = xyz.data();
+        const double* coefficients = plane.size() == 4 ? plane.data() : nullptr;
+        uint8_t* target = states.mutable_data();
+        const int64_t num_pixels = states.size();
+        py::gil_scoped_release release;
+        return mmad_fast::mark_pixels(source, num_pixels, coefficients, removal_distance, target);
+      },
+      py::arg("xyz").noconvert(), py::arg("plane").noconvert(), py::arg("removal_distance"),
+      py::arg("states").noconvert());
+  m.def(
+      "keep_largest_cluster",
+      [](const Floats& xyz, double radius, int64_t min_points, States& states) {
+        const float* source = xyz.data();
+        uint8_t* target = states.mutable_data();
+        const int64_t num_pixels = states.size();
+        py::gil_scoped_release release;
+        return mmad_fast::keep_largest_cluster(source, num_pixels, radius, min_points, target);
+      },
+      py::arg("xyz").noconvert(), py::arg("radius"), py::arg("min_points"),
+      py::arg("states").noconvert());
+  m.def(
+      "density_clusters",
+      [](const Floats& points, double radius, int64_t min_points, Labels& labels) {
+        const float* source = points.data();
+        int32_t* target = labels.mutable_data();
+        const int64_t num_points = labels.size();
+        py::gil_scoped_release release;
+        mmad_fast::density_clusters(source, num_points, radius, min_points, target);
+      },
+      py::arg("points").noconvert(), py::arg("radius"), py::arg("min_points"),
+      py::arg("labels").noconvert());
+}
+
+// farthest_point_sampling: points (N, 3) float32; indices (G,) int64 is written.
+void bind_farthest_point_sampling(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Indices = py::array_t<int64_t, py::array::c_style>;
+  m.def(
+      "farthest_point_sampling",
+      [](const Floats& points, int64_t start_index, bool skip_near_origin, Indices& indices) {
+        const float* source = points.data();
+        int64_t* target = indices.mutable_data();
+        const int64_t num_points = points.size() / 3, num_samples = indices.size();
+        py::gil_scoped_release release;
+        mmad_fast::farthest_point_sampling(source, num_points, num_samples, start_index,
+                                           skip_near_origin, target);
+      },
+      py::arg("points").noconvert(), py::arg("start_index"), py::arg("skip_near_origin"),
+      py::arg("indices").noconvert());
+}
+
+// knn_grouping: points (N, 3) float32, center_indices (G,) int64; indices (G, K) int64 and groups
+// (G, K, 3) float32 are written.
+void bind_knn_grouping(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Indices = py::array_t<int64_t, py::array::c_style>;
+  m.def(
+      "knn_grouping",
+      [](const Floats& points, const Indices& center_indices, int64_t num_neighbors,
+         Indices& indices, Floats& groups) {
+        const float* source = points.data();
+        const int64_t* centers = center_indices.data();
+        int64_t* index_target = indices.mutable_data();
+        float* group_target = groups.mutable_data();
+        const int64_t num_points = points.size() / 3, num_centers = center_indices.size();
+        py::gil_scoped_release release;
+        mmad_fast::knn_grouping(source, num_points, centers, num_centers, num_neighbors,
+                                index_target, group_target);
+      },
+      py::arg("points").noconvert(), py::arg("center_indices").noconvert(),
+      py::arg("num_neighbors"), py::arg("indices").noconvert(), py::arg("groups").noconvert());
+}
+
+// inverse_distance_interpolation: points (N, 3), centers (G, 3) float32; indices (N, 3) int64 and
+// weights (N, 3) float32 are written. The pooled rows come back as (pixel_indices, offsets, columns,
+// values), arrays that own what the kernel made.
+template <typename T>
+py::array_t<T> array_of(std::vector<T>&& values) {
+  auto owned = std::make_unique<std::vector<T>>(std::move(values));
+  py::capsule owner(owned.get(), [](void* memory) { delete static_cast<std::vector<T>*>(memory); });
+  const std::vector<T>* kept = owned.release();
+  return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+}
+
+void bind_inverse_distance_interpolation(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Indices = py::array_t<int64_t, py::array::c_style>;
+  m.def(
+      "inverse_distance_weights",
+      [](const Floats& points, const Floats& centers, Indices& indices, Floats& weights) {
+        const float *point_source = points.data(), *center_source = centers.data();
+        int64_t* index_target = indices.mutable_data();
+        float* weight_target = weights.mutable_data();
+        const int64_t num_points = points.size() / 3, num_centers = centers.size() / 3;
+        py::gil_scoped_release release;
+        mmad_fast::inverse_distance_weights(point_source, num_points, center_source, num_centers,
+                                            index_target, weight_target);
+      },
+      py::arg("points").noconvert(), py::arg("centers").noconvert(),
+      py::arg("indices").noconvert(), py::arg("weights").noconvert());
+  m.def(
+      "pooled_interpolation_rows",
+      [](const Indices& indices, const Floats& weights, const Indices& pixel_indices,
+         int64_t num_centers, int64_t grid_size, int64_t output_size) {
+        const int64_t *index_source = indices.data(), *pixel_source = pixel_indices.data();
+        const float* weight_source = weights.data();
+        const int64_t num_points = pixel_indices.size();
+        mmad_fast::PooledRows rows;
+        {
+          py::gil_scoped_release release;
+          rows = mmad_fast::pooled_interpolation_rows(index_source, weight_source, pixel_source,
+                                                      num_points, num_centers, grid_size,
+                                                      output_size);
+        }
+        return py::make_tuple(
+            array_of(std::move(rows.pixel_indices)), array_of(std::move(rows.offsets)),
+            array_of(std::move(rows.columns)), array_of(std::move(rows.values)));
+      },
+      py::arg("indices").noconvert(), py::arg("weights").noconvert(),
+      py::arg("pixel_indices").noconvert(), py::arg("num_centers"), py::arg("grid_size"),
+      py::arg("output_size"));
+}
 
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "CPU kernels of mmad-fast";
   m.def("num_threads", &mmad_fast::num_threads);
   m.def("set_num_threads", &mmad_fast::set_num_threads, py::arg("count"));
+  bind_preprocess(m);
+  bind_farthest_point_sampling(m);
+  bind_knn_grouping(m);
+  bind_inverse_distance_interpolation(m);
 }

@@ -1,0 +1,127 @@
+"""From a scan to what detectors read. Needs numpy, Pillow and the compiled kernels only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.preprocess.background_plane import (
+    PIXEL_REMOVED,
+    PlaneSearch,
+    find_background_plane,
+    mark_background,
+)
+from mmad_fast.preprocess.clean_up import keep_largest_cluster
+from mmad_fast.preprocess.normalising import normalise_rgb
+from mmad_fast.preprocess.padding import square_padding
+from mmad_fast.preprocess.recipes import RECIPES, Recipe, get_recipe
+from mmad_fast.preprocess.resizing import resize_mask, resize_rgb, resize_xyz
+from mmad_fast.scan import PreparedScan, Scan
+
+__all__ = [
+    "RECIPES",
+    "Foreground",
+    "Recipe",
+    "get_recipe",
+    "prepare",
+    "prepare_ground_truth",
+    "segment_foreground",
+]
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """Which pixels of a scan are the object.
+
+    Attributes:
+        states: (H, W) uint8: 0 not measured, 1 foreground, 2 removed (background_plane.PIXEL_*).
+        search: What the search for the background plane found, and if nothing, why.
+    """
+
+    states: NDArray[np.uint8]
+    search: PlaneSearch
+
+
+def prepare(
+    scan: Scan, recipe: Recipe, *, rgb_size: int = 224, grid_size: int = 224
+) -> PreparedScan:
+    """The scan as detectors read it: background removed, square, resized, normalised.
+
+    A scan without any foreground gives a prepared scan of 0 points; what that means is for the
+    detector to say.
+
+    Args:
+        scan: What the sensor saw.
+        recipe: How it is prepared.
+        rgb_size: R, side of the RGB network input in pixels.
+        grid_size: S, side of the anomaly map's grid in pixels.
+
+    Returns:
+        The prepared scan; it shares no memory with `scan`.
+
+    Raises:
+        InvalidInputError: rgb_size or grid_size below 1.
+
+    Source: method facts 1.2 and 1.3.
+    """
+    for name, size in (("rgb_size", rgb_size), ("grid_size", grid_size)):
+        _check_size(name, size)
+    padding = square_padding(scan.size)
+    rgb, states = scan.rgb, None
+    if recipe.remove_background:
+        states = segment_foreground(scan.xyz, recipe).states
+        if recipe.rgb_background == "black":
+            rgb = rgb * (states != PIXEL_REMOVED)[..., None]
+    image = normalise_rgb(resize_rgb(rgb, padding, recipe, size=rgb_size), recipe)
+    xyz = resize_xyz(scan.xyz, states, padding, size=grid_size)
+    # Of a foreground pixel all three coordinates are non-zero, of the others none.
+    pixel_indices = np.flatnonzero(xyz[..., 2])
+    points = xyz.reshape(-1, 3)[pixel_indices]
+    return PreparedScan(image, xyz, points, pixel_indices, scan.size, padding, scan.name)
+
+
+def prepare_ground_truth(
+    mask: NDArray[np.bool_], recipe: Recipe, *, grid_size: int = 224
+) -> NDArray[np.bool_]:
+    """(S, S) bool: a defect mask on the grid of the anomaly map.
+
+    Args:
+        mask: (H, W) bool, True is anomalous.
+        recipe: rgb_padding is read: the published recipes pad ground truth like RGB.
+        grid_size: S in pixels.
+
+    Raises:
+        InvalidInputError: the mask is not a two-dimensional bool array, or grid_size is below 1.
+
+    Source: method facts 1.3.
+    """
+    _check_size("grid_size", grid_size)
+    if mask.ndim != 2 or mask.dtype != np.bool_ or 0 in mask.shape:
+        raise InvalidInputError(
+            f"mask is {mask.dtype} of shape {mask.shape}; it must be bool (H, W), True where anomalous"
+        )
+    height, width = mask.shape
+    return resize_mask(mask, square_padding((height, width)), recipe.rgb_padding, size=grid_size)
+
+
+def segment_foreground(xyz: NDArray[np.float32], recipe: Recipe) -> Foreground:
+    """The object's pixels: measured, off the background plane, of the largest component.
+
+    Without a background plane the clean-up still runs: scans that were cut out before keep stray
+    points too.
+
+    Args:
+        xyz: (H, W, 3) float32 metres, finite, C-contiguous; a zero coordinate means no measurement.
+        recipe: How the plane is found and the rest cleaned up.
+    """
+    search = find_background_plane(xyz, recipe)
+    states = mark_background(xyz, search, recipe)
+    return Foreground(keep_largest_cluster(xyz, states, recipe), search)
+
+
+def _check_size(name: str, size: int) -> None:
+    if size < 1:
+        raise InvalidInputError(f"{name} is {size}; it must be at least 1 pixel")

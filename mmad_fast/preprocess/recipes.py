@@ -1,0 +1,161 @@
+"""The published preprocessing recipes: what differs between them stands in one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mmad_fast.errors import ArtifactError, InvalidInputError
+
+RGB_BACKGROUNDS = ("keep", "black")
+RGB_PADDINGS = ("edge", "zero")
+MIN_CLUSTER_RADIUS_M = 1e-4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a scan becomes network input. Stored in a detector's manifest.
+
+    Attributes:
+        name: Name in `RECIPES`.
+        remove_background: Whether the background plane and stray components are removed from xyz.
+            False for scans that come without background.
+        rgb_background: "keep" the RGB of removed pixels, or make it "black".
+        rgb_padding: Fill of the border that makes RGB and ground truth square: "edge" repeats the
+            outermost pixel, "zero" is black and not anomalous. xyz is always padded by zero.
+        rim_width_px: Width of the image's rim in which the background plane is looked for.
+        min_rim_points: Measured rim pixels, and plane inliers among them, below which no plane is
+            looked for or accepted.
+        min_inlier_fraction: Inliers among the measured rim points that a plane needs. Not in the
+            published recipe, which removes the best plane however bad it is.
+        min_rim_coverage: Inliers among all rim pixels that a plane needs. Not in the published
+            recipe; keeps a part of an object that touches the rim of a background-free scan from
+            being taken for the background.
+        plane_inlier_m: Largest distance of an inlier from the plane.
+        plane_removal_m: Pixels strictly nearer to the plane than this are removed.
+        cluster_radius_m: Neighbourhood radius of the clean-up's clustering, at least 0.1 mm.
+        cluster_min_points: Points in the neighbourhood, itself included, that make a core point.
+        seed: Seed of the plane search.
+        mean: Of the RGB channels, of values scaled to 0-1.
+        std: Likewise, positive.
+    """
+
+    name: str
+    remove_background: bool
+    rgb_background: str
+    rgb_padding: str
+    rim_width_px: int = 10
+    min_rim_points: int = 50
+    min_inlier_fraction: float = 0.3
+    min_rim_coverage: float = 0.1
+    plane_inlier_m: float = 0.004
+    plane_removal_m: float = 0.005
+    cluster_radius_m: float = 0.006
+    cluster_min_points: int = 30
+    seed: int = 0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for name, known in (("rgb_background", RGB_BACKGROUNDS), ("rgb_padding", RGB_PADDINGS)):
+            value = getattr(self, name)
+            self._require(value in known, name, f"one of {', '.join(known)}")
+        for name in ("rim_width_px", "min_rim_points", "cluster_min_points"):
+            self._require(_is_integer(getattr(self, name)) and getattr(self, name) >= 1, name, ">= 1")
+        self._require(_is_integer(self.seed) and self.seed >= 0, "seed", "an integer >= 0")
+        for name in ("plane_inlier_m", "plane_removal_m"):
+            value = getattr(self, name)
+            self._require(_is_finite(value) and value > 0, name, "a number of metres > 0")
+        radius_is_usable = (
+            _is_finite(self.cluster_radius_m) and self.cluster_radius_m >= MIN_CLUSTER_RADIUS_M
+        )
+        self._require(
+            radius_is_usable, "cluster_radius_m", f"a number of metres >= {MIN_CLUSTER_RADIUS_M:g}"
+        )
+        for name in ("min_inlier_fraction", "min_rim_coverage"):
+            value = getattr(self, name)
+            self._require(_is_finite(value) and 0 <= value <= 1, name, "between 0 and 1")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            is_triple = isinstance(value, tuple) and len(value) == 3
+            self._require(is_triple and all(map(_is_finite, value)), name, "three finite numbers")
+        self._require(min(self.std) > 0, "std", "three positive numbers")
+        for name in ("name", "remove_background"):
+            kind = str if name == "name" else bool
+            self._require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
+
+    def _require(self, condition: bool, name: str, need: str) -> None:
+        if not condition:
+            raise InvalidInputError(
+                f"preprocessing recipe: {name} is {getattr(self, name)!r}; it must be {need}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-ready values, for the manifest."""
+        record = asdict(self)
+        record["mean"], record["std"] = list(self.mean), list(self.std)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Recipe:
+        """The recipe of `to_dict`'s record.
+
+        Raises:
+            ArtifactError: not a mapping, a key is missing or unknown, or a value is out of range.
+        """
+        if not isinstance(record, Mapping):
+            raise ArtifactError(
+                f"preprocessing recipe is a {type(record).__name__}; it must be an object"
+            )
+        known = {field.name for field in fields(cls)}
+        missing, unknown = sorted(known - set(record)), sorted(set(record) - known)
+        if missing or unknown:
+            raise ArtifactError(
+                f"preprocessing recipe has missing keys {missing} and unknown keys {unknown}; the "
+                "artifact is damaged or of another version: fit it again with this version"
+            )
+        values = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        try:
+            return cls(**values)
+        except InvalidInputError as error:
+            raise ArtifactError(str(error)) from None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+# Source: method facts 1.2 (table of what is saved) and 1.3; "none" is for data that come without
+# background, such as Eyecandies converted to XYZ (method facts 1.5).
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("cfm", remove_background=True, rgb_background="keep", rgb_padding="edge"),
+        Recipe("m3dm", remove_background=True, rgb_background="black", rgb_padding="zero"),
+        Recipe("none", remove_background=False, rgb_background="keep", rgb_padding="edge"),
+    )
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        InvalidInputError: no such name; the message lists the known ones.
+    """
+    try:
+        return RECIPES[name]
+    except KeyError:
+        known = ", ".join(RECIPES)
+        raise InvalidInputError(
+            f"there is no preprocessing recipe {name!r}; known are {known}"
+        ) from None

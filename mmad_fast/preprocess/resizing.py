@@ -1,0 +1,158 @@
+"""Between the sensor's pixels and the network's grids."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.preprocess.background_plane import PIXEL_FOREGROUND
+from mmad_fast.preprocess.padding import Padding, pad_image
+from mmad_fast.preprocess.recipes import Recipe
+
+
+def resize_rgb(
+    rgb: NDArray[np.uint8], padding: Padding, recipe: Recipe, *, size: int
+) -> NDArray[np.uint8]:
+    """(R, R, 3) uint8: the padded image, Pillow's antialiased bicubic, R = size.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        padding: (top, bottom, left, right) pixels that make it square.
+        recipe: rgb_padding is read.
+        size: R in pixels.
+
+    Source: method facts 1.3.
+    """
+    square = pad_image(rgb, padding, recipe.rgb_padding)
+    if square.shape[0] == size:
+        return square
+    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def resize_xyz(
+    xyz: NDArray[np.float32], states: NDArray[np.uint8] | None, padding: Padding, *, size: int
+) -> NDArray[np.float32]:
+    """(S, S, 3) float32 metres: the foreground of the padded scan at its nearest pixels, else 0.
+
+    Only the pixels that are taken are read; the padded scan is never made.
+
+    Args:
+        xyz: (H, W, 3) float32 metres, finite.
+        states: (H, W) uint8 pixel states, of which the foreground is taken; None takes all pixels
+            with three non-zero coordinates.
+        padding: (top, bottom, left, right) pixels that make it square.
+        size: S in pixels.
+
+    Source: method facts 1.3 (torch `interpolate(mode="nearest")`).
+    """
+    top, bottom, left, right = padding
+    height, width = xyz.shape[:2]
+    rows = _nearest_indices(top + height + bottom, size) - top
+    columns = _nearest_indices(left + width + right, size) - left
+    row_span, column_span = _inside(rows, height), _inside(columns, width)
+    rows, columns = rows[row_span], columns[column_span]
+    flat = (rows[:, None] * width + columns).ravel()
+    taken = xyz.reshape(-1, 3).take(flat, axis=0)  # (rows * columns, 3)
+    if states is None:
+        is_foreground = (taken != 0).all(axis=1)
+    else:
+        is_foreground = states.reshape(-1).take(flat) == PIXEL_FOREGROUND
+    taken[~is_foreground] = 0
+    if len(flat) == size * size:
+        return taken.reshape(size, size, 3)
+    resized = np.zeros((size, size, 3), np.float32)
+    resized[row_span, column_span] = taken.reshape(len(rows), len(columns), 3)
+    return resized
+
+
+def resize_mask(
+    mask: NDArray[np.bool_], padding: Padding, fill: str, *, size: int
+) -> NDArray[np.bool_]:
+    """(S, S) bool: the padded mask at the pixels that Pillow's NEAREST takes.
+
+    Args:
+        mask: (H, W) bool.
+        padding: (top, bottom, left, right) pixels that make it square.
+        fill: "edge" or "zero", what the border holds.
+        size: S in pixels.
+
+    Source: method facts 1.3. Pillow samples at pixel centres, torch's "nearest" at their corners,
+    so ground truth and xyz lie about half an output pixel apart, as in the published evaluations.
+    """
+    square = pad_image(mask, padding, fill)
+    indices = _pillow_nearest_indices(square.shape[0], size)
+    return square[np.ix_(indices, indices)]
+
+
+def resize_map_to_native(
+    anomaly_map: NDArray[np.float32], native_size: tuple[int, int], padding: Padding
+) -> NDArray[np.float32]:
+    """(H, W) float32: the map (S, S) of the padded square at the scan's resolution, without border.
+
+    Bilinear with pixel centres aligned, torch's `align_corners=False`.
+
+    Args:
+        anomaly_map: (S, S) float32, finite.
+        native_size: (H, W) of the scan.
+        padding: (top, bottom, left, right) pixels that made the scan square.
+
+    Raises:
+        InvalidInputError: the map is not square, or size and padding do not make a square.
+    """
+    (height, width), (top, bottom, left, right) = native_size, padding
+    if anomaly_map.ndim != 2 or anomaly_map.shape[0] != anomaly_map.shape[1]:
+        raise InvalidInputError(f"map has shape {anomaly_map.shape}; it must be (S, S)")
+    side = top + height + bottom
+    if side != left + width + right:
+        raise InvalidInputError(
+            f"size {height}x{width} with padding {padding} is {side}x{left + width + right}; it "
+            "must be square: pass the native_size and padding of the scan that the map belongs to"
+        )
+    size = len(anomaly_map)
+    low, high, weights = _bilinear_taps(side, size)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    # Rows first: (H, S) is smaller than (S, W) is wide to read.
+    weight = weights[rows, None]
+    by_row = anomaly_map[low[rows]] * (1 - weight) + anomaly_map[high[rows]] * weight  # (H, S)
+    weight = weights[columns]
+    native = by_row.take(low[columns], axis=1)
+    native *= 1 - weight
+    upper = by_row.take(high[columns], axis=1)
+    upper *= weight
+    native += upper
+    return native
+
+
+def _nearest_indices(input_size: int, output_size: int) -> NDArray[np.int64]:
+    """(output_size,) input index floor(i * input / output), in single precision as torch does it."""
+    if input_size == output_size:
+        return np.arange(output_size)
+    scale = np.float32(input_size) / np.float32(output_size)
+    indices = (np.arange(output_size, dtype=np.float32) * scale).astype(np.int64)
+    return np.minimum(indices, input_size - 1)
+
+
+def _pillow_nearest_indices(input_size: int, output_size: int) -> NDArray[np.int32]:
+    """(output_size,) input index of each output pixel: what Pillow makes of a row of indices."""
+    row = Image.fromarray(np.arange(input_size, dtype=np.int32)[None])
+    return np.asarray(row.resize((output_size, 1), Image.Resampling.NEAREST))[0]
+
+
+def _inside(indices: NDArray[np.int64], length: int) -> slice:
+    """The outputs whose (ascending) input index lies within [0, length)."""
+    begin, end = np.searchsorted(indices, [0, length])
+    return slice(int(begin), int(end))
+
+
+def _bilinear_taps(
+    output_size: int, input_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Per output pixel the two input indices and the weight of the second."""
+    scale = np.float32(input_size) / np.float32(output_size)
+    centers = (np.arange(output_size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    centers = np.maximum(centers, np.float32(0))
+    low = np.minimum(centers.astype(np.int64), input_size - 1)
+    high = np.minimum(low + 1, input_size - 1)
+    return low, high, centers - low.astype(np.float32)
