@@ -16,7 +16,7 @@ from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
 from mmad_fast.engines import check_engine
 from mmad_fast.errors import ArtifactError, MmadFastError
 from mmad_fast.methods.variants import FAMILY_DETECTORS
-from mmad_fast.preprocess import prepare
+from mmad_fast.preprocess import prepare, prepare_ground_truth
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Result, Scan, Unit
 from mmad_fast.stage_clock import StageClock
@@ -37,6 +37,11 @@ class Pipeline(Protocol):
 
     def score(self, prepared: PreparedScan, clock: StageClock) -> Scores:
         """The anomaly map and image score. Thread-safe."""
+
+    def published_evaluation_maps(
+        self, anomaly_map: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(map for AUPRO, map for pixel AUROC) as the method's published evaluation scales them."""
 
 
 GOLDEN_TOLERANCE = 1e-3
@@ -121,6 +126,17 @@ class Detector:
     def prepare(self, scan: Scan) -> PreparedScan:
         """The scan as this detector reads it."""
         return prepare(scan, self._recipe, rgb_size=self._rgb_size, grid_size=self._grid_size)
+
+    def prepare_ground_truth(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(S, S) bool: a native mask (H, W) on the grid of this detector's anomaly map."""
+        return prepare_ground_truth(mask, self._recipe, grid_size=self._grid_size)
+
+    def published_evaluation_maps(
+        self, anomaly_map: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(map for AUPRO, map for pixel AUROC), (S, S) each, as the published evaluation scales
+        an anomaly map of this method."""
+        return self._pipeline.published_evaluation_maps(anomaly_map)
 
     def infer_prepared(self, prepared: PreparedScan, clock: StageClock | None = None) -> Result:
         """The anomaly score and map of a prepared scan (the timed part of the papers' tables)."""

@@ -38,6 +38,7 @@ class FitRequest:
         epochs: Passes over the training scans.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
+        max_train_scans: Use only the first so many training scans; None: all.
     """
 
     method: str = "cfm-s"
@@ -50,6 +51,7 @@ class FitRequest:
     epochs: int | None = None
     seed: int = 0
     unit: Unit = "m"
+    max_train_scans: int | None = None
 
 
 def fit(
@@ -136,7 +138,7 @@ def fit_detector(
     module, function = FAMILY_FITS[variant.family].split(":")
     fit_family: Any = getattr(import_module(module), function)
     path = fit_family(
-        dataset.scans(name, "train"),
+        dataset.scans(name, "train")[: request.max_train_scans],
         dataset.scans(name, "validation") if has_validation else (),
         Path(output),
         request,

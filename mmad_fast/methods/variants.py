@@ -46,6 +46,9 @@ FAMILY_DETECTORS: dict[str, str] = {"cfm": "mmad_fast.methods.cfm.detector:CfmPi
 FAMILY_FITS: dict[str, str] = {"cfm": "mmad_fast.methods.cfm.fit:fit_cfm"}
 """Fit half of each family. Imported when a detector is fitted; needs torch."""
 
+FAMILY_REFERENCES: dict[str, str] = {"cfm": "mmad_fast.methods.cfm.reference:reference_pipeline"}
+"""Published pipeline of each family, for comparisons. Needs torch."""
+
 
 def get_variant(name: str) -> Variant:
     """The variant of that name.

@@ -1,0 +1,37 @@
+# Each target sets up what it needs in its own virtual environment: `make bench`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
+# Arguments for `make bench`, e.g. make bench ARGS="--method cfm --data mvtec3d"
+ARGS ?= --method cfm-s
+
+.PHONY: bench test lint typecheck format clean
+
+bench: $(INSTALLED)
+	$(BIN)/mmad-fast bench $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+typecheck: $(INSTALLED)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(INSTALLED): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(INSTALLED)

@@ -1,0 +1,338 @@
+"""Fit, evaluate and time detectors: the work behind `mmad-fast bench` and `mmad-fast eval`."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import tifffile
+from PIL import Image
+
+from mmad_fast.backbones.weights import cache_root, resolve_weights
+from mmad_fast.data.dataset import Dataset, open_dataset
+from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.data.selection import pick_category
+from mmad_fast.data.synthetic import CATEGORIES, write_synthetic
+from mmad_fast.detector import Detector
+from mmad_fast.errors import DataError, WeightsError
+from mmad_fast.measure.evaluation import Accuracy, AuproMode, evaluate
+from mmad_fast.measure.memory import measure_detector_process
+from mmad_fast.measure.published import PublishedRow, published_for
+from mmad_fast.measure.tables import ACCURACY_COLUMNS, BenchRow, mean_row
+from mmad_fast.measure.timing import Timing
+from mmad_fast.methods.fitting import FitRequest, Progress, fit_detector
+from mmad_fast.methods.variants import FAMILY_REFERENCES, Variant, get_variant
+from mmad_fast.scan import Unit
+from mmad_fast.stage_clock import StageClock
+from mmad_fast.threads import get_num_threads
+
+# The set of a bench without --data: what fits, with its fit, into minutes on two cores.
+BUILT_IN_CATEGORIES = CATEGORIES[:2]
+BUILT_IN_COUNTS = {"num_train": 8, "num_validation": 2, "num_good": 4, "num_per_defect": 2}
+BUILT_IN_FOLDER = "procedural-8-2-4-2"
+
+SPEED_ONLY_TRAIN_SCANS = 2
+SPEED_RUNS = 10
+REFERENCE_RUNS = 3
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What to measure.
+
+    Attributes:
+        protocol: "end-to-end" (raw arrays to score) or "paper" (prepared scan to anomaly map).
+        aupro_mode: "published" or "exact".
+        engine: Engine of the graphs.
+        device: Device of the engine.
+        unit: Unit of the XYZ files.
+        speed_only: No accuracy; the fit is cut short.
+        compare_reference: Add a row of the published pipeline for each row.
+    """
+
+    protocol: Literal["paper", "end-to-end"] = "end-to-end"
+    aupro_mode: AuproMode = "published"
+    engine: str = "onnxruntime"
+    device: str = "cpu"
+    unit: Unit = "m"
+    speed_only: bool = False
+    compare_reference: bool = False
+
+
+def run_benchmark(
+    data: Path | None,
+    categories: Sequence[str],
+    fit_request: FitRequest,
+    request: MeasureRequest,
+    *,
+    output: Path | None = None,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> list[BenchRow]:
+    """One row per category, a mean row where there are several, and rows of the reference if asked.
+
+    Args:
+        data: Data set; None: the procedural set, made in the user's cache at the first use.
+        categories: Which ones; empty: all.
+        fit_request: What to fit.
+        request: What to measure.
+        output: Keeps the artifacts here, one folder per category; None: they are discarded.
+        progress: Called with (what, done, total).
+        notice: Called with lines for the user, such as that weights are random.
+
+    Raises:
+        InvalidInputError: unknown method or category.
+        DataError: the data set is missing or unreadable.
+        WeightsError: a weights file that was named does not serve.
+    """
+    say = notice or (lambda line: None)
+    get_variant(fit_request.method)
+    dataset = open_dataset(_built_in_set(progress) if data is None else data)
+    names = [pick_category(dataset, name) for name in categories] or list(dataset.categories())
+    fit_request = _with_available_weights(fit_request, say)
+    if request.speed_only:
+        fit_request = replace(fit_request, epochs=1, max_train_scans=SPEED_ONLY_TRAIN_SCANS)
+    rows: list[BenchRow] = []
+    reference_rows: list[BenchRow] = []
+    with ExitStack() as stack:
+        folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for done, name in enumerate(names):
+            _tell(progress, f"{name}: fit", done, len(names))
+            detector = fit_detector(
+                dataset,
+                folder / name,
+                category=name,
+                request=fit_request,
+                progress=_nested(progress, name),
+            )
+            rows.append(
+                measure_artifact(detector, dataset, name, request, progress=_nested(progress, name))
+            )
+            if request.compare_reference:
+                _tell(progress, f"{name}: published pipeline", done, len(names))
+                scans = _test_scans(dataset, name)
+                reference_rows.append(_reference_row(detector, scans, name, fit_request, request))
+    means = [mean_row(rows)] if len(rows) > 1 and not request.speed_only else []
+    return [*rows, *means, *reference_rows]
+
+
+def measure_artifact(
+    detector: Detector,
+    dataset: Dataset,
+    category: str,
+    request: MeasureRequest,
+    *,
+    progress: Progress | None = None,
+) -> BenchRow:
+    """The row of one detector on one category: accuracy, and speed in a process of its own.
+
+    Args:
+        detector: The detector; its artifact is what the other process loads.
+        dataset: The data set.
+        category: One of its categories.
+        request: What to measure.
+        progress: Called with (what, done, total).
+
+    Raises:
+        DataError: no test scans, or one that cannot be read.
+        InvalidInputError: a scan cannot be scored.
+        MmadFastError: the measuring process failed.
+    """
+    scans = _test_scans(dataset, category)
+    overall: Accuracy | None = None
+    defects: dict[str, Accuracy] = {}
+    if not request.speed_only:
+        evaluation = evaluate(
+            detector,
+            scans,
+            aupro_mode=request.aupro_mode,
+            unit=request.unit,
+            progress=None if progress is None else _stage(progress, "evaluate"),
+        )
+        overall, defects = evaluation.overall, evaluation.defects
+    _tell(progress, "time", 0, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure_detector_process(
+            detector.artifact.path,
+            _copy_scans(scans[:: max(1, len(scans) // SPEED_RUNS)], Path(folder), request.unit),
+            num_threads=get_num_threads(),
+            num_runs=SPEED_RUNS,
+            engine=request.engine,
+            device=request.device,
+        )
+    paper = request.protocol == "paper"
+    latencies = report["prepared_latencies_ms" if paper else "latencies_ms"]
+    stage_ms = {
+        name: ms for name, ms in report["stage_ms"].items() if not (paper and name == "preprocess")
+    }
+    return replace(
+        _row(detector, category, request, engine=request.engine),
+        **_timing_columns(latencies),
+        weights_mib=report["weights_mib"],
+        # The papers' memory is that of the parameters alone.
+        peak_working_mib=None if paper else report["peak_working_mib"],
+        process_peak_mib=None if paper else report["process_peak_mib"],
+        stage_ms=stage_ms,
+        **({} if overall is None else _accuracy_columns(overall)),
+        aupro_mode=None if overall is None else request.aupro_mode,
+        defects={name: _accuracy_columns(accuracy) for name, accuracy in defects.items()} or None,
+    )
+
+
+def _row(detector: Detector, category: str, request: MeasureRequest, *, engine: str) -> BenchRow:
+    variant = get_variant(detector.method)
+    return BenchRow(
+        method=detector.method,
+        category=category,
+        protocol=request.protocol,
+        device=request.device,
+        engine=engine,
+        threads=get_num_threads(),
+        weights=_describe_weights(detector),
+        published=_published(variant, category),
+    )
+
+
+def _timing_columns(latencies_ms: Sequence[float]) -> dict[str, Any]:
+    timing = Timing.from_latencies(latencies_ms)
+    return {
+        "latency_ms_p50": timing.p50_ms,
+        "latency_ms_p95": timing.p95_ms,
+        "latency_ms_p99": timing.p99_ms,
+        "fps": timing.fps,
+        "runs": timing.runs,
+    }
+
+
+def _accuracy_columns(accuracy: Accuracy) -> dict[str, float | None]:
+    return {
+        "i_auroc": accuracy.i_auroc,
+        "p_auroc": accuracy.p_auroc,
+        **{f"aupro_{round(100 * limit)}": value for limit, value in accuracy.aupro.items()},
+    }
+
+
+def _reference_row(
+    detector: Detector,
+    scans: Sequence[ScanFile],
+    category: str,
+    fit_request: FitRequest,
+    request: MeasureRequest,
+) -> BenchRow:
+    """The published pipeline, timed on the same scans and weights as the detector.
+
+    Its preprocessing is the detector's: the published one takes seconds and is run off-line.
+    """
+    module, name = FAMILY_REFERENCES[detector.artifact.manifest.family].split(":")
+    make_reference: Any = getattr(import_module(module), name)
+    reference = make_reference(
+        detector.artifact,
+        rgb_weights=fit_request.rgb_weights,
+        point_weights=fit_request.point_weights,
+        seed=fit_request.seed,
+    )
+    latencies_ms, stages = [], []
+    for run in range(1 + REFERENCE_RUNS):  # the first one warms up
+        scan = scans[run % len(scans)].load(unit=request.unit)
+        start = time.perf_counter()
+        prepared = detector.prepare(scan)
+        if request.protocol == "paper":
+            start = time.perf_counter()
+        clock = StageClock()
+        reference(prepared, clock)
+        if run > 0:
+            latencies_ms.append((time.perf_counter() - start) * 1e3)
+            stages.append(clock.stage_ms)
+    return replace(
+        _row(detector, category, request, engine="reference"),
+        **_timing_columns(latencies_ms),
+        stage_ms={name: statistics.median(stage[name] for stage in stages) for name in stages[0]},
+    )
+
+
+def _copy_scans(scans: Sequence[ScanFile], folder: Path, unit: Unit) -> list[tuple[Path, Path]]:
+    """(rgb file, xyz file) per scan as PNG and TIFF in metres, whatever layout they came from."""
+    paths = []
+    for index, file in enumerate(scans):
+        scan = file.load(unit=unit)
+        rgb_path, xyz_path = folder / f"{index}.png", folder / f"{index}.tiff"
+        Image.fromarray(scan.rgb).save(rgb_path)
+        tifffile.imwrite(xyz_path, scan.xyz)
+        paths.append((rgb_path, xyz_path))
+    return paths
+
+
+def _published(variant: Variant, category: str) -> tuple[PublishedRow, ...]:
+    """What the papers print for this category, or for the mean where it is none of theirs."""
+    of_category = published_for(variant.published, category=category)
+    if any(row.metric in ACCURACY_COLUMNS for row in of_category):
+        return of_category
+    return published_for(variant.published)
+
+
+def _describe_weights(detector: Detector) -> str:
+    weights = detector.artifact.manifest.weights
+    return ", ".join(f"{role}: {source['kind']}" for role, source in weights.items())
+
+
+def _test_scans(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:
+    if "test" not in dataset.splits(category):
+        raise DataError(
+            f"{dataset.root}: category {category!r} has no test scans to measure on; put scans "
+            "into test/good and test/<defect>"
+        )
+    return dataset.scans(category, "test")
+
+
+def _with_available_weights(request: FitRequest, say: Callable[[str], None]) -> FitRequest:
+    """The request with "auto" weights that cannot be had replaced by seeded random ones."""
+    rgb_name = request.rgb_backbone or get_variant(request.method).rgb_backbone
+    changes: dict[str, Any] = {}
+    for field, name in (("rgb_weights", rgb_name), ("point_weights", "point-mae")):
+        spec = getattr(request, field)
+        if spec == "auto":
+            try:
+                resolve_weights(name, "auto")
+            except WeightsError as error:
+                say(f"note: {error}")
+                spec = changes[field] = "random"
+        if spec == "random":
+            say(f"NOTE: {name} runs on seeded random weights: its accuracy means nothing")
+    return replace(request, **changes)
+
+
+def _built_in_set(progress: Progress | None) -> Path:
+    """The procedural set in the user's cache, made at the first use."""
+    folder = cache_root() / "data" / BUILT_IN_FOLDER
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_synthetic(
+            folder,
+            categories=BUILT_IN_CATEGORIES,
+            seed=0,
+            progress=None if progress is None else _stage(progress, "write procedural set"),
+            **BUILT_IN_COUNTS,
+        )
+    return folder
+
+
+def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(what, done, total)
+
+
+def _stage(progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total)
+
+
+def _nested(progress: Progress | None, prefix: str) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda what, done, total: progress(f"{prefix}: {what}", done, total)
