@@ -1,0 +1,1 @@
+"""Torch network -> ONNX -> engine. Needs the fit extra."""
