@@ -110,7 +110,7 @@ def fit_cfm(
             threshold=_threshold([score.image_score for score in scores], options),
             weights=frozen.weights,
             graphs=frozen.graphs,
-            tensors=tensors,
+            tensors={**tensors, **frozen.tensors},
             golden=Golden(
                 golden_scan.rgb, golden_scan.xyz, scores[0].anomaly_map, scores[0].image_score
             ),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
+from mmad_fast.backbones import WeightsSource, build_point_backbone, build_rgb_backbone
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.engines import open_graph
 from mmad_fast.errors import EmptyScanError
@@ -24,7 +24,7 @@ from mmad_fast.methods.cfm.detector import (
     mapping_networks,
 )
 from mmad_fast.methods.cfm.fit_options import CfmFitOptions
-from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.methods.cfm.parameters import POINT_STATISTICS_PREFIX, CfmParameters
 from mmad_fast.methods.variants import get_variant
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import knn_grouping
@@ -49,12 +49,14 @@ class FrozenPart:
         graphs: ONNX file by graph name.
         extractor: Both graphs loaded.
         weights: Where the backbones' weights came from, JSON types.
+        tensors: What the dense reference needs to rebuild the backbones, by name.
     """
 
     parameters: CfmParameters
     graphs: dict[str, Path]
     extractor: FeatureExtractor
     weights: dict[str, Any]
+    tensors: dict[str, NDArray]
 
 
 def build_frozen_part(
@@ -113,11 +115,28 @@ def build_frozen_part(
             parameters,
         ),
         {
-            "rgb": {"name": name, **asdict(rgb.weights_source)},
-            "point": {"name": "point-mae", **asdict(point.weights_source)},
+            "rgb": _source_record(name, rgb.weights_source),
+            "point": _source_record("point-mae", point.weights_source),
             "seed": options.seed,
         },
+        _point_statistics(point),
     )
+
+
+def _source_record(name: str, source: WeightsSource) -> dict[str, Any]:
+    """What the manifest says of a backbone's weights; no path, since it names a machine."""
+    return {"name": name, "kind": source.kind, "detail": source.detail, "sha256": source.sha256}
+
+
+def _point_statistics(point: torch.nn.Module) -> dict[str, NDArray]:
+    """The calibrated BatchNorm statistics, for the reference: the graph has them folded in."""
+    if point.batch_norm != "calibrated":
+        return {}
+    return {
+        POINT_STATISTICS_PREFIX + name: buffer.detach().numpy().copy()
+        for name, buffer in point.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    }
 
 
 def _export(

@@ -23,6 +23,9 @@ MAPPINGS: dict[str, dict[str, str]] = {
 }
 """Network behind each discrepancy map: it predicts the map's own modality from the source's."""
 
+POINT_STATISTICS_PREFIX = "point_statistics."
+"""Of the tensors that hold the point backbone's calibrated BatchNorm statistics."""
+
 KNOWN_VALUES: dict[str, tuple[str, ...]] = {
     "aggregation": tuple(PSI_MAPS),
     "mapping": tuple(MAPPINGS),

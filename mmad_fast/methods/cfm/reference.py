@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from mmad_fast.errors import EmptyScanError
 from mmad_fast.methods.cfm.networks import from_tensors
-from mmad_fast.methods.cfm.parameters import MAPPINGS, PSI_MAPS, CfmParameters
+from mmad_fast.methods.cfm.parameters import (
+    MAPPINGS,
+    POINT_STATISTICS_PREFIX,
+    PSI_MAPS,
+    CfmParameters,
+)
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -78,7 +83,8 @@ class ReferenceNetworks:
 
     Attributes:
         rgb: (1, 3, R, R) image -> (1, T, C2) tokens.
-        point: (1, G, K, 3) groups, (1, G, 3) centres -> (1, G, C3) features.
+        point: Point-MAE; only its layers are used, in the published order of work, not its own
+            forward.
         mappings: Mapping networks by name, see parameters.MAPPINGS.
     """
 
@@ -94,6 +100,7 @@ class ReferenceNetworks:
         names = {key.split(".")[0] for key in tensors}
         known = {name for by_map in MAPPINGS.values() for name in by_map.values()}
         mappings = {name: from_tensors(dict(tensors), f"{name}.") for name in names & known}
+        _load_point_statistics(point, tensors)
         return cls(rgb.eval(), point.eval(), mappings)
 
     def cast(self, dtype: torch.dtype) -> ReferenceNetworks:
@@ -106,6 +113,13 @@ class ReferenceNetworks:
             copy.deepcopy(self.point).to(dtype),
             {name: copy.deepcopy(network).to(dtype) for name, network in self.mappings.items()},
         )
+
+
+def _load_point_statistics(point: nn.Module, tensors: Mapping[str, NDArray]) -> None:
+    """Sets the BatchNorm statistics that an artifact with batch_norm="calibrated" holds."""
+    for name, buffer in point.named_buffers():
+        if (key := POINT_STATISTICS_PREFIX + name) in tensors:
+            buffer.copy_(torch.from_numpy(tensors[key]))
 
 
 @dataclass(frozen=True)
@@ -166,7 +180,7 @@ def reference_infer(
     with clock.stage("grouping"):
         groups = nearest_groups(points, centers, options.group_size)  # (G, K, 3)
     with clock.stage("point_features"):
-        point_features = networks.point(groups[None], centers[None])[0]  # (G, C3)
+        point_features = point_mae_features(networks.point, groups, centers)  # (G, C3)
     with clock.stage("interpolation"):
         interpolated = interpolate(point_features, centers, points, options)  # (N, C3)
         pixels = torch.from_numpy(prepared.pixel_indices)
@@ -217,6 +231,44 @@ def nearest_groups(points: Tensor, centers: Tensor, group_size: int) -> Tensor:
     distances = (points[:, None] - centers[None]).norm(dim=-1)  # (N, G)
     indices = distances.topk(group_size, dim=0, largest=False).indices  # (K, G)
     return points[indices.T] - centers[:, None]
+
+
+def point_mae_features(point: nn.Module, groups: Tensor, centers: Tensor) -> Tensor:
+    """(G, C3) features of groups (G, K, 3): each fetched block's output, normed, concatenated.
+
+    Source: method facts 3.1.
+    """
+    tokens = group_tokens(point.encoder, groups, uses_cloud_statistics=point.batch_norm == "cloud")
+    tokens = tokens[None]  # (1, G, 384)
+    position = point.pos_embed(centers)[None]
+    fetched = []
+    for index, block in enumerate(point.blocks.blocks):
+        tokens = block(tokens + position)
+        if index in point.layers:
+            fetched.append(point.norm(tokens)[0])
+    return torch.cat(fetched, dim=-1)
+
+
+def group_tokens(encoder: nn.Module, groups: Tensor, *, uses_cloud_statistics: bool) -> Tensor:
+    """(G, 384) tokens of groups (G, K, 3) by the published mini-PointNet, all points at once.
+
+    Source: method facts 3.1; BatchNorm in train mode takes the statistics of the current cloud.
+    """
+
+    def batch_norm(norm: nn.BatchNorm1d, activations: Tensor) -> Tensor:
+        if uses_cloud_statistics:
+            return F.batch_norm(
+                activations, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
+            )
+        return norm(activations)
+
+    first, first_norm, _, wide = encoder.first_conv
+    second, second_norm, _, final = encoder.second_conv
+    hidden = F.relu(batch_norm(first_norm, first(groups.transpose(1, 2))))  # (G, 128, K)
+    local = wide(hidden)  # (G, 256, K)
+    summary = local.amax(dim=2, keepdim=True).expand_as(local)
+    hidden = F.relu(batch_norm(second_norm, second(torch.cat([summary, local], dim=1))))
+    return final(hidden).amax(dim=2)
 
 
 def interpolate(
