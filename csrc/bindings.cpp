@@ -2,15 +2,19 @@
 // trusted, memory is the caller's, and the GIL is released around every kernel.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "common/gemm.h"
 #include "common/parallel.h"
 #include "farthest_point_sampling/op.h"
 #include "inverse_distance_interpolation/op.h"
 #include "knn_grouping/op.h"
+#include "nearest_neighbor_scoring/op.h"
+#include "pixel_mapping/op.h"
 #include "preprocess/op.h"
 
 namespace py = pybind11;
@@ -147,6 +151,114 @@ void bind_inverse_distance_interpolation(py::module_& m) {
       py::arg("output_size"));
 }
 
+// Shared by the ops below and tested by itself: a (m, k), b (n, k) float32; c (m, n) = a b^T is written.
+void bind_gemm(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using mmad_fast::InstructionSet;
+  py::enum_<InstructionSet>(m, "InstructionSet")
+      .value("BASELINE", InstructionSet::kBaseline)
+      .value("AVX2", InstructionSet::kAvx2)
+      .value("AVX512", InstructionSet::kAvx512);
+  m.def("has_instruction_set", &mmad_fast::has_instruction_set, py::arg("instruction_set"));
+  m.def("best_instruction_set", &mmad_fast::best_instruction_set);
+  py::class_<mmad_fast::PackedMatrix>(m, "PackedMatrix")
+      .def(py::init([](const Floats& b, InstructionSet instruction_set) {
+             const float* source = b.data();
+             const int64_t n = b.shape(0), k = b.shape(1);
+             py::gil_scoped_release release;
+             return mmad_fast::pack_matrix(source, n, k, k, instruction_set);
+           }),
+           py::arg("b").noconvert(), py::arg("instruction_set"));
+  m.def(
+      "gemm",
+      [](const Floats& a, const mmad_fast::PackedMatrix& b, Floats& c) {
+        const float* source = a.data();
+        float* target = c.mutable_data();
+        const int64_t rows = a.shape(0);
+        py::gil_scoped_release release;
+        mmad_fast::gemm(source, rows, b.k, b, target, b.n);
+      },
+      py::arg("a").noconvert(), py::arg("b"), py::arg("c").noconvert());
+}
+
+// nearest_neighbor_scoring: rows (M, C), queries (Q, C) float32; distances (Q,) float32 and indices (Q,)
+// int64 are written. A Bank keeps the array of its rows alive.
+void bind_nearest_neighbor_scoring(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Indices = py::array_t<int64_t, py::array::c_style>;
+  py::class_<mmad_fast::Bank>(m, "Bank")
+      .def(py::init([](const Floats& rows) {
+             const float* source = rows.data();
+             const int64_t num_rows = rows.shape(0), width = rows.shape(1);
+             py::gil_scoped_release release;
+             return mmad_fast::prepare_bank(source, num_rows, width);
+           }),
+           py::arg("rows").noconvert(), py::keep_alive<1, 2>());
+  m.def(
+      "nearest_neighbor_scoring",
+      [](const Floats& queries, const mmad_fast::Bank& bank, Floats& distances, Indices& indices) {
+        const float* source = queries.data();
+        float* distance_target = distances.mutable_data();
+        int64_t* index_target = indices.mutable_data();
+        const int64_t num_queries = distances.size();
+        py::gil_scoped_release release;
+        mmad_fast::nearest_neighbor_scoring(source, num_queries, bank, distance_target,
+                                            index_target);
+      },
+      py::arg("queries").noconvert(), py::arg("bank"), py::arg("distances").noconvert(),
+      py::arg("indices").noconvert());
+}
+
+// pixel_mapping: features (T, C) float32, rows as offsets (P + 1,) int64, columns int32, values float32;
+// psi (P,) float32 is written.
+void bind_pixel_mapping(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Offsets = py::array_t<int64_t, py::array::c_style>;
+  using Columns = py::array_t<int32_t, py::array::c_style>;
+  py::class_<mmad_fast::PackedNetwork>(m, "PackedNetwork")
+      .def(py::init([](const std::vector<std::pair<Floats, Floats>>& layers) {
+             std::vector<mmad_fast::LinearView> views;
+             for (const auto& [weight, bias] : layers) {
+               views.push_back({weight.data(), bias.data(), weight.shape(0), weight.shape(1)});
+             }
+             py::gil_scoped_release release;
+             return mmad_fast::pack_network(views);
+           }),
+           py::arg("layers"));
+  m.def(
+      "pixel_mapping",
+      [](const Floats& source_features, const Offsets& source_offsets, const Columns& source_columns,
+         const Floats& source_values, const Floats& target_features, const Offsets& target_offsets,
+         const Columns& target_columns, const Floats& target_values,
+         const mmad_fast::PackedNetwork& network, Floats& psi) {
+        const float *source = source_features.data(), *target = target_features.data();
+        const int64_t num_tokens = source_features.shape(0), num_pixels = psi.size();
+        const mmad_fast::SparseRowsView source_rows{source_offsets.data(), source_columns.data(),
+                                                    source_values.data(), num_pixels};
+        const mmad_fast::SparseRowsView target_rows{target_offsets.data(), target_columns.data(),
+                                                    target_values.data(), num_pixels};
+        float* result = psi.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::pixel_mapping(source, num_tokens, source_rows, target, target_rows, network,
+                                 result);
+      },
+      py::arg("source_features").noconvert(), py::arg("source_offsets").noconvert(),
+      py::arg("source_columns").noconvert(), py::arg("source_values").noconvert(),
+      py::arg("target_features").noconvert(), py::arg("target_offsets").noconvert(),
+      py::arg("target_columns").noconvert(), py::arg("target_values").noconvert(),
+      py::arg("network"), py::arg("psi").noconvert());
+  m.def(
+      "gelu",
+      [](const Floats& values, Floats& result) {
+        const float* source = values.data();
+        float* target = result.mutable_data();
+        const int64_t count = values.size();
+        py::gil_scoped_release release;
+        mmad_fast::gelu(source, count, target);
+      },
+      py::arg("values").noconvert(), py::arg("result").noconvert());
+}
+
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "CPU kernels of mmad-fast";
   m.def("num_threads", &mmad_fast::num_threads);
@@ -155,4 +267,7 @@ PYBIND11_MODULE(_kernels, m) {
   bind_farthest_point_sampling(m);
   bind_knn_grouping(m);
   bind_inverse_distance_interpolation(m);
+  bind_gemm(m);
+  bind_nearest_neighbor_scoring(m);
+  bind_pixel_mapping(m);
 }

@@ -1,7 +1,7 @@
 #include "common/parallel.h"
 
+#include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -10,6 +10,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -52,10 +53,16 @@ struct Job {
   }
 };
 
+thread_local bool inside_body = false;
+
 class Pool {
  public:
   explicit Pool(int workers) {
-    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
+    try {
+      for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads. Those that started, or the caller alone, do the work.
+    }
   }
   ~Pool() {
     {
@@ -65,58 +72,72 @@ class Pool {
     wake_.notify_all();
     for (auto& thread : threads_) thread.join();
   }
-  int workers() const { return static_cast<int>(threads_.size()); }
 
   void run(Job& job) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
       ++generation_;
-      pending_ = workers();
     }
     wake_.notify_all();
     job.run();
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return pending_ == 0; });
-    job_ = nullptr;
+    job_ = nullptr;  // a worker that wakes only now finds nothing: nobody waits for it
+    done_.wait(lock, [this] { return active_ == 0; });
   }
 
  private:
-  void work();
-
-  std::vector<std::thread> threads_;
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  Job* job_ = nullptr;
-  uint64_t generation_ = 0;
-  int pending_ = 0;
-  bool stopping_ = false;
-};
-
-thread_local bool inside_body = false;
-
-void Pool::work() {
-  inside_body = true;
-  uint64_t seen = 0;
-  for (;;) {
-    Job* job;
-    {
-      std::unique_lock<std::mutex> lock(mutex_);
+  void work() {
+    inside_body = true;
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
       wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
       if (stopping_) return;
       seen = generation_;
-      job = job_;
+      Job* job = job_;
+      if (!job) continue;
+      ++active_;
+      lock.unlock();
+      job->run();
+      lock.lock();
+      if (--active_ == 0) done_.notify_one();
     }
-    job->run();
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (--pending_ == 0) done_.notify_one();
   }
+
+  std::mutex mutex_;  // guards all below but threads_
+  std::condition_variable wake_, done_;
+  Job* job_ = nullptr;
+  uint64_t generation_ = 0;
+  int active_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;  // last: they use the members above as soon as they start
+};
+
+constexpr int kMaxThreads = 1024;
+std::atomic<int> requested_threads{0};
+
+// The one pool. Never destroyed at exit: its threads may not be joined then.
+struct State {
+  std::mutex caller_mutex;  // held for the length of a parallel_for: one caller at a time
+  Pool* pool = nullptr;
+  int pool_threads = 0;  // what was asked for; the system may have given fewer
+};
+
+// A forked child has none of the pool's threads, and the mutexes may be held by threads that it
+// does not have. It starts with a state of its own and leaves the inherited one as it is.
+State* new_state();
+State* state = new_state();
+
+void renew_state_in_child() {
+  state = new State;
+  inside_body = false;
 }
 
-std::atomic<int> requested_threads{0};
-std::mutex pool_mutex;  // held for the length of a parallel_for: one caller has the pool at a time
-Pool* pool = nullptr;   // never destroyed at exit: its threads may not be joined then
-pid_t pool_owner = 0;   // a forked child has no pool threads and must make its own
+State* new_state() {
+  pthread_atfork(nullptr, nullptr, renew_state_in_child);
+  return new State;
+}
 
 }  // namespace
 
@@ -127,7 +148,7 @@ int num_threads() {
     requested_threads.compare_exchange_strong(expected, default_num_threads());
     count = requested_threads.load();
   }
-  return count;
+  return std::min(count, kMaxThreads);
 }
 
 void set_num_threads(int count) { requested_threads.store(std::max(1, count)); }
@@ -140,19 +161,17 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
   job.count = count;
   job.grain = grain;
   job.body = &body;
-  std::unique_lock<std::mutex> lock(pool_mutex, std::defer_lock);
+  State& own = *state;
+  std::unique_lock<std::mutex> lock(own.caller_mutex, std::defer_lock);
   if (threads > 1 && count > grain && !inside_body && lock.try_lock()) {
-    if (pool_owner != getpid()) {
-      pool = nullptr;
-      pool_owner = getpid();
-    }
-    if (!pool || pool->workers() != threads - 1) {
-      delete pool;
-      pool = nullptr;
-      pool = new Pool(threads - 1);
+    if (!own.pool || own.pool_threads != threads) {
+      delete own.pool;
+      own.pool = nullptr;
+      own.pool = new Pool(threads - 1);
+      own.pool_threads = threads;
     }
     inside_body = true;
-    pool->run(job);
+    own.pool->run(job);
     inside_body = false;
   } else {
     job.run();

@@ -6,17 +6,19 @@
 
 namespace mmad_fast {
 
-// Number of threads that kernels use: MMAD_FAST_NUM_THREADS, else the cores this process may run on.
+// Number of threads that kernels use: what was set, else the environment's MMAD_FAST_NUM_THREADS if
+// that is a positive number, else the cores that this process may run on. At most 1024.
 int num_threads();
 
 // Sets the number of threads; count >= 1.
 void set_num_threads(int count);
 
 // Calls body(begin, end) for consecutive ranges that cover [0, count), each at most `grain` long
-// (grain >= 1), on the pool and the calling thread. Returns when all are done. Ranges are handed out
-// dynamically, so the work of a range must not depend on which thread runs it. When the pool is busy
-// with another caller, or when called from inside a body, all ranges run on the calling thread.
-// The first exception thrown by a body is rethrown here.
+// (grain >= 1), on the pool and the calling thread. Returns when all are done. Ranges are handed
+// out dynamically, so the work of a range must not depend on which thread runs it. When the pool is
+// busy with another caller, or when called from inside a body, all ranges run on the calling
+// thread. A forked child may call it: it starts a pool of its own. The first exception thrown by a
+// body is rethrown here.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
 }  // namespace mmad_fast

@@ -91,7 +91,7 @@ class Op:
         )
 
     def _resolve_auto(self) -> Backend:
-        reasons = []
+        reasons: list[str] = []
         for candidate in self.backends:
             reason = candidate.refusal()
             if reason is None:

@@ -1,4 +1,4 @@
-"""What the ops check of the arrays they are given. Each op calls this once, at its public function."""
+"""What the ops check of the arrays they are given: once, at the public function of each op."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def check_float_matrix(
     """(R, C) float32, C-contiguous, finite: the array itself where it is that already.
 
     Args:
-        array: (R, C) NumPy array or nested sequence, float32 or float64 (rounded to float32); may be
-            strided or read-only.
+        array: (R, C) NumPy array or nested sequence, float32 or float64 (rounded to float32); may
+            be strided or read-only.
         name: What the caller calls it.
         num_columns: C, if only one is allowed.
         min_rows: Smallest R.
 
     Raises:
-        InvalidInputError: not a NumPy array or sequence of numbers, another dtype, another shape, too
-            few rows, NaN, infinite, or larger than 1e18 in magnitude.
+        InvalidInputError: not a NumPy array or sequence of numbers, another dtype, another shape,
+            too few rows, NaN, infinite, or larger than 1e18 in magnitude.
     """
     matrix = _as_array(array, name)
     columns = "C" if num_columns is None else str(num_columns)

@@ -1,0 +1,33 @@
+// Inverse distance interpolation from the three nearest centres, and its composition with smoothing
+// and pooling.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace mmad_fast {
+
+// points (N, 3), centers (G, 3) row-major, 3 <= G < 2^31. Writes per point the three nearest
+// centres, ascending by distance, ties: lowest index, and the weights 1 / (d^2 + 1e-8), summing
+// to 1.
+void inverse_distance_weights(const float* points, int64_t num_points, const float* centers,
+                              int64_t num_centers, int64_t* indices, float* weights);
+
+// Sparse rows over centres, one per pooled pixel; its sizes are only known when it is done, so
+// unlike other results it owns its memory.
+struct PooledRows {
+  std::vector<int64_t> pixel_indices;  // (P), ascending
+  std::vector<int64_t> offsets;        // (P + 1)
+  std::vector<int32_t> columns;        // (nnz), ascending within a row
+  std::vector<float> values;           // (nnz)
+};
+
+// The rows of: scatter the N interpolated points to grid_size^2 zeros at pixel_indices (each at
+// most once), average 3 x 3 without padding, average adaptively to output_size^2. Only of outputs
+// whose window holds a point. indices, weights (N, 3) as written above; grid_size >= 3, output_size
+// >= 1.
+PooledRows pooled_interpolation_rows(const int64_t* indices, const float* weights,
+                                     const int64_t* pixel_indices, int64_t num_points,
+                                     int64_t num_centers, int64_t grid_size, int64_t output_size);
+
+}  // namespace mmad_fast

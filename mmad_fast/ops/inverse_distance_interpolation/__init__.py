@@ -1,0 +1,170 @@
+"""Inverse distance interpolation: point features from the three nearest centres."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.ops.inverse_distance_interpolation.backends import OP, POOLED_ROWS_OP
+from mmad_fast.ops.sparse_rows import SparseRows
+from mmad_fast.ops.validation import check_float_matrix, check_indices, check_integer
+
+__all__ = [
+    "OP",
+    "POOLED_ROWS_OP",
+    "InterpolationWeights",
+    "PooledRows",
+    "inverse_distance_interpolation",
+    "inverse_distance_weights",
+    "pooled_interpolation_rows",
+]
+
+MAX_INT32 = 2**31 - 1
+
+
+class InterpolationWeights(NamedTuple):
+    """How a point's feature is combined from three centres.
+
+    Attributes:
+        indices: (N, 3) int64 into the centres, ascending by distance, of equals the lowest first.
+        weights: (N, 3) float32, positive, summing to 1.
+    """
+
+    indices: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+class PooledRows(NamedTuple):
+    """How the pixels of a pooled feature map are combined from the centres.
+
+    Attributes:
+        rows: P rows over the centres.
+        pixel_indices: (P,) int64, row-major on the output grid, ascending. The pixels that have no
+            row have a feature of 0 in every channel.
+    """
+
+    rows: SparseRows
+    pixel_indices: NDArray[np.int64]
+
+
+def inverse_distance_weights(
+    points: NDArray[np.float32], centers: NDArray[np.float32], *, backend: str = "auto"
+) -> InterpolationWeights:
+    """The three nearest centres of each point and their weights 1 / (d^2 + 1e-8), normalised.
+
+    Args:
+        points: (N, 3) float32 metres, finite; N may be 0.
+        centers: (G, 3) float32 metres, finite, G >= 3.
+        backend: "auto", or one of the names that `OP` knows.
+
+    Raises:
+        InvalidInputError: an array is no finite (rows, 3) float array, or there are fewer than
+            three centres.
+        BackendUnavailableError: the backend is unknown or cannot run here.
+
+    Source: PointNet++ (Qi et al., 2017), equation 2, with the constants of the code of M3DM and
+    CFM. Their squared distances come from the expanded form in float32, which is noise at points
+    that are centres; ours are direct differences.
+    """
+    points = check_float_matrix(points, "points", num_columns=3)
+    centers = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
+    return InterpolationWeights(*OP.resolve(backend).function(points, centers))
+
+
+def inverse_distance_interpolation(
+    features: NDArray[np.float32],
+    centers: NDArray[np.float32],
+    points: NDArray[np.float32],
+    *,
+    backend: str = "auto",
+) -> NDArray[np.float32]:
+    """(N, C) float32: the feature of each point, from its three nearest centres.
+
+    Args:
+        features: (G, C) float32, of the centres.
+        centers: (G, 3) float32 metres, finite, G >= 3.
+        points: (N, 3) float32 metres, finite; N may be 0.
+        backend: As in `inverse_distance_weights`.
+
+    Raises:
+        InvalidInputError: as in `inverse_distance_weights`, or features are no finite float array
+            with one row per centre.
+        BackendUnavailableError: the backend is unknown or cannot run here.
+
+    Source: as `inverse_distance_weights`.
+    """
+    features = check_float_matrix(features, "features")
+    indices, weights = inverse_distance_weights(points, centers, backend=backend)
+    if len(features) != len(centers):
+        raise InvalidInputError(
+            f"features has {len(features)} rows and there are {len(centers)} centers; each centre "
+            "needs one row of features"
+        )
+    dense = weights[:, :1] * features[indices[:, 0]]  # (N, C)
+    for k in (1, 2):
+        dense += weights[:, k : k + 1] * features[indices[:, k]]
+    return dense
+
+
+def pooled_interpolation_rows(
+    weights: InterpolationWeights,
+    pixel_indices: NDArray[np.int64],
+    *,
+    num_centers: int,
+    grid_size: int = 224,
+    output_size: int = 224,
+    backend: str = "auto",
+) -> PooledRows:
+    """The rows of interpolation, smoothing and pooling in one: output pixels from centres.
+
+    What the published pipelines do in three dense steps: the points' features are written into a
+    grid of zeros, averaged 3 x 3 without padding, and averaged adaptively to the output size.
+    Zeros off the object count in the averages.
+
+    Args:
+        weights: Of the N points, from `inverse_distance_weights`; N may be 0.
+        pixel_indices: (N,) int64, row-major pixel of each point on the grid, no duplicates.
+        num_centers: G.
+        grid_size: S, side of the grid, at least 3.
+        output_size: Side of the output grid, at least 1; 224 for CFM, 56 or 28 for M3DM.
+        backend: "auto", or one of the names that `POOLED_ROWS_OP` knows.
+
+    Returns:
+        The rows of the output pixels whose window holds at least one point, which is the mask of
+        the published code, and which pixels they are.
+
+    Raises:
+        InvalidInputError: arrays of another shape, type or range, a pixel given twice, or sizes out
+            of range.
+        BackendUnavailableError: the backend is unknown or cannot run here.
+
+    Source: M3DM (Wang et al., 2023), section 3.2, and CFM (Costanzino et al., 2024), section 3.1,
+    with the order, window sizes and missing padding of their code.
+    """
+    num_centers = check_integer(num_centers, "num_centers", minimum=1, maximum=MAX_INT32)
+    grid_size = check_integer(grid_size, "grid_size", minimum=3, maximum=2**15)
+    output_size = check_integer(output_size, "output_size", minimum=1, maximum=2**15)
+    pixel_indices = check_indices(
+        pixel_indices, "pixel_indices", limit=grid_size**2, of=f"the {grid_size}x{grid_size} grid"
+    )
+    num_points = len(pixel_indices)
+    is_taken = np.zeros(grid_size**2, bool)
+    is_taken[pixel_indices] = True
+    if np.count_nonzero(is_taken) != num_points:
+        raise InvalidInputError("pixel_indices has duplicates; each pixel can hold one point")
+    center_indices = check_indices(
+        weights[0], "weights.indices", limit=num_centers, of="the centres", shape=(num_points, 3)
+    )
+    values = check_float_matrix(weights[1], "weights.weights", num_columns=3)
+    if len(values) != num_points:
+        raise InvalidInputError(
+            f"weights.weights has {len(values)} rows and there are {num_points} pixel_indices; "
+            "each point needs one of both"
+        )
+    pixels, offsets, columns, row_values = POOLED_ROWS_OP.resolve(backend).function(
+        center_indices, values, pixel_indices, num_centers, grid_size, output_size
+    )
+    return PooledRows(SparseRows(offsets, columns, row_values, num_centers), pixels)

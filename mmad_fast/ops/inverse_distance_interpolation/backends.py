@@ -1,0 +1,54 @@
+"""The backends of inverse distance interpolation and of its pooled rows."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.ops.inverse_distance_interpolation import reference
+from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+
+
+def _cpu_weights(
+    points: NDArray[np.float32], centers: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    from mmad_fast import _kernels
+
+    indices = np.empty((len(points), 3), np.int64)
+    weights = np.empty((len(points), 3), np.float32)
+    _kernels.inverse_distance_weights(points, centers, indices, weights)
+    return indices, weights
+
+
+def _cpu_pooled_rows(
+    indices: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    pixel_indices: NDArray[np.int64],
+    num_centers: int,
+    grid_size: int,
+    output_size: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    from mmad_fast import _kernels
+
+    rows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]] = (
+        _kernels.pooled_interpolation_rows(
+            indices, weights, pixel_indices, num_centers, grid_size, output_size
+        )
+    )
+    return rows
+
+
+OP = Op(
+    "inverse_distance_interpolation",
+    (
+        Backend("cpu", _cpu_weights, kernels_refusal),
+        Backend("reference", reference.inverse_distance_weights, always),
+    ),
+)
+POOLED_ROWS_OP = Op(
+    "pooled_interpolation_rows",
+    (
+        Backend("cpu", _cpu_pooled_rows, kernels_refusal),
+        Backend("reference", reference.pooled_interpolation_rows, always),
+    ),
+)
