@@ -1,0 +1,231 @@
+#include "common/gemm.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/parallel.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace mmad_fast {
+namespace {
+
+constexpr int kMaxTile = 8 * 48;  // floats of the largest tile below
+
+using Kernel = void (*)(const float* a, const float* b, int64_t depth, float* c, int64_t stride,
+                        bool accumulate);
+
+#if defined(__x86_64__)
+
+#define MMAD_KERNEL kernel_avx512
+#define MMAD_TARGET __attribute__((target("avx512f")))
+#define MMAD_VECTOR __m512
+#define MMAD_ROWS 8
+#define MMAD_VECTORS 3
+#define MMAD_LOAD(p) _mm512_loadu_ps(p)
+#define MMAD_STORE(p, v) _mm512_storeu_ps(p, v)
+#define MMAD_SPREAD(x) _mm512_set1_ps(x)
+#define MMAD_ADD(a, b) _mm512_add_ps(a, b)
+#define MMAD_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#include "common/gemm_kernel.inc"
+
+#define MMAD_KERNEL kernel_avx2
+#define MMAD_TARGET __attribute__((target("avx2,fma")))
+#define MMAD_VECTOR __m256
+#define MMAD_ROWS 4
+#define MMAD_VECTORS 3
+#define MMAD_LOAD(p) _mm256_loadu_ps(p)
+#define MMAD_STORE(p, v) _mm256_storeu_ps(p, v)
+#define MMAD_SPREAD(x) _mm256_set1_ps(x)
+#define MMAD_ADD(a, b) _mm256_add_ps(a, b)
+#define MMAD_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#include "common/gemm_kernel.inc"
+
+#define MMAD_KERNEL kernel_baseline
+#define MMAD_TARGET
+#define MMAD_VECTOR __m128
+#define MMAD_ROWS 4
+#define MMAD_VECTORS 2
+#define MMAD_LOAD(p) _mm_loadu_ps(p)
+#define MMAD_STORE(p, v) _mm_storeu_ps(p, v)
+#define MMAD_SPREAD(x) _mm_set1_ps(x)
+#define MMAD_ADD(a, b) _mm_add_ps(a, b)
+#define MMAD_FMA(a, b, c) _mm_add_ps(_mm_mul_ps(a, b), c)
+#include "common/gemm_kernel.inc"
+constexpr int kBaselineRows = 4, kBaselineColumns = 8;
+
+#elif defined(__aarch64__)
+
+#define MMAD_KERNEL kernel_baseline
+#define MMAD_TARGET
+#define MMAD_VECTOR float32x4_t
+#define MMAD_ROWS 8
+#define MMAD_VECTORS 2
+#define MMAD_LOAD(p) vld1q_f32(p)
+#define MMAD_STORE(p, v) vst1q_f32(p, v)
+#define MMAD_SPREAD(x) vdupq_n_f32(x)
+#define MMAD_ADD(a, b) vaddq_f32(a, b)
+#define MMAD_FMA(a, b, c) vfmaq_f32(c, a, b)
+#include "common/gemm_kernel.inc"
+constexpr int kBaselineRows = 8, kBaselineColumns = 8;
+
+#else
+
+#define MMAD_KERNEL kernel_baseline
+#define MMAD_TARGET
+#define MMAD_VECTOR float
+#define MMAD_ROWS 4
+#define MMAD_VECTORS 4
+#define MMAD_LOAD(p) (*(p))
+#define MMAD_STORE(p, v) (*(p) = (v))
+#define MMAD_SPREAD(x) (x)
+#define MMAD_ADD(a, b) ((a) + (b))
+#define MMAD_FMA(a, b, c) ((a) * (b) + (c))
+#include "common/gemm_kernel.inc"
+constexpr int kBaselineRows = 4, kBaselineColumns = 4;
+
+#endif
+
+struct Tile {
+  Kernel kernel;
+  int rows;
+  int columns;
+};
+
+Tile tile_of(InstructionSet instruction_set) {
+#if defined(__x86_64__)
+  if (instruction_set == InstructionSet::kAvx512) return {kernel_avx512, 8, 48};
+  if (instruction_set == InstructionSet::kAvx2) return {kernel_avx2, 4, 24};
+#endif
+  (void)instruction_set;
+  return {kernel_baseline, kBaselineRows, kBaselineColumns};
+}
+
+// A tile that overhangs the strip's rows or the matrix's columns is computed aside.
+void multiply_overhanging(const Tile& tile, const float* a, const float* b, int64_t depth, float* c,
+                          int64_t stride, int64_t rows, int64_t columns, bool accumulate) {
+  alignas(64) float whole[kMaxTile];
+  tile.kernel(a, b, depth, whole, tile.columns, false);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      float& target = c[row * stride + column];
+      const float value = whole[row * tile.columns + column];
+      target = accumulate ? target + value : value;
+    }
+  }
+}
+
+int64_t num_depth_blocks(int64_t k) { return (k + kDepthBlock - 1) / kDepthBlock; }
+
+}  // namespace
+
+bool has_instruction_set(InstructionSet instruction_set) {
+#if defined(__x86_64__)
+  if (instruction_set == InstructionSet::kAvx512) return __builtin_cpu_supports("avx512f");
+  if (instruction_set == InstructionSet::kAvx2) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  }
+#endif
+  return instruction_set == InstructionSet::kBaseline;
+}
+
+InstructionSet best_instruction_set() {
+  static const InstructionSet best =
+      has_instruction_set(InstructionSet::kAvx512) ? InstructionSet::kAvx512
+      : has_instruction_set(InstructionSet::kAvx2) ? InstructionSet::kAvx2
+                                                   : InstructionSet::kBaseline;
+  return best;
+}
+
+PackedMatrix pack_matrix(const float* b, int64_t n, int64_t k, int64_t stride,
+                         InstructionSet instruction_set) {
+  PackedMatrix packed;
+  packed.n = n;
+  packed.k = k;
+  packed.instruction_set = instruction_set;
+  packed.panel_width = tile_of(instruction_set).columns;
+  packed.panels.resize(packed.padded_n() * k);
+  const int64_t width = packed.panel_width;
+  parallel_for(packed.num_panels(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t columns = std::min(width, n - panel * width);
+      for (int64_t first = 0; first < k; first += kDepthBlock) {
+        const int64_t depth = std::min(kDepthBlock, k - first);
+        float* target = packed.panels.data() + packed.padded_n() * first + panel * width * depth;
+        for (int64_t column = 0; column < columns; ++column) {
+          const float* source = b + (panel * width + column) * stride + first;
+          for (int64_t d = 0; d < depth; ++d) target[d * width + column] = source[d];
+        }
+      }
+    }
+  });
+  return packed;
+}
+
+Strip::Strip(int64_t k) : k_(k), floats_(num_depth_blocks(k) * kStripRows * kDepthBlock) {}
+
+void Strip::fill(const float* a, int64_t rows, int64_t stride) {
+  for (int64_t first = 0; first < k_; first += kDepthBlock) {
+    const int64_t depth = std::min(kDepthBlock, k_ - first);
+    for (int64_t row = 0; row < rows; ++row) {
+      std::memcpy(block(first / kDepthBlock, row), a + row * stride + first, depth * sizeof(float));
+    }
+  }
+}
+
+void multiply_strip(const Strip& a, int64_t rows, const PackedMatrix& b, int64_t panel_begin,
+                    int64_t panel_end, float* c, int64_t stride) {
+  const Tile tile = tile_of(b.instruction_set);
+  const int64_t width = tile.columns;
+  if (b.k == 0) {
+    const int64_t columns = std::min(panel_end * width, b.n) - panel_begin * width;
+    for (int64_t row = 0; row < rows; ++row) std::fill_n(c + row * stride, columns, 0.0f);
+  }
+  for (int64_t first = 0; first < b.k; first += kDepthBlock) {
+    const int64_t depth = std::min(kDepthBlock, b.k - first);
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const float* panel_b = b.panels.data() + b.padded_n() * first + panel * width * depth;
+      const int64_t columns = std::min(width, b.n - panel * width);
+      float* panel_c = c + (panel - panel_begin) * width;
+      for (int64_t row = 0; row < rows; row += tile.rows) {
+        const float* block = a.block(first / kDepthBlock, row);
+        float* target = panel_c + row * stride;
+        if (columns == width && row + tile.rows <= rows) {
+          tile.kernel(block, panel_b, depth, target, stride, first > 0);
+        } else {
+          multiply_overhanging(tile, block, panel_b, depth, target, stride,
+                               std::min<int64_t>(tile.rows, rows - row), columns, first > 0);
+        }
+      }
+    }
+  }
+}
+
+void gemm(const float* a, int64_t m, int64_t a_stride, const PackedMatrix& b, float* c,
+          int64_t c_stride) {
+  if (m == 0 || b.n == 0) return;
+  // Few rows: divide the columns too, so that every thread has work.
+  const int64_t strips = (m + kStripRows - 1) / kStripRows;
+  const int64_t wanted = (4 * num_threads() + strips - 1) / strips;
+  const int64_t group = std::max<int64_t>(1, b.num_panels() / wanted);
+  const int64_t groups = (b.num_panels() + group - 1) / group;
+  parallel_for(strips * groups, 1, [&](int64_t begin, int64_t end) {
+    Strip strip(b.k);
+    int64_t filled = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first_row = task / groups * kStripRows;
+      const int64_t rows = std::min(kStripRows, m - first_row);
+      if (filled != first_row) strip.fill(a + first_row * a_stride, rows, a_stride);
+      filled = first_row;
+      const int64_t panel = task % groups * group;
+      multiply_strip(strip, rows, b, panel, std::min(panel + group, b.num_panels()),
+                     c + first_row * c_stride + panel * b.panel_width, c_stride);
+    }
+  });
+}
+
+}  // namespace mmad_fast

@@ -1,0 +1,50 @@
+// The crossmodal network of CFM on every pixel, and how far its prediction is from the feature
+// there.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/gemm.h"
+
+namespace mmad_fast {
+
+// Compressed rows over tokens: pixel p is the sum of values[k] * feature[columns[k]] for
+// offsets[p] <= k < offsets[p + 1].
+struct SparseRowsView {
+  const int64_t* offsets;
+  const int32_t* columns;
+  const float* values;
+  int64_t num_rows;
+};
+
+// One layer of a network: weight (out x in), row-major, and bias (out).
+struct LinearView {
+  const float* weight;
+  const float* bias;
+  int64_t out;
+  int64_t in;
+};
+
+// Linear layers with a GELU between them, ready to be multiplied.
+struct PackedNetwork {
+  std::vector<PackedMatrix> weights;
+  std::vector<AlignedFloats> biases;
+};
+
+PackedNetwork pack_network(const std::vector<LinearView>& layers);
+
+// psi[p] = | network(source pixel p) / |.| - target pixel p / |.| |, norms not below 1e-12.
+//
+// Args: source_features (num_tokens x in of the first layer), target_features (any x out of the
+// last layer), both row-major; source_rows and target_rows have the same number of rows and columns
+// in range; psi has one float per row. Two or more layers.
+void pixel_mapping(const float* source_features, int64_t num_tokens,
+                   const SparseRowsView& source_rows, const float* target_features,
+                   const SparseRowsView& target_rows, const PackedNetwork& network, float* psi);
+
+// result[i] = gelu(values[i]) = values[i] * Phi(values[i]), absolute error below 3e-7 + 6e-8 *
+// |value|.
+void gelu(const float* values, int64_t count, float* result);
+
+}  // namespace mmad_fast

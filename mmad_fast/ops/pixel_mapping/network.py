@@ -1,0 +1,111 @@
+"""The crossmodal mapping network as plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.ops.validation import check_float_matrix
+
+
+@dataclass(frozen=True, eq=False)
+class MappingNetwork:
+    """Two or more Linear layers, y = W x + b, with an exact (erf) GELU between them.
+
+    Attributes:
+        weights: Per layer (out, in) float32, finite. Do not change them after the first use.
+        biases: Per layer (out,) float32, finite.
+
+    Raises:
+        InvalidInputError: fewer than two layers, not one bias per weight, layers that do not fit
+            one another, or values that are not finite.
+
+    Source: FeatureProjectionMLP (3 layers) and FeatureProjectionMLP_big (7 layers) of the CFM
+        release; method facts 6.1.
+    """
+
+    weights: tuple[NDArray[np.float32], ...]
+    biases: tuple[NDArray[np.float32], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.weights) < 2 or len(self.weights) != len(self.biases):
+            raise InvalidInputError(
+                f"the network has {len(self.weights)} weights and {len(self.biases)} biases; it "
+                "must have at least 2 layers, each with a weight and a bias"
+            )
+        weights: list[NDArray[np.float32]] = []
+        biases: list[NDArray[np.float32]] = []
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            checked = check_float_matrix(weight, f"weight {layer}", min_rows=1)
+            if checked.shape[1] == 0:
+                raise InvalidInputError(
+                    f"weight {layer} has shape {checked.shape}; it needs inputs"
+                )
+            if weights and checked.shape[1] != len(weights[-1]):
+                raise InvalidInputError(
+                    f"weight {layer} has shape {checked.shape}, after a layer of shape "
+                    f"{weights[-1].shape}; its second axis must be {len(weights[-1])}"
+                )
+            if np.shape(bias) != (len(checked),):
+                raise InvalidInputError(
+                    f"bias {layer} has shape {np.shape(bias)} and its weight has shape "
+                    f"{checked.shape}; the bias must be ({len(checked)},)"
+                )
+            weights.append(checked)
+            biases.append(check_float_matrix(np.asarray(bias)[None], f"bias {layer}")[0])
+        object.__setattr__(self, "weights", tuple(weights))
+        object.__setattr__(self, "biases", tuple(biases))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray], prefix: str) -> MappingNetwork:
+        """The network whose tensors have the official key names.
+
+        Args:
+            tensors: Holds `{prefix}input.weight`, `{prefix}input.bias`, the same for `projection`
+                or for `projection_a`, `projection_b`, ..., and for `output`; may hold others.
+            prefix: Put before every key; "" for a state dict as published.
+
+        Raises:
+            InvalidInputError: a key is missing, or the shapes do not fit.
+        """
+        inner = sorted(
+            {
+                key[len(prefix) :].rpartition(".")[0]
+                for key in tensors
+                if key.startswith(f"{prefix}projection")
+            }
+        )
+        layers = ["input", *inner, "output"]
+        wanted = [f"{prefix}{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+        missing = [key for key in wanted if key not in tensors]
+        if missing:
+            raise InvalidInputError(
+                f"the mapping network lacks {', '.join(missing)}; there are "
+                f"{', '.join(sorted(tensors)) or 'no tensors'}: check the prefix {prefix!r}"
+            )
+        return cls(
+            tuple(tensors[f"{prefix}{layer}.weight"] for layer in layers),
+            tuple(tensors[f"{prefix}{layer}.bias"] for layer in layers),
+        )
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.weights[0].shape[1])
+
+    @property
+    def out_channels(self) -> int:
+        return int(self.weights[-1].shape[0])
+
+    @cached_property
+    def kernel_network(self) -> Any:
+        """The weights as the compiled kernel reads them, packed at the first use. Two threads that
+        meet there pack twice, with equal content."""
+        from mmad_fast import _kernels
+
+        return _kernels.PackedNetwork(list(zip(self.weights, self.biases, strict=True)))
