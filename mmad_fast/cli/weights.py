@@ -44,8 +44,8 @@ def weights(
 def _record(entry: Any) -> dict[str, Any]:
     return {
         "name": entry.name,
-        "file": entry.file,
+        "file": entry.file_name,
         "url": entry.url,
-        "size_mib": entry.size_mib,
+        "size_mib": None if entry.size_bytes is None else entry.size_bytes / 2**20,
         "path": None if entry.cached_path is None else str(entry.cached_path),
     }

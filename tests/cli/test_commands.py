@@ -1,0 +1,190 @@
+"""The command line: exit codes, messages, JSON on stdout and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import make_arrays
+from PIL import Image
+
+VERBS = ("bench", "fit", "infer", "eval", "synth", "doctor", "weights")
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    program = "from mmad_fast.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def run_json(*arguments: object) -> dict:
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def write_scan(folder: Path, name: str, seed: int = 0, scale: float = 1.0) -> Path:
+    rgb, xyz = make_arrays(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(folder / f"{name}.png")
+    tifffile.imwrite(folder / f"{name}.tiff", xyz * np.float32(scale))
+    return folder / f"{name}.png"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb: str) -> None:
+    done = run(verb, "--help")
+    assert done.returncode == 0
+    assert f"mmad-fast {verb}" in done.stdout
+    assert "Example" in done.stdout
+
+
+def test_help_does_not_import_the_heavy_packages() -> None:
+    program = (
+        "import sys, contextlib\n"
+        "from mmad_fast.cli import app\n"
+        "with contextlib.suppress(SystemExit): app(['bench', '--help'])\n"
+        "print(sorted({'torch', 'onnxruntime', 'sklearn', 'scipy'} & set(sys.modules)),"
+        " file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("mmad-fast 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["polish"], ["infer"], ["synth", "x", "--train", "0"], ["doctor", "--colour"], ["fit", "x"]],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Usage:" in done.stderr
+
+
+def test_synth_writes_a_set_once(tmp_path: Path) -> None:
+    target = tmp_path / "set"
+    counts = ("--train", 1, "--validation", 0, "--good", 1, "--per-defect", 1, "--size", 64)
+    content = run_json("synth", target, "--category", "biscuit", *counts)
+    assert content["categories"] == ["biscuit"]
+    assert (target / "biscuit" / "train" / "good" / "rgb").is_dir()
+    again = run("synth", target, *counts)
+    assert again.returncode == 1
+    assert "error:" in again.stderr
+    unknown = run("synth", tmp_path / "other", "--category", "spaceship")
+    assert unknown.returncode == 1
+    assert "biscuit" in unknown.stderr
+
+
+def test_infer_one_scan(tiny_artifact: Path, tmp_path: Path) -> None:
+    rgb = write_scan(tmp_path / "scans", "part")
+    content = run_json("infer", tiny_artifact, rgb, "--output", tmp_path / "out")
+    (row,) = content["scans"]
+    assert row["is_anomalous"] is False
+    assert 0 < row["image_score"] < row["threshold"]
+    with Image.open(row["overlay"]) as overlay:
+        assert min(overlay.size) >= 96
+    assert tifffile.imread(row["anomaly_map"]).shape == (96, 96)
+
+
+def test_infer_a_folder_goes_on_after_a_bad_scan(tiny_artifact: Path, tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        write_scan(tmp_path, name)
+    write_scan(tmp_path, "b", scale=1000.0)
+    done = run("infer", tiny_artifact, tmp_path, "--json")
+    assert done.returncode == 1
+    rows = json.loads(done.stdout)["scans"]
+    assert [row["scan"] for row in rows] == ["a", "b", "c"]
+    assert "unit='mm'" in rows[1]["error"]
+    assert "1 of 3 scans could not be scored" in done.stderr
+
+
+def test_infer_millimetres(tiny_artifact: Path, tmp_path: Path) -> None:
+    rgb = write_scan(tmp_path, "part", scale=1000.0)
+    content = run_json("infer", tiny_artifact, rgb, "--unit", "mm")
+    assert content["scans"][0]["image_score"] > 0
+
+
+def test_infer_prints_a_table(tiny_artifact: Path, tmp_path: Path) -> None:
+    done = run("infer", tiny_artifact, write_scan(tmp_path, "part"))
+    assert done.returncode == 0
+    assert "part" in done.stdout
+    assert "good" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("empty", "is empty"),
+        ("png", "no XYZ file found"),
+        ("zero", "part.tiff"),
+        ("absent", "exist"),
+    ],
+)
+def test_infer_of_nothing_usable(
+    tiny_artifact: Path, tmp_path: Path, content: str, words: str
+) -> None:
+    target = tmp_path / "scans"
+    if content != "absent":
+        target.mkdir()
+    if content in ("png", "zero"):
+        target = write_scan(target, "part")
+        target.with_suffix(".tiff").unlink()
+    if content == "zero":
+        target.with_suffix(".tiff").write_bytes(b"")
+    done = run("infer", tiny_artifact, target)
+    assert done.returncode == 1
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_are_json_too(tmp_path: Path) -> None:
+    done = run("infer", tmp_path / "absent", tmp_path, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["type"] in ("ArtifactError", "DataError")
+
+
+def test_doctor_lists_every_op(tiny_artifact: Path) -> None:
+    content = run_json("doctor", tiny_artifact)
+    chosen = {row["op"]: row["backend"] for row in content["ops"] if row["chosen"]}
+    assert chosen == dict.fromkeys(chosen, "cpu")
+    assert len(chosen) == 5
+    assert all(row["reason"] for row in content["ops"] if not row["runs"])
+    assert content["artifact"]["agrees"] is True
+    assert "farthest_point_sampling" in run("doctor").stdout
+
+
+def test_weights_lists_every_checkpoint() -> None:
+    names = {row["name"] for row in run_json("weights")["weights"]}
+    assert names == {"dino-vitb8", "dinov2-vits14", "dinov2-vitb14", "point-mae"}
+
+
+def test_threads_must_be_positive(tiny_artifact: Path, tmp_path: Path) -> None:
+    assert run("infer", tiny_artifact, tmp_path, "--threads", 0).returncode == 2
+
+
+def test_fit_names_unknown_methods_and_layers(tmp_path: Path) -> None:
+    done = run("fit", tmp_path, "--output", tmp_path / "o", "--method", "cfm-xxl")
+    assert done.returncode == 1
+    assert "there is no method 'cfm-xxl'; known are cfm, cfm-m, cfm-s, cfm-t" in done.stderr
+    done = run("fit", tmp_path, "--output", tmp_path / "o", "--point-layers", "one")
+    assert done.returncode == 1
+    assert "--point-layers is 'one'" in done.stderr

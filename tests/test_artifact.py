@@ -1,0 +1,188 @@
+"""The artifact: written whole or not at all, and every kind of damage has its own clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mmad_fast import artifact as artifact_module
+from mmad_fast.artifact import Golden, read_artifact, write_artifact
+from mmad_fast.detector import load
+from mmad_fast.errors import ArtifactError
+
+
+@pytest.fixture
+def copied(tiny_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+
+
+def rewrite_manifest(folder: Path, change) -> None:
+    """Changes the manifest and signs it again, as a faulty writer would."""
+    file = folder / "manifest.json"
+    content = json.loads(file.read_text())
+    content.pop("manifest_sha256")
+    change(content)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["manifest_sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
+    file.write_text(json.dumps(content))
+
+
+def test_round_trip(tiny_artifact: Path) -> None:
+    artifact = read_artifact(tiny_artifact)
+    assert artifact.manifest.method == "cfm-t"
+    assert artifact.manifest.graphs["rgb"]["inputs"] == {"image": [1, 3, 56, 56]}
+    assert artifact.tensors()["rgb_to_point.input.weight"].shape == (7, 8)
+    assert artifact.golden().expected_score > 0
+
+
+def test_holds_exactly_the_files_of_the_manifest(tiny_artifact: Path) -> None:
+    listed = set(read_artifact(tiny_artifact).manifest.files) | {"manifest.json"}
+    assert {file.name for file in tiny_artifact.iterdir()} == listed
+
+
+@pytest.mark.parametrize("name", ["rgb.onnx", "tensors.safetensors", "golden.safetensors"])
+def test_a_changed_byte_is_named(copied: Path, name: str) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} has been changed.*sha256"):
+        read_artifact(copied)
+
+
+def test_a_missing_file_is_named(copied: Path) -> None:
+    (copied / "points.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"points\.onnx is missing"):
+        read_artifact(copied)
+
+
+def test_a_truncated_file_is_found_without_hashing(copied: Path) -> None:
+    file = copied / "points.onnx"
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ArtifactError, match=r"points\.onnx has \d+ bytes, the manifest says"):
+        read_artifact(copied, verify=False)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content.update(schema=2))
+    with pytest.raises(ArtifactError, match=r"schema 2, this version reads up to 1; upgrade"):
+        read_artifact(copied)
+
+
+def test_a_changed_manifest_is_found(copied: Path) -> None:
+    file = copied / "manifest.json"
+    file.write_text(file.read_text().replace("cfm-t", "cfm-s"))
+    with pytest.raises(ArtifactError, match="has been changed since it was written"):
+        read_artifact(copied)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "x"}', "null"])
+def test_an_unreadable_manifest(copied: Path, text: str) -> None:
+    (copied / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match="not a readable manifest"):
+        read_artifact(copied)
+
+
+def test_a_manifest_with_wrong_fields(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content.pop("threshold"))
+    with pytest.raises(ArtifactError, match=r"wrong fields \(missing: \['threshold'\]"):
+        read_artifact(copied)
+
+
+def test_a_file_name_that_leaves_the_folder(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content["files"].update({"../x": {}}))
+    with pytest.raises(ArtifactError, match=r"names a file outside the artifact: '\.\./x'"):
+        read_artifact(copied)
+
+
+def test_a_tensor_of_the_wrong_shape(copied: Path) -> None:
+    def widen(content: dict) -> None:
+        content["tensors"]["rgb_to_point.input.bias"]["shape"] = [99]
+
+    rewrite_manifest(copied, widen)
+    with pytest.raises(ArtifactError, match=r"input\.bias' is float32 \[7\], the manifest says"):
+        load(copied)
+
+
+def test_a_graph_of_the_wrong_shape(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content["parameters"].update(num_groups=25))
+    with pytest.raises(ArtifactError, match=r"groups.*\(1, 24, 16, 3\).*\(1, 25, 16, 3\)"):
+        load(copied)
+
+
+def test_a_missing_parameter(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content["parameters"].pop("rgb_size"))
+    with pytest.raises(ArtifactError, match=r"lack.* rgb_size"):
+        load(copied)
+
+
+def test_an_unknown_family(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content.update(family="future"))
+    with pytest.raises(ArtifactError, match="family 'future', this version runs cfm"):
+        load(copied)
+
+
+def test_no_such_folder_and_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such artifact folder"):
+        read_artifact(tmp_path / "absent")
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
+        read_artifact(tmp_path)
+
+
+def write_like(source: Path, target: Path, tensors: dict) -> Path:
+    artifact = read_artifact(source)
+    manifest = artifact.manifest
+    return write_artifact(
+        target,
+        method=manifest.method,
+        family=manifest.family,
+        preprocess=manifest.preprocess,
+        parameters=manifest.parameters,
+        threshold=manifest.threshold,
+        weights=manifest.weights,
+        graphs={name: artifact.graph_path(name) for name in manifest.graphs},
+        tensors=tensors,
+        golden=artifact.golden(),
+    )
+
+
+def test_an_artifact_is_replaced_whole(copied: Path) -> None:
+    write_like(copied, copied, {"only": np.zeros(3, np.float32)})
+    assert list(read_artifact(copied).tensors()) == ["only"]
+    assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
+
+
+def test_other_files_are_never_overwritten(tiny_artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="holds other files"):
+        write_like(tiny_artifact, tmp_path, {"a": np.zeros(1, np.float32)})
+    with pytest.raises(ArtifactError, match="is a file"):
+        write_like(tiny_artifact, tmp_path / "notes.txt", {"a": np.zeros(1, np.float32)})
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_write_leaves_the_old_artifact(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_artifact(copied).manifest
+
+    def interrupt(golden: Golden, file: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifact_module, "_save_golden", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_like(copied, copied, {"only": np.zeros(3, np.float32)})
+    assert read_artifact(copied).manifest == before
+    assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
+
+
+def test_a_damaged_golden_scan(copied: Path) -> None:
+    artifact = read_artifact(copied)
+    safetensors.numpy.save_file({"rgb": np.zeros(1)}, copied / "golden.safetensors")
+    with pytest.raises(ArtifactError, match="golden scan is incomplete"):
+        artifact.golden()

@@ -1,0 +1,215 @@
+"""The torch-free detector: answers, threads, and every kind of bad input."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_arrays
+
+import mmad_fast
+from mmad_fast.errors import (
+    BackendUnavailableError,
+    EmptyScanError,
+    InvalidInputError,
+    MmadFastError,
+)
+
+BLOCKED = (
+    "torch",
+    "triton",
+    "timm",
+    "onnx",
+    "sklearn",
+    "scipy",
+    "open3d",
+    "typer",
+    "matplotlib",
+    "pandas",
+)
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_artifact: Path) -> mmad_fast.Detector:
+    return mmad_fast.load(tiny_artifact)
+
+
+def test_result_of_a_good_scan(detector, scan_arrays) -> None:
+    result = detector.infer(*scan_arrays, name="disc")
+    assert result.anomaly_map.shape == (56, 56)
+    assert result.native_anomaly_map.shape == (96, 96)
+    assert result.image_score == pytest.approx(result.anomaly_map.max())
+    assert result.threshold == pytest.approx(1.5 * result.image_score)
+    assert result.is_anomalous is False
+    assert result.name == "disc"
+    assert next(iter(result.stage_ms)) == "preprocess"
+    assert all(ms >= 0 for ms in result.stage_ms.values())
+
+
+def test_the_golden_scan_is_answered_as_recorded(detector) -> None:
+    replay = detector.replay_golden()
+    assert replay.agrees
+    assert replay.score == pytest.approx(replay.expected_score, rel=1e-5)
+
+
+def test_infer_by_path_loads_once(tiny_artifact, scan_arrays, detector, monkeypatch) -> None:
+    first = mmad_fast.infer(tiny_artifact, *scan_arrays)
+    monkeypatch.setattr("mmad_fast.detector.load", lambda path: pytest.fail("loaded again"))
+    again = mmad_fast.infer(str(tiny_artifact), *scan_arrays)
+    assert first.image_score == again.image_score == detector.infer(*scan_arrays).image_score
+    assert mmad_fast.infer(detector, *scan_arrays).image_score == first.image_score
+
+
+def test_millimetres_are_metres(detector, scan_arrays) -> None:
+    rgb, xyz = scan_arrays
+    metres, millimetres = detector.infer(rgb, xyz), detector.infer(rgb, xyz * 1000, unit="mm")
+    assert millimetres.image_score == pytest.approx(metres.image_score, rel=1e-3)
+
+
+def test_threads_give_the_same_answers(detector) -> None:
+    scans = [make_arrays(seed) for seed in range(6)]
+    expected = [detector.infer(*scan).image_score for scan in scans]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            results = list(pool.map(lambda scan: detector.infer(*scan), scans))
+            assert [result.image_score for result in results] == expected
+
+
+def test_arrays_of_other_layouts(detector, scan_arrays) -> None:
+    rgb, xyz = scan_arrays
+    expected = detector.infer(rgb, xyz).image_score
+    wide_rgb, wide_xyz = np.repeat(rgb, 2, axis=1)[:, ::2], np.repeat(xyz, 2, axis=1)[:, ::2]
+    fixed_rgb, fixed_xyz = rgb.copy(), xyz.astype(np.float64)
+    fixed_rgb.flags.writeable = fixed_xyz.flags.writeable = False
+    for arrays in ((wide_rgb, wide_xyz), (fixed_rgb, fixed_xyz), (np.asfortranarray(rgb), xyz)):
+        assert detector.infer(*arrays).image_score == pytest.approx(expected, rel=1e-6)
+
+
+def test_missing_points_may_be_nan_or_zero(detector, scan_arrays) -> None:
+    rgb, xyz = scan_arrays
+    zeros, nans, infinite = xyz.copy(), xyz.copy(), xyz.copy()
+    zeros[40:44, 40:44], nans[40:44, 40:44], infinite[40:44, 40:44] = 0, np.nan, np.inf
+    scores = [detector.infer(rgb, array).image_score for array in (zeros, nans, infinite)]
+    assert scores[0] == scores[1] == scores[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rgb, xyz: (rgb.astype(np.float32), xyz), "rgb has dtype float32; it must be uint8"),
+        (lambda rgb, xyz: (rgb, xyz.astype(np.int16)), "xyz has dtype int16; it must be float32"),
+        (lambda rgb, xyz: (rgb[..., 0], xyz), r"rgb has shape \(96, 96\); it must be \(H, W, 3\)"),
+        (lambda rgb, xyz: (rgb, xyz[..., :2]), r"xyz has shape \(96, 96, 2\)"),
+        (
+            lambda rgb, xyz: (rgb[:50], xyz),
+            "rgb is 50x96 and xyz is 96x96; they must be registered",
+        ),
+        (lambda rgb, xyz: (rgb[:0], xyz[:0]), r"shape \(0, 96, 3\)"),
+        (lambda rgb, xyz: (rgb, xyz * 1000), r"cannot be metres.*unit='mm'"),
+        (lambda rgb, xyz: (None, xyz), r"rgb has shape \(\)"),
+        (lambda rgb, xyz: (rgb, "xyz.tiff"), r"xyz has shape \(\)"),
+    ],
+)
+def test_bad_arrays_are_named(detector, scan_arrays, change, words) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        detector.infer(*change(*scan_arrays))
+
+
+def test_an_unknown_unit(detector, scan_arrays) -> None:
+    with pytest.raises(InvalidInputError, match="unit is 'inch'; it must be 'm' or 'mm'"):
+        detector.infer(*scan_arrays, unit="inch")
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
+def test_a_scan_without_points(detector, scan_arrays, fill) -> None:
+    rgb, xyz = scan_arrays
+    with pytest.raises(EmptyScanError, match="0 foreground points.*needs at least 16"):
+        detector.infer(rgb, np.full_like(xyz, fill), name="empty")
+
+
+def test_a_scan_of_background_alone(detector, scan_arrays) -> None:
+    rgb, xyz = scan_arrays
+    plane = xyz.copy()
+    plane[..., 2] = 0.5
+    with pytest.raises(EmptyScanError, match="foreground points"):
+        detector.infer(rgb, plane)
+
+
+def test_fewer_points_than_a_group(detector, scan_arrays) -> None:
+    rgb, xyz = scan_arrays
+    few = np.zeros_like(xyz)
+    few[46:49, 46:49] = xyz[46:49, 46:49]
+    with pytest.raises(EmptyScanError, match=r"has \d foreground points"):
+        detector.infer(rgb, few)
+
+
+def test_coordinates_at_the_edge_of_float32_do_not_yield_nan(detector, scan_arrays) -> None:
+    rgb, xyz = scan_arrays
+    rng = np.random.default_rng(1)
+    for scale in (1e-30, 1e-3, 20.0):
+        noise = (rng.uniform(-1, 1, xyz.shape) * scale).astype(np.float32)
+        try:
+            result = detector.infer(rgb, noise)
+        except MmadFastError:
+            continue
+        assert np.isfinite(result.anomaly_map).all()
+
+
+def test_unknown_engine_and_device(tiny_artifact) -> None:
+    with pytest.raises(BackendUnavailableError, match="no engine 'abacus'; known are onnxruntime"):
+        mmad_fast.load(tiny_artifact, engine="abacus")
+    with pytest.raises(BackendUnavailableError, match="device 'cuda'; this version runs on cpu"):
+        mmad_fast.load(tiny_artifact, device="cuda")
+
+
+def test_runs_without_the_fit_half(tiny_artifact, tmp_path) -> None:
+    """Loads and runs a detector where none of the fit half's packages can be imported."""
+    rgb, xyz = make_arrays()
+    np.savez(tmp_path / "scan.npz", rgb=rgb, xyz=xyz)
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({BLOCKED!r}))
+import numpy as np
+import mmad_fast
+scan = np.load({str(tmp_path / "scan.npz")!r})
+result = mmad_fast.infer({str(tiny_artifact)!r}, scan["rgb"], scan["xyz"])
+result.native_anomaly_map
+import mmad_fast.data.selection, mmad_fast.ops, mmad_fast.report.pictures
+print(result.image_score)
+"""
+    done = _run_python(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = mmad_fast.load(tiny_artifact).infer(rgb, xyz).image_score
+    assert float(done.stdout) == pytest.approx(expected)
+
+
+def test_the_run_half_imports_none_of_the_fit_half(tiny_artifact, tmp_path) -> None:
+    program = f"""
+import sys
+import mmad_fast
+mmad_fast.load({str(tiny_artifact)!r})
+print(sorted({{name.split(".")[0] for name in sys.modules}} & set({BLOCKED!r})))
+"""
+    assert _run_python(program, tmp_path).stdout.strip() == "[]"
+
+
+def test_fitting_without_torch_names_the_extra(tmp_path) -> None:
+    program = """
+import sys
+sys.modules["torch"] = None
+import mmad_fast
+mmad_fast.fit("data", "out")
+"""
+    done = _run_python(program, tmp_path)
+    assert re.search(r"fitting needs torch.*pip install 'mmad-fast\[fit\]'", done.stderr), done
+
+
+def _run_python(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=folder
+    )
