@@ -50,7 +50,19 @@ def smooth(psi_map: Map, *, smoothing: str) -> Map:
     Pixels out of the filters' reach of any non-zero pixel are exactly 0: sums are made of direct
     additions, since the score's normaliser averages the non-zero pixels.
     """
-    return smooth_boxes(psi_map) if smoothing == "boxes53" else smooth_gaussian(psi_map)
+    filter_map, reach = _SMOOTHINGS[smoothing]
+    smoothed = np.zeros_like(psi_map)
+    rows, columns = (_reached(psi_map.any(axis=axis), reach) for axis in (1, 0))
+    smoothed[rows, columns] = filter_map(psi_map[rows, columns])
+    return smoothed
+
+
+def _reached(occupied: NDArray[np.bool_], reach: int) -> slice:
+    """The range of occupied positions and those within reach of them; empty if none is."""
+    positions = np.flatnonzero(occupied)
+    if not len(positions):
+        return slice(0, 0)
+    return slice(max(0, int(positions[0]) - reach), int(positions[-1]) + reach + 1)
 
 
 def smooth_boxes(psi_map: Map, *, sides: tuple[int, ...] = BOXES53) -> Map:
@@ -72,6 +84,13 @@ def smooth_gaussian(psi_map: Map) -> Map:
     offsets = np.arange(-GAUSSIAN_RADIUS, GAUSSIAN_RADIUS + 1)
     weights = np.exp(-0.5 * (offsets / GAUSSIAN_SIGMA) ** 2)
     return _separable(psi_map, (weights / weights.sum()).astype(np.float32))
+
+
+_SMOOTHINGS: dict[str, tuple[Callable[[Map], Map], int]] = {
+    "boxes53": (smooth_boxes, sum(side // 2 for side in BOXES53)),
+    "sigma4": (smooth_gaussian, GAUSSIAN_RADIUS),
+}
+"""Filter by name, and how many pixels away from a non-zero pixel its result can be non-zero."""
 
 
 def _separable(image: Map, weights: NDArray[np.float32]) -> Map:

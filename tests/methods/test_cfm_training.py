@@ -1,0 +1,165 @@
+"""Training of the mapping networks on features made up here."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mmad_fast.errors import EmptyScanError, InvalidInputError, MmadFastError
+from mmad_fast.methods.cfm import training
+from mmad_fast.methods.cfm.detector import CfmFeatures
+from mmad_fast.methods.cfm.feature_cache import FeatureCache
+from mmad_fast.methods.cfm.training import TrainingRecipe, dense_recipe, train_mappings
+from mmad_fast.ops.sparse_rows import SparseRows
+
+NAMES = ("rgb_to_point", "point_to_rgb")
+QUICK = TrainingRecipe(epochs=40, pixels_per_step=256, learning_rate=2e-2, patience=None)
+DENSE = replace(dense_recipe(epochs=40), learning_rate=1e-2)
+
+
+def random_rows(rng: np.random.Generator, num_pixels: int, num_columns: int) -> SparseRows:
+    """Rows of one to three weights that sum to one."""
+    lengths = rng.integers(1, 4, num_pixels)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    columns = np.concatenate(
+        [np.sort(rng.choice(num_columns, size, replace=False)) for size in lengths]
+    )
+    values = rng.uniform(0.1, 1, len(columns))
+    values /= np.repeat(np.add.reduceat(values, offsets[:-1]), lengths)
+    return SparseRows(offsets, columns.astype(np.int32), values.astype(np.float32), num_columns)
+
+
+def linked_features(seed: int, num_pixels: int = 300) -> CfmFeatures:
+    """Both modalities are linear views of the same latent numbers, so each predicts the other."""
+    rng = np.random.default_rng(seed)
+    views = np.random.default_rng(99).normal(size=(2, 4, 8)).astype(np.float32)
+    latent = rng.normal(size=(20, 4)).astype(np.float32)
+    rows = random_rows(rng, num_pixels, 20)
+    return CfmFeatures(
+        tokens=latent @ views[0],
+        token_rows=rows,
+        point_features=latent @ views[1],
+        point_rows=rows,
+        pixel_indices=np.arange(num_pixels, dtype=np.int64),
+    )
+
+
+TRAIN = [linked_features(seed) for seed in range(5)]
+VALIDATION = [linked_features(seed) for seed in (10, 11)]
+
+
+@pytest.mark.parametrize("recipe", [QUICK, DENSE])
+def test_training_learns_a_linked_modality(recipe: TrainingRecipe):
+    networks, record = train_mappings(TRAIN, VALIDATION, NAMES, recipe=recipe)
+    assert set(networks) == set(NAMES)
+    assert record.epochs == 40
+    assert record.best_epoch == 40
+    assert record.validation_losses[0] > 0.5
+    assert record.validation_losses[-1] < 0.15 * record.validation_losses[0]
+
+
+def test_training_is_seeded():
+    recipe = replace(QUICK, epochs=3)
+    first, record = train_mappings(TRAIN, VALIDATION, NAMES, recipe=recipe)
+    torch.manual_seed(123)
+    again, record_again = train_mappings(TRAIN, VALIDATION, NAMES, recipe=recipe)
+    assert record == record_again
+    for name in NAMES:
+        assert torch.equal(first[name].output.weight, again[name].output.weight)
+    other, _ = train_mappings(TRAIN, VALIDATION, NAMES, recipe=replace(recipe, seed=1))
+    assert not torch.equal(first[NAMES[0]].output.weight, other[NAMES[0]].output.weight)
+
+
+def test_training_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_mappings(TRAIN, VALIDATION, NAMES[:1], recipe=replace(QUICK, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_early_stop_restores_the_best_weights():
+    rng = np.random.default_rng(0)
+    unrelated = replace(
+        linked_features(0), point_features=rng.normal(size=(20, 8)).astype(np.float32)
+    )
+    validation = [replace(unrelated, point_features=rng.normal(size=(20, 8)).astype(np.float32))]
+    recipe = TrainingRecipe(
+        epochs=60, pixels_per_step=None, learning_rate=1e-2, schedule="constant", patience=4
+    )
+    networks, record = train_mappings([unrelated], validation, NAMES, recipe=recipe)
+    assert record.epochs == record.best_epoch + 4 < 60
+    best = record.validation_losses[record.best_epoch - 1]
+    assert best == min(record.validation_losses)
+    held_out = [training._validation_pixels(features, recipe.seed) for features in validation]
+    restored = training._mean_loss(held_out, torch.nn.ModuleDict(networks))
+    assert restored == pytest.approx(best, abs=1e-6)
+
+
+def test_nan_features_are_an_error():
+    broken = replace(TRAIN[0], tokens=np.full_like(TRAIN[0].tokens, np.nan))
+    with pytest.raises(MmadFastError, match=r"loss became nan.*lower learning_rate"):
+        train_mappings([broken], VALIDATION, NAMES, recipe=QUICK)
+
+
+def test_mixing_equals_the_sparse_rows():
+    features = linked_features(3)
+    chosen = np.array([5, 2, 250])
+    mixed = training._expand(features, chosen)
+    expected = features.point_rows.select(chosen).apply(features.point_features)
+    np.testing.assert_allclose(mixed["point"].numpy(), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        mixed["rgb"].numpy(),
+        features.token_rows.apply(features.tokens)[chosen],
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+def test_recipes_are_checked():
+    with pytest.raises(InvalidInputError, match=r"epochs is 0; it must be at least 1"):
+        TrainingRecipe(epochs=0)
+    with pytest.raises(InvalidInputError, match=r"learning_rate is nan; it must be positive"):
+        TrainingRecipe(learning_rate=float("nan"))
+    with pytest.raises(InvalidInputError, match=r"schedule is 'linear'"):
+        TrainingRecipe(schedule="linear")
+
+
+def test_open_epochs_give_the_quick_number_of_steps():
+    recipe = TrainingRecipe()
+    assert recipe.num_epochs(1) == training.QUICK_STEPS
+    assert recipe.num_epochs(24) * 6 >= training.QUICK_STEPS > (recipe.num_epochs(24) - 1) * 6
+    assert recipe.num_epochs(10_000) == 1
+
+
+def test_cache_on_disk_equals_cache_in_memory(tmp_path):
+    in_memory, on_disk = FeatureCache(tmp_path), FeatureCache(tmp_path, memory_limit_mib=0)
+    for cache in (in_memory, on_disk):
+        for features in TRAIN[:2]:
+            cache.append(features)
+    assert isinstance(on_disk[0].tokens, np.memmap)
+    assert not isinstance(in_memory[0].tokens, np.memmap)
+    recipe = replace(QUICK, epochs=2)
+    _, record = train_mappings(in_memory, VALIDATION, NAMES, recipe=recipe)
+    _, record_on_disk = train_mappings(on_disk, VALIDATION, NAMES, recipe=recipe)
+    assert record == record_on_disk
+
+
+def test_scans_without_foreground_are_skipped_with_a_warning(tmp_path, caplog):
+    def no_foreground() -> CfmFeatures:
+        raise EmptyScanError("has 3 foreground points")
+
+    cache = FeatureCache(tmp_path)
+    done: list[int] = []
+    with caplog.at_level(logging.WARNING, logger="mmad_fast"):
+        cache.extend(
+            [("scan 'a'", no_foreground), ("scan 'b'", lambda: TRAIN[0])], progress=done.append
+        )
+    assert len(cache) == 1
+    assert cache.positions == [1]
+    assert done == [1, 2]
+    assert "skipped scan 'a': has 3 foreground points" in caplog.text
