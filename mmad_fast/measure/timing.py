@@ -1,0 +1,76 @@
+"""Wall-clock time of repeated calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmad_fast.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of single calls, one after the other.
+
+    Attributes:
+        p50_ms, p95_ms, p99_ms: Percentiles of the latency, linear between ranks.
+        mean_ms: Mean latency.
+        fps: Calls per second of the whole series, 1000 / mean_ms: what the papers report (the
+            average over all test samples), not 1000 / p50_ms, which hides the slow calls.
+        runs: Number of calls measured.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    fps: float
+    runs: int
+
+    @classmethod
+    def from_latencies(cls, latencies_ms: Sequence[float]) -> Timing:
+        """The timing of a series of latencies in milliseconds.
+
+        Raises:
+            InvalidInputError: no latencies, or one that is not a positive finite number.
+        """
+        latencies = np.asarray(latencies_ms, np.float64)
+        if latencies.size == 0 or not (np.isfinite(latencies) & (latencies > 0)).all():
+            raise InvalidInputError(
+                f"got {latencies.size} latencies; at least one is needed, each a positive finite "
+                "number of milliseconds"
+            )
+        p50, p95, p99 = (float(value) for value in np.percentile(latencies, (50, 95, 99)))
+        mean_ms = float(latencies.mean())
+        return cls(p50, p95, p99, mean_ms, 1e3 / mean_ms, int(latencies.size))
+
+
+def time_calls(
+    function: Callable[[], object], *, num_warmup: int = 2, num_runs: int = 10
+) -> Timing:
+    """The timing of `num_runs` calls, after `num_warmup` calls that do not count.
+
+    Args:
+        function: Called without arguments; it must not return before its work is done.
+        num_warmup: Calls before the first measured one, >= 0.
+        num_runs: Measured calls, >= 1.
+
+    Raises:
+        InvalidInputError: num_warmup < 0 or num_runs < 1.
+    """
+    if num_warmup < 0 or num_runs < 1:
+        raise InvalidInputError(
+            f"num_warmup is {num_warmup} and num_runs is {num_runs}; "
+            "they must be at least 0 and at least 1"
+        )
+    for _ in range(num_warmup):
+        function()
+    latencies_ms = []
+    for _ in range(num_runs):
+        start = time.perf_counter()
+        function()
+        latencies_ms.append((time.perf_counter() - start) * 1e3)
+    return Timing.from_latencies(latencies_ms)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from mmad_fast.measure.published import EYECANDIES, MVTEC_3D_AD, load_published, published_for
+from mmad_fast.methods.variants import VARIANTS
+
+METRICS = {
+    *("i_auroc", "p_auroc", "aupro_30", "aupro_10", "aupro_5", "aupro_1"),
+    *("fps", "memory_mb", "memory_bank_gb", "training_gpu_hours"),
+}
+
+
+def value(method, metric, source, *, dataset=MVTEC_3D_AD, category="mean"):
+    (found,) = [
+        row.value
+        for row in load_published()
+        if (row.method, row.metric, row.source) == (method, metric, source)
+        and (row.dataset, row.category) == (dataset, category)
+    ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "source", "expected"),
+    [
+        ("CFM", "fps", "CFM paper, Table 5", 21.755),
+        ("CFM-S", "fps", "CFM paper, Table 5", 24.527),
+        ("CFM-S", "memory_mb", "CFM paper, Table 5", 211.09),
+        ("CFM-T", "i_auroc", "CFM paper, Table 5", 0.899),
+        ("M3DM", "fps", "CFM paper, Table 5", 0.514),
+        ("M3DM", "fps", "EasyNet paper, Table 5", 0.10),  # sources disagree: both are kept
+        ("EasyNet", "fps", "EasyNet paper, Table 5", 94.55),
+        ("MMRD", "i_auroc", "MMRD paper, Table 1", 0.950),
+        ("CFM-M", "aupro_10", "CFM paper, Table 11", 0.924),
+        ("CFM (sum)", "aupro_1", "CFM paper, Table 6", 0.430),
+        ("CFM (sum)", "aupro_1", "CFM paper, Table 10", 0.432),
+    ],
+)
+def test_single_values(method, metric, source, expected):
+    assert value(method, metric, source) == expected
+
+
+def test_values_of_categories_and_of_the_other_data_set():
+    source = "CFM paper, Table 11"
+    assert value("CFM-S", "i_auroc", source, category="cable_gland") == 0.878
+    assert value("AST", "i_auroc", "CFM paper, Table 13", dataset=EYECANDIES) == 0.780
+    assert value("AST", "i_auroc", "CFM paper, Table 3", dataset=EYECANDIES) == 0.758
+
+
+def test_every_row_is_plausible():
+    rows = load_published()
+    assert len(rows) > 1500
+    for row in rows:
+        assert row.metric in METRICS, row
+        assert row.dataset in (MVTEC_3D_AD, EYECANDIES), row
+        assert row.gpu in ("RTX 4090", "V100", "P100", "not named"), row
+        assert row.value > 0, row
+        if "au" in row.metric:
+            assert row.value <= 1, row
+
+
+def test_no_value_stands_twice():
+    keys = [(r.method, r.source, r.dataset, r.metric, r.category) for r in load_published()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_printed_means_are_those_of_the_printed_categories():
+    """A slip in a table of ten categories would show in its mean."""
+    tables: dict[tuple, dict[str, float]] = defaultdict(dict)
+    for row in load_published():
+        tables[row.method, row.source, row.dataset, row.metric][row.category] = row.value
+    full = {key: values for key, values in tables.items() if len(values) == 11}
+    assert len(full) > 100
+    # Printed so: the CFM paper repeats M3DM's own mean, .882, over categories that average .8865.
+    del full["M3DM", "CFM paper, Table 13", EYECANDIES, "aupro_30"]
+    for key, values in full.items():
+        mean = values.pop("mean")
+        # Ten values and their mean, each rounded to 3 digits.
+        assert sum(values.values()) / 10 == pytest.approx(mean, abs=0.00101), key
+
+
+def test_every_variant_has_published_speed_and_accuracy():
+    for variant in VARIANTS.values():
+        metrics = {row.metric for row in published_for(variant.published)}
+        assert {"fps", "memory_mb", "i_auroc", "aupro_30", "aupro_1"} <= metrics, variant.name
+
+
+def test_a_paper_that_repeats_itself_is_quoted_once():
+    rows = [row for row in published_for("CFM") if row.metric == "i_auroc"]
+    assert [(row.paper, row.value) for row in rows] == [("CFM paper", 0.954)]
+
+
+def test_sources_that_disagree_are_both_quoted():
+    rows = published_for("AST", dataset=EYECANDIES)
+    assert {row.value for row in rows if row.metric == "i_auroc"} == {0.758, 0.780}
+
+
+def test_a_category_comes_with_the_speed_of_the_whole_data_set():
+    rows = published_for("CFM-S", category="bagel")
+    found = {(row.metric, row.category): row.value for row in rows}
+    assert found["fps", "mean"] == 24.527
+    assert found["i_auroc", "bagel"] == 0.983
+    assert ("i_auroc", "mean") not in found
+
+
+def test_an_unknown_method_has_no_rows():
+    assert published_for("PatchCore 2000") == ()
