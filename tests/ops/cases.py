@@ -1,0 +1,109 @@
+"""Point clouds that tests and benchmarks of the ops share. Procedural and seeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """One point cloud.
+
+    Attributes:
+        name: What it is, as a test's name.
+        points: (N, 3) float32.
+        is_exact: Integer coordinates so small that squared distances are exact in float32: then
+            every backend must agree with the float64 reference index by index, ties included.
+    """
+
+    name: str
+    points: NDArray[np.float32]
+    is_exact: bool
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The foreground of an organised depth frame, as preprocessing delivers it.
+
+    Attributes:
+        points: (N, 3) float32 metres, row-major by pixel.
+        pixel_indices: (N,) int64 on the grid.
+        grid_size: S.
+    """
+
+    points: NDArray[np.float32]
+    pixel_indices: NDArray[np.int64]
+    grid_size: int
+
+
+def depth_frame(grid_size: int = 224, *, coverage: float = 0.28, seed: int = 0) -> Frame:
+    """A bumpy, lobed object seen by a pinhole camera at 0.5 m, with noise, holes and a ragged rim.
+
+    `coverage` is roughly the object's share of the frame; 0.28 of 224 x 224 is about 14k points.
+    """
+    rng = np.random.default_rng(seed)
+    v, u = np.mgrid[:grid_size, :grid_size].astype(np.float64) + 0.5
+    x, y = u / grid_size - 0.5, v / grid_size - 0.5
+    angle = np.arctan2(y, x) + rng.uniform(0, 2 * np.pi)
+    rim = np.sqrt(coverage / np.pi) * (1 + 0.15 * np.sin(3 * angle) + 0.05 * np.sin(11 * angle))
+    radius = np.hypot(x, y) / rim
+    height = 0.03 * np.sqrt(np.clip(1 - radius**2, 0, None)) + 0.002 * np.sin(90 * x) * np.cos(
+        70 * y
+    )
+    z = 0.5 - height + rng.normal(0, 5e-5, x.shape)
+    is_object = radius + rng.normal(0, 0.02, x.shape) < 1
+    is_object &= rng.uniform(size=x.shape) > 0.01  # missing pixels
+    for hole in rng.uniform(-0.2, 0.2, (4, 2)):
+        is_object &= np.hypot(x - hole[0], y - hole[1]) > 0.02
+    xyz = np.stack([x * z * 0.4, y * z * 0.4, z], axis=-1).astype(np.float32).reshape(-1, 3)
+    pixel_indices = np.flatnonzero(is_object).astype(np.int64)
+    return Frame(np.ascontiguousarray(xyz[pixel_indices]), pixel_indices, grid_size)
+
+
+def uniform_cloud(num_points: int, *, seed: int = 0) -> NDArray[np.float32]:
+    """(N, 3) uniform in a cube of 0.2 m around (0, 0, 0.5)."""
+    rng = np.random.default_rng(seed)
+    return (rng.uniform(-0.1, 0.1, (num_points, 3)) + (0, 0, 0.5)).astype(np.float32)
+
+
+def integer_cloud(num_points: int, *, high: int = 2048, seed: int = 0) -> NDArray[np.float32]:
+    """(N, 3) integers in [0, high); up to 2048 all squared distances are exact in float32."""
+    return np.random.default_rng(seed).integers(0, high, (num_points, 3)).astype(np.float32)
+
+
+def _outlier_cloud() -> NDArray[np.float32]:
+    points = uniform_cloud(500, seed=5)
+    points[250] = (4000, -9000, 12000)
+    return points
+
+
+CLOUDS = (
+    Cloud("one-point", integer_cloud(1), True),
+    Cloud("seven-integers", integer_cloud(7), True),
+    Cloud("sixty-three-integers", integer_cloud(63, seed=1), True),
+    Cloud("integers-1025", integer_cloud(1025, seed=2), True),
+    Cloud("many-ties", integer_cloud(700, high=6, seed=3), True),
+    Cloud("duplicates", np.repeat(integer_cloud(90, seed=4), 4, axis=0), True),
+    Cloud("all-equal", np.full((300, 3), 3, np.float32), True),
+    Cloud("on-a-line", np.arange(200, dtype=np.float32)[:, None] * np.float32([1, 0, 0]), True),
+    Cloud("uniform", uniform_cloud(1025), False),
+    Cloud("depth-frame", depth_frame(64, seed=1).points, False),
+    Cloud("millimetres", depth_frame(48, seed=2).points * np.float32(1000), False),
+    Cloud("far-outlier", _outlier_cloud(), False),
+)
+
+
+def by_name(cloud: Cloud) -> str:
+    """A cloud's name, for the ids of parametrized tests."""
+    return cloud.name
+
+
+def float32_squared_distances(
+    points: NDArray[np.float32], center: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(N,) float32, each operation rounded: what every fast backend must compute, bit by bit."""
+    dx, dy, dz = (points - center).T
+    return (dx * dx + dy * dy) + dz * dz
