@@ -1,0 +1,192 @@
+"""Reading a data set's image files: RGB PNG, XYZ TIFF, mask PNG. A fault names its file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmad_fast.errors import DataError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BIT_DEPTH_OFFSET = 24  # signature (8), chunk length and name (8), width and height (8)
+# What Pillow and tifffile raise on damaged content; anything else is a mistake of ours.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_rgb_png(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: the colours of a PNG file with 8 bits per channel.
+
+    Grey is repeated three times, a palette is resolved, alpha is dropped (not blended).
+
+    Args:
+        path: The PNG file.
+
+    Returns:
+        The image.
+
+    Raises:
+        DataError: the file is missing, empty, no PNG, damaged or cut off, or has 16 bits per
+            channel (Pillow would drop the low byte without a word).
+    """
+    _check_png(path)
+    with _reading(path, "PNG image"), Image.open(path) as image:
+        image.load()
+        return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def read_mask_png(path: Path) -> NDArray[np.bool_]:
+    """(H, W) bool: the pixels of a mask PNG that are non-zero in any colour channel.
+
+    Args:
+        path: The PNG file; 0 is nominal, anything else anomalous.
+
+    Returns:
+        The mask, True where anomalous.
+
+    Raises:
+        DataError: as `read_rgb_png`.
+    """
+    return np.asarray(read_rgb_png(path).any(axis=-1), dtype=np.bool_)
+
+
+def read_depth_png(path: Path) -> NDArray[np.uint16]:
+    """(H, W) uint16: a PNG file with one channel of 16 bits.
+
+    Args:
+        path: The PNG file.
+
+    Returns:
+        The stored numbers.
+
+    Raises:
+        DataError: missing, empty, no PNG, damaged or cut off, or not one channel of 16 bits.
+    """
+    bit_depth = _png_header(path)[_BIT_DEPTH_OFFSET]
+    with _reading(path, "PNG image"), Image.open(path) as image:
+        image.load()
+        bands, values = len(image.getbands()), np.array(image)
+    if bit_depth != 16 or bands != 1:
+        raise DataError(
+            f"{path} has {bands} channel(s) of {bit_depth} bits; a depth PNG must have one channel "
+            "of 16 bits"
+        )
+    return values.astype(np.uint16)
+
+
+def read_xyz_tiff(path: Path) -> NDArray[np.floating]:
+    """(H, W, 3) float32 or float64: the points of an organised XYZ TIFF, as stored.
+
+    Args:
+        path: The TIFF file, one page with channels last.
+
+    Returns:
+        The coordinates in the file's own unit; (0, 0, 0) or NaN is a missing point.
+
+    Raises:
+        DataError: the file is missing, empty, no TIFF, damaged or cut off, not (H, W, 3), or not
+            floating point.
+    """
+    _check_file(path)
+    with _reading(path, "TIFF image"), tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        _check_xyz_page(path, page.shape, page.dtype)
+        ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if max(ends) > path.stat().st_size:
+            raise DataError(
+                f"{path} is cut off: it announces {max(ends)} bytes and has "
+                f"{path.stat().st_size}; copy or export it again"
+            )
+        return np.ascontiguousarray(page.asarray())
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) in pixels, from a PNG file's header alone.
+
+    Args:
+        path: The PNG file.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        DataError: the file is missing, empty or no PNG.
+    """
+    width, height = struct.unpack(">II", _png_header(path)[16:24])
+    return height, width
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; check the path, or copy the data set again")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes); copy or export it again")
+
+
+def _png_header(path: Path) -> bytes:
+    _check_file(path)
+    with path.open("rb") as file:
+        header = file.read(_BIT_DEPTH_OFFSET + 2)
+    if not header.startswith(PNG_SIGNATURE[: len(header)]):
+        raise DataError(
+            f"{path} is not a PNG file (it starts with {header[:4]!r}); save it as an 8-bit RGB PNG"
+        )
+    if len(header) <= _BIT_DEPTH_OFFSET:
+        raise DataError(f"{path} is cut off within the PNG header; copy or export it again")
+    return header
+
+
+def _check_png(path: Path) -> None:
+    if _png_header(path)[_BIT_DEPTH_OFFSET] == 16:
+        raise DataError(
+            f"{path} has 16 bits per channel; 8 are needed. Convert it with the exposure you want, "
+            "e.g. divide by 257"
+        )
+
+
+def _check_xyz_page(path: Path, shape: tuple[int, ...], dtype: np.dtype | None) -> None:
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        hint = "; channels must come last" if len(shape) == 3 and shape[0] == 3 else ""
+        raise DataError(
+            f"{path} has shape {tuple(shape)}; an XYZ TIFF must be (H, W, 3) with x, y, z in the "
+            f"last axis{hint}"
+        )
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise DataError(f"{path} has dtype {dtype}; an XYZ TIFF must hold float32 or float64")
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except tifffile.TiffFileError as error:
+        raise DataError(f"{path} is not a readable {kind}: {error}; export it again") from error
+    except _DECODE_ERRORS as error:
+        if isinstance(error, ValueError) and "imagecodecs" in str(error):
+            raise DataError(
+                f"{path} uses a compression that needs one more package ({error}): "
+                "`pip install imagecodecs`, or save it uncompressed or with zlib"
+            ) from error
+        raise DataError(
+            f"{path} cannot be read as a {kind}, it is damaged or cut off "
+            f"({type(error).__name__}: {error}); copy or export it again"
+        ) from error

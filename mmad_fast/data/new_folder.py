@@ -1,0 +1,48 @@
+"""Writing a folder so that it is there completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmad_fast.errors import DataError
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling of the target to write into; it takes the target's name at the end.
+
+    If the body raises, or the user interrupts it, nothing is left behind.
+
+    Args:
+        target: The folder to make. It must not exist, or be empty.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        DataError: the target is a file or a folder with something in it.
+    """
+    target = Path(target).absolute()
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target} is a file; name a new folder")
+    if target.is_dir() and any(target.iterdir()):
+        raise DataError(
+            f"{target} exists and is not empty; nothing is overwritten. Remove it or name another "
+            "folder"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        yield temporary
+        if target.is_dir():
+            target.rmdir()
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

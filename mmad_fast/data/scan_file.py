@@ -1,0 +1,95 @@
+"""One scan of a data set: where its files are and how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.data.image_files import image_size, read_mask_png, read_rgb_png, read_xyz_tiff
+from mmad_fast.errors import DataError
+from mmad_fast.scan import Scan, Unit
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+GOOD = "good"
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """The files of one scan; nothing is read before `load`.
+
+    Attributes:
+        name: Unique in its data set, e.g. "cookie/test/crack/003".
+        category: The category's name.
+        split: "train", "validation" or "test".
+        defect: "good", the defect type, or "" where that is unknown.
+        rgb_path: 8-bit PNG.
+        xyz_path: XYZ TIFF, or what `read_xyz` reads instead.
+        ground_truth_path: Mask PNG, None if there is none.
+        read_xyz: (H, W, 3) coordinates of `xyz_path`; differs for raw Eyecandies.
+    """
+
+    name: str
+    category: str
+    split: Split
+    defect: str
+    rgb_path: Path
+    xyz_path: Path
+    ground_truth_path: Path | None = None
+    read_xyz: Callable[[Path], NDArray[np.floating]] = read_xyz_tiff
+
+    def load(self, unit: Unit = "m") -> Scan:
+        """The scan, read and checked.
+
+        Args:
+            unit: The unit of the file's coordinates, "m" or "mm".
+
+        Returns:
+            The scan in metres.
+
+        Raises:
+            DataError: a file is missing, unreadable or of the wrong kind, or the two differ in
+                size.
+            InvalidInputError: the coordinates cannot be in that unit.
+        """
+        rgb, xyz = read_rgb_png(self.rgb_path), self.read_xyz(self.xyz_path)
+        if rgb.shape[:2] != xyz.shape[:2]:
+            raise DataError(
+                f"{self.rgb_path} is {_by(rgb.shape)} and {self.xyz_path} is {_by(xyz.shape)}; "
+                "colour and points must be registered pixel by pixel (height x width)"
+            )
+        return Scan.from_arrays(rgb, xyz, unit=unit, name=self.name)
+
+    def load_ground_truth(self) -> NDArray[np.bool_] | None:
+        """(H, W) bool, True where anomalous; None if nobody knows.
+
+        A good scan has no anomalous pixel, whatever mask lies beside it (as the published loaders
+        do).
+
+        Returns:
+            The mask at the scan's own resolution.
+
+        Raises:
+            DataError: the mask is missing, unreadable, or of another size than the image.
+        """
+        size = image_size(self.rgb_path)
+        if self.defect == GOOD:
+            return np.zeros(size, dtype=np.bool_)
+        if self.ground_truth_path is None:
+            return None
+        mask = read_mask_png(self.ground_truth_path)
+        if mask.shape != size:
+            raise DataError(
+                f"{self.ground_truth_path} is {_by(mask.shape)} and {self.rgb_path} is "
+                f"{_by(size)}; a mask must have the image's size (height x width)"
+            )
+        return mask
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"
