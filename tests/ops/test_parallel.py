@@ -1,0 +1,219 @@
+"""The thread pool of the kernels, seen from Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.inverse_distance_interpolation import (
+    inverse_distance_weights,
+    pooled_interpolation_rows,
+)
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.threads import get_num_threads, set_num_threads
+from ops.cases import depth_frame, uniform_cloud
+
+
+@pytest.fixture(autouse=True)
+def _restored_num_threads() -> Iterator[None]:
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+def run_all_ops(seed: int, num_points: int = 35_000) -> list[NDArray]:
+    """The outputs of the ops on a cloud large enough that each of them shares its work."""
+    cloud = uniform_cloud(num_points, seed=seed)
+    samples = farthest_point_sampling(cloud, 40)
+    groups = knn_grouping(cloud, np.arange(0, num_points, num_points // 130), 33)
+    frame = depth_frame(96, seed=seed)
+    weights = inverse_distance_weights(frame.points, frame.points[::31])
+    pooled = pooled_interpolation_rows(
+        weights,
+        frame.pixel_indices,
+        num_centers=len(frame.points[::31]),
+        grid_size=96,
+        output_size=96,
+    )
+    rows = pooled.rows
+    return [samples, *groups, *weights, pooled.pixel_indices, rows.offsets, rows.columns, rows.values]
+
+
+def assert_same(got: list[NDArray], expected: list[NDArray]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    set_num_threads(1)
+    expected = run_all_ops(0)
+    for count in (2, 7, 3):
+        set_num_threads(count)
+        assert get_num_threads() == count
+        assert_same(run_all_ops(0), expected)
+
+
+def test_concurrent_callers_get_their_own_results() -> None:
+    set_num_threads(3)
+    expected = [run_all_ops(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as executor:
+        futures = [executor.submit(run_all_ops, task % 4) for task in range(12)]
+        for task, future in enumerate(futures):
+            assert_same(future.result(timeout=120), expected[task % 4])
+
+
+def test_the_number_of_threads_may_change_while_others_compute() -> None:
+    expected = run_all_ops(1, 8000)
+    with ThreadPoolExecutor(2) as executor:
+        futures = [executor.submit(run_all_ops, 1, 8000) for _ in range(8)]
+        for count in [2, 5, 1, 4] * 10:
+            set_num_threads(count)
+            farthest_point_sampling(uniform_cloud(35_000), 3)
+        for future in futures:
+            assert_same(future.result(timeout=120), expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, r"count is 0; it must be in 1\.\.1024"),
+        (-2, "count is -2"),
+        (4096, "count is 4096"),
+        (2.0, "count is 2.0; it must be an integer"),
+        (None, "count is None; it must be an integer"),
+        (True, "count is True; it must be an integer"),
+    ],
+)
+def test_bad_numbers_of_threads_are_refused(count: Any, words: str) -> None:
+    before = get_num_threads()
+    with pytest.raises(InvalidInputError, match=words):
+        set_num_threads(count)
+    assert get_num_threads() == before
+
+
+def test_without_kernels_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmad_fast.threads.kernels_refusal", lambda: "the kernels do not load")
+    with pytest.raises(BackendUnavailableError, match="the kernels do not load"):
+        get_num_threads()
+
+
+def run_script(script: str, **environment: str) -> str:
+    """What the script prints, in an interpreter of its own that may take a minute."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_environment_sets_the_number_of_threads() -> None:
+    script = "from mmad_fast.threads import get_num_threads as get; print(get())"
+    assert run_script(script, MMAD_FAST_NUM_THREADS="3") == "3"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for not_a_number in ("", "many", "0", "-4"):
+        assert run_script(script, MMAD_FAST_NUM_THREADS=not_a_number) == str(usable)
+
+
+FORKING = """
+import os, threading
+import numpy as np
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.threads import set_num_threads
+
+set_num_threads(4)
+points = np.random.default_rng(0).uniform(size=(3000, 3)).astype(np.float32)
+centers = np.arange(0, 3000, 10)
+expected = knn_grouping(points, centers, 20).indices
+stopping = threading.Event()
+
+def keep_the_pool_busy():
+    while not stopping.is_set():
+        knn_grouping(points, centers, 20)
+
+busy = threading.Thread(target=keep_the_pool_busy)
+busy.start()
+for _ in range(15):
+    child = os.fork()
+    if child == 0:
+        is_same = all(
+            np.array_equal(knn_grouping(points, centers, 20).indices, expected) for _ in range(3)
+        )
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(not np.array_equal(knn_grouping(points, centers, 20).indices, expected))
+        status = os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1])
+        os._exit(0 if is_same and status == 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+stopping.set()
+busy.join()
+assert np.array_equal(knn_grouping(points, centers, 20).indices, expected)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_computes_even_if_the_parent_was_computing() -> None:
+    assert run_script(FORKING) == "done"
+
+
+FORKED_POOL = """
+import os
+from pathlib import Path
+import numpy as np
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.threads import set_num_threads
+
+set_num_threads(4)
+points = np.random.default_rng(0).uniform(size=(3000, 3)).astype(np.float32)
+knn_grouping(points, np.arange(300), 20)
+if os.fork() == 0:
+    before = len(os.listdir("/proc/self/task"))
+    knn_grouping(points, np.arange(300), 20)
+    print(before, len(os.listdir("/proc/self/task")), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_a_forked_child_has_a_pool_of_its_own() -> None:
+    assert run_script(FORKED_POOL) == "1 4"
+
+
+FEW_THREADS = """
+import resource
+import numpy as np
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.threads import set_num_threads
+
+points = np.random.default_rng(0).uniform(size=(3000, 3)).astype(np.float32)
+set_num_threads(1)
+expected = knn_grouping(points, np.arange(300), 20).indices
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 100 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+set_num_threads(1000)
+for _ in range(3):
+    assert np.array_equal(knn_grouping(points, np.arange(300), 20).indices, expected)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_threads_that_the_system_refuses_are_done_without() -> None:
+    assert run_script(FEW_THREADS) == "done"

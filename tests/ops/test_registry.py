@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from mmad_fast.errors import BackendUnavailableError
+from mmad_fast.ops import all_ops
+from mmad_fast.ops.registry import Backend, Op, always
+
+
+def make_op(**refusals: str | None) -> Op:
+    """An op whose backends refuse with the given reasons."""
+    return Op(
+        "an_op",
+        tuple(
+            Backend(name, lambda: None, lambda reason=reason: reason)
+            for name, reason in refusals.items()
+        ),
+    )
+
+
+def test_a_named_backend_runs() -> None:
+    op = make_op(cuda=None, cpu=None)
+    assert op.resolve("cpu").name == "cpu"
+    assert op.resolve("cuda").name == "cuda"
+
+
+def test_a_named_backend_that_cannot_run_says_why_even_if_another_could() -> None:
+    op = make_op(cuda="no CUDA device; needs compute capability 7.5", cpu=None)
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"an_op: backend 'cuda' cannot run here: no CUDA device; needs compute capability",
+    ):
+        op.resolve("cuda")
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    op = make_op(cuda="no device", cpu=None)
+    with pytest.raises(
+        BackendUnavailableError, match=r"no backend 'gpu'; known are auto, cuda, cpu$"
+    ):
+        op.resolve("gpu")
+
+
+def test_auto_takes_the_first_that_can(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="mmad_fast"):
+        assert make_op(cuda=None, cpu=None).resolve().name == "cuda"
+    assert not caplog.records
+
+
+def test_auto_falls_through_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    op = make_op(cuda="no device", triton="not installed", cpu=None, reference=None)
+    with caplog.at_level(logging.WARNING, logger="mmad_fast"):
+        assert [op.resolve("auto").name for _ in range(3)] == ["cpu"] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "an_op runs on 'cpu' because: cuda: no device; triton: not installed"
+    ]
+
+
+def test_auto_raises_with_all_reasons_if_nothing_can_run() -> None:
+    with pytest.raises(
+        BackendUnavailableError, match="an_op: no backend can run: cuda: no device; cpu: not built"
+    ):
+        make_op(cuda="no device", cpu="not built").resolve()
+
+
+def test_always_never_refuses() -> None:
+    assert always() is None
+
+
+def test_every_op_has_its_kernel_and_a_reference_that_runs_everywhere() -> None:
+    names = [op.name for op in all_ops()]
+    assert len(set(names)) == len(names) == 5
+    for op in all_ops():
+        backends = [backend.name for backend in op.backends]
+        assert backends[-1] == "reference", f"{op.name}: 'auto' must try the reference last"
+        assert op.backends[-1].refusal() is None
+        assert op.resolve("cpu").name == "cpu"
+        assert op.resolve("auto").name != "reference"
