@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,9 +240,9 @@ def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont
     """The text, with its end replaced by dots where it would be wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    lengths = range(len(text))
+    fitting = bisect_right(lengths, width, key=lambda n: font.getlength(text[:n] + "..."))
+    return text[: max(0, fitting - 1)] + "..."
 
 
 def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
