@@ -82,7 +82,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "family": "cfm",
         "preprocess": RECIPES["cfm"].to_dict(),
         "parameters": TINY_PARAMETERS.to_dict(),
-        "weights": {"rgb": {"kind": "random"}, "points": {"kind": "random"}},
+        "weights": {"rgb": {"kind": "random"}, "point": {"kind": "random"}},
         "graphs": graphs,
         "tensors": tensors,
     }

@@ -80,8 +80,8 @@ def fit(
             }
         )
         return
-    for role, source in manifest.weights.items():
-        if source.get("kind") == "random":
+    for role in ("rgb", "point"):
+        if manifest.weights[role]["kind"] == "random":
             notice(f"note: the {role} weights are random; accuracy means nothing")
     notice(f"wrote {output} ({manifest.method}, threshold {detector.threshold:.4g})")
     notice(f"next: mmad-fast infer {output} SCAN_OR_FOLDER --output results")

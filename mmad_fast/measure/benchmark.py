@@ -98,7 +98,7 @@ def run_benchmark(
     names = [pick_category(dataset, name) for name in categories] or list(dataset.categories())
     fit_request = _with_available_weights(fit_request, say)
     if request.speed_only:
-        fit_request = replace(fit_request, epochs=1, max_train_scans=SPEED_ONLY_TRAIN_SCANS)
+        fit_request = replace(fit_request, epochs=1)
     rows: list[BenchRow] = []
     reference_rows: list[BenchRow] = []
     with ExitStack() as stack:
@@ -110,6 +110,7 @@ def run_benchmark(
                 folder / name,
                 category=name,
                 request=fit_request,
+                max_train_scans=SPEED_ONLY_TRAIN_SCANS if request.speed_only else None,
                 progress=_nested(progress, name),
             )
             rows.append(
@@ -236,7 +237,6 @@ def _reference_row(
         detector.artifact,
         rgb_weights=fit_request.rgb_weights,
         point_weights=fit_request.point_weights,
-        seed=fit_request.seed,
     )
     latencies_ms, stages = [], []
     for run in range(1 + REFERENCE_RUNS):  # the first one warms up
@@ -279,7 +279,7 @@ def _published(variant: Variant, category: str) -> tuple[PublishedRow, ...]:
 
 def _describe_weights(detector: Detector) -> str:
     weights = detector.artifact.manifest.weights
-    return ", ".join(f"{role}: {source['kind']}" for role, source in weights.items())
+    return ", ".join(f"{role}: {weights[role]['kind']}" for role in ("rgb", "point"))
 
 
 def _test_scans(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:

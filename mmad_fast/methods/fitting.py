@@ -38,7 +38,6 @@ class FitRequest:
         epochs: Passes over the training scans.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
-        max_train_scans: Use only the first so many training scans; None: all.
     """
 
     method: str = "cfm-s"
@@ -51,7 +50,6 @@ class FitRequest:
     epochs: int | None = None
     seed: int = 0
     unit: Unit = "m"
-    max_train_scans: int | None = None
 
 
 def fit(
@@ -117,9 +115,10 @@ def fit_detector(
     *,
     category: str | None = None,
     request: FitRequest,
+    max_train_scans: int | None = None,
     progress: Progress | None = None,
 ) -> Detector:
-    """As `fit`, with the options as a record."""
+    """As `fit`, with the options as a record, and on the first `max_train_scans` scans if given."""
     variant = get_variant(request.method)
     if not 0.0 <= request.threshold_quantile <= 1.0:
         raise InvalidInputError(
@@ -138,7 +137,7 @@ def fit_detector(
     module, function = FAMILY_FITS[variant.family].split(":")
     fit_family: Any = getattr(import_module(module), function)
     path = fit_family(
-        dataset.scans(name, "train")[: request.max_train_scans],
+        dataset.scans(name, "train")[:max_train_scans],
         dataset.scans(name, "validation") if has_validation else (),
         Path(output),
         request,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine, open_graph
-from mmad_fast.errors import EmptyScanError
+from mmad_fast.errors import ArtifactError, EmptyScanError
 from mmad_fast.methods.cfm import scoring
 from mmad_fast.methods.cfm.parameters import CfmParameters
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -138,6 +138,7 @@ class CfmPipeline:
             open_graph(artifact.graph_path(name), engine=engine, num_threads=num_threads)
             for name in (RGB_GRAPH, POINT_GRAPH)
         )
+        _check_shapes(artifact, rgb, points, parameters)
         networks = mapping_networks(artifact.tensors(), parameters)
         return cls(FeatureExtractor(rgb, points, parameters), networks, parameters)
 
@@ -166,6 +167,14 @@ class CfmPipeline:
             anomaly_map = scoring.normalize(smoothed, score_norm=parameters.score_norm)
         return CfmScores(anomaly_map, float(anomaly_map.max()))
 
+    def published_evaluation_maps(
+        self, anomaly_map: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
+        if self.parameters.score_norm == "raw":
+            return anomaly_map, anomaly_map
+        return scoring.published_evaluation_maps(anomaly_map)
+
     def _discrepancy(self, features: CfmFeatures, network: str) -> NDArray[np.float32]:
         """(P,) distance of unit vectors: the target's features and their prediction."""
         sides = {
@@ -174,6 +183,25 @@ class CfmPipeline:
         }
         source, target = network.split("_to_")
         return pixel_mapping(*sides[source], *sides[target], self._networks[network])
+
+
+def _check_shapes(
+    artifact: Artifact, rgb: Engine, points: Engine, parameters: CfmParameters
+) -> None:
+    """Raises ArtifactError where a graph does not fit the manifest's parameters."""
+    side, num_groups = parameters.rgb_size, parameters.num_groups
+    wanted = {
+        "image": (1, 3, side, side),
+        "groups": (1, num_groups, parameters.group_size, 3),
+        "centers": (1, num_groups, 3),
+    }
+    found = {**rgb.input_shapes, **points.input_shapes}
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            raise ArtifactError(
+                f"{artifact.path}: graph input {name!r} has shape {found.get(name)}, the "
+                f"manifest's parameters need {shape}; fit the detector again"
+            )
 
 
 def mapping_networks(
