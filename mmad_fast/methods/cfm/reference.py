@@ -8,14 +8,17 @@ of `ReferenceOptions` choose.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmad_fast.artifact import Artifact
+from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
 from mmad_fast.errors import EmptyScanError
 from mmad_fast.methods.cfm.networks import from_tensors
 from mmad_fast.methods.cfm.parameters import (
@@ -202,6 +205,35 @@ def reference_infer(
         anomaly_map.numpy(),
         float(anomaly_map.max()),
     )
+
+
+def reference_pipeline(
+    artifact: Artifact, *, rgb_weights: str | Path, point_weights: str | Path
+) -> Callable[[PreparedScan, StageClock], ReferenceScores]:
+    """The published pipeline with the parameters and weights of an artifact.
+
+    Args:
+        artifact: A CFM artifact.
+        rgb_weights: What it was fitted with: a checkpoint path, "auto" or "random".
+        point_weights: Likewise.
+
+    Raises:
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    parameters = CfmParameters.from_dict(artifact.manifest.parameters)
+    seed = int(artifact.manifest.weights["seed"])
+    rgb = build_rgb_backbone(
+        parameters.rgb_backbone, num_layers=parameters.rgb_layers, weights=rgb_weights, seed=seed
+    )
+    point = build_point_backbone(
+        layers=parameters.point_layers,
+        weights=point_weights,
+        batch_norm=parameters.batch_norm,
+        seed=seed,
+    )
+    networks = ReferenceNetworks.of_tensors(rgb, point, artifact.tensors())
+    options = ReferenceOptions.of(parameters)
+    return lambda prepared, clock: reference_infer(prepared, networks, options, clock)
 
 
 def farthest_points(points: Tensor, num_samples: int, *, skip_near_origin: bool) -> Tensor:
