@@ -23,6 +23,7 @@ namespace mmad_fast {
 namespace {
 
 constexpr int64_t kPixelGrain = 1 << 15;
+constexpr int64_t kPointGrain = 1 << 13;
 constexpr int64_t kCellGrain = 64;
 constexpr int kKeyBits = 21;
 constexpr int64_t kKeyOffset = int64_t{1} << (kKeyBits - 1);
@@ -152,21 +153,26 @@ class Clustering {
     // A hair below radius / sqrt(3): rounding in the division can then not put two points further
     // apart than the radius into one cell.
     const double cells_per_metre = std::sqrt(3.0) / (radius * (1.0 - 1e-6));
+    std::vector<uint64_t> keys(num_points_);
+    parallel_for(num_points_, kPointGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t index[3];
+        for (int k = 0; k < 3; ++k) {
+          const double position = points_[3 * i + k] * cells_per_metre + kKeyOffset;
+          if (!(position >= 2.0 && position < 2.0 * kKeyOffset - 2.0))
+            throw std::invalid_argument("the points extend over more than 2^19 cluster radii");
+          index[k] = static_cast<int64_t>(position);
+        }
+        keys[i] = pack(index[0], index[1], index[2]);
+      }
+    });
     cell_of_.resize(num_points_);
     uint64_t last_key = std::numeric_limits<uint64_t>::max();
     int32_t last_cell = -1;
     for (int64_t i = 0; i < num_points_; ++i) {
-      int64_t index[3];
-      for (int k = 0; k < 3; ++k) {
-        const double position = points_[3 * i + k] * cells_per_metre + kKeyOffset;
-        if (!(position >= 2.0 && position < 2.0 * kKeyOffset - 2.0))
-          throw std::invalid_argument("the points extend over more than 2^19 cluster radii");
-        index[k] = static_cast<int64_t>(position);
-      }
-      const uint64_t key = pack(index[0], index[1], index[2]);
-      if (key != last_key) {  // neighbouring pixels mostly share the cell
-        last_key = key;
-        last_cell = table_.find_or_add(key);
+      if (keys[i] != last_key) {  // neighbouring pixels mostly share the cell
+        last_key = keys[i];
+        last_cell = table_.find_or_add(last_key);
       }
       cell_of_[i] = last_cell;
     }

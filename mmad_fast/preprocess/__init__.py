@@ -101,7 +101,8 @@ def prepare_ground_truth(
     _check_size("grid_size", grid_size)
     if mask.ndim != 2 or mask.dtype != np.bool_ or 0 in mask.shape:
         raise InvalidInputError(
-            f"mask is {mask.dtype} of shape {mask.shape}; it must be bool (H, W), True where anomalous"
+            f"mask is {mask.dtype} of shape {mask.shape}; it must be bool (H, W), True where "
+            "anomalous"
         )
     height, width = mask.shape
     return resize_mask(mask, square_padding((height, width)), recipe.rgb_padding, size=grid_size)

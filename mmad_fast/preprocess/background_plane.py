@@ -17,10 +17,18 @@ NUM_HYPOTHESES = 512
 """Planes through three rim points that are tried. With 30 % inliers, the least that a recipe
 accepts, one of them is free of outliers with probability 1 - 1e-6."""
 
-NUM_JUDGES = 1024
+NUM_JUDGES = 512
 """Rim points on which a hypothesis is judged, evenly spread over the rim."""
 
+MAX_RIM_POINTS = 8192
+"""Rim points that are used at most, evenly spread over the rim: sensor noise of 0.1 mm then moves
+the plane by about 1 micrometre."""
+
 MAX_REFINEMENTS = 10
+
+MIN_SPREAD = 0.25
+"""Standard deviation that the inliers need in their second direction, in units of the inlier
+distance: below, they lie on a line and many planes hold them."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +67,22 @@ def find_background_plane(xyz: NDArray[np.float32], recipe: Recipe) -> PlaneSear
     samples here have 3 points, so that outliers on the rim spoil fewer of them).
     """
     rim = _rim_pixels(xyz, recipe.rim_width_px)
-    points = rim[(rim != 0).all(axis=1)].astype(np.float64)  # (N, 3)
-    num_points = len(points)
+    is_measured = (rim[:, 0] != 0) & (rim[:, 1] != 0) & (rim[:, 2] != 0)
+    measured = np.flatnonzero(is_measured)
+    num_points = len(measured)
     if num_points < recipe.min_rim_points:
         reason = f"{num_points} measured rim pixels, {recipe.min_rim_points} are needed"
         return PlaneSearch(None, num_points, 0, reason)
-    center = points.mean(axis=0)
+    points = rim[_evenly_spread(measured, MAX_RIM_POINTS)].T.astype(np.float64)  # (3, N)
+    center = points.mean(axis=1, keepdims=True)
     candidate = _best_hypothesis(points - center, recipe)
     if candidate is not None:
         candidate = _refine(points - center, candidate, recipe.plane_inlier_m)
     if candidate is None:
         return PlaneSearch(None, num_points, 0, "the rim points lie on a line or in one spot")
-    normal, offset = candidate[:3], float(candidate[3] - candidate[:3] @ center)
-    num_inliers = int((np.abs(points @ normal + offset) < recipe.plane_inlier_m).sum())
+    normal, offset = candidate[:3], float(candidate[3] - candidate[:3] @ center[:, 0])
+    inlier_share = np.mean(_distances(points, np.append(normal, offset)) < recipe.plane_inlier_m)
+    num_inliers = round(float(inlier_share) * num_points)
     needed = max(
         recipe.min_rim_points,
         recipe.min_inlier_fraction * num_points,
@@ -99,11 +110,11 @@ def mark_background(xyz: NDArray[np.float32], search: PlaneSearch, recipe: Recip
     Source: method facts 1.2 step 4 (strictly nearer than 5 mm; also pixels that are not measured)
     and 1.3 (a pixel is measured iff all three coordinates are non-zero).
     """
-    from mmad_fast import _kernels
+    import mmad_fast._kernels as kernels
 
     states = np.empty(xyz.shape[:2], np.uint8)
     plane = np.array(search.plane or (), np.float64)
-    _kernels.mark_pixels(xyz, plane, recipe.plane_removal_m, states)
+    kernels.mark_pixels(xyz, plane, recipe.plane_removal_m, states)
     return states
 
 
@@ -116,44 +127,61 @@ def _rim_pixels(xyz: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     return np.concatenate([part.reshape(-1, 3) for part in parts])
 
 
+def _evenly_spread(items: NDArray, count: int) -> NDArray:
+    """At most `count` of the items (N, ...), evenly spread over their order."""
+    if len(items) <= count:
+        return items
+    return items[np.linspace(0, len(items) - 1, count).astype(np.int64)]
+
+
+def _distances(points: NDArray[np.float64], plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) distance of points (3, N) from the plane (4,)."""
+    # Written out: a BLAS call on arrays this small would wake its threads for nothing.
+    return np.abs(plane[0] * points[0] + plane[1] * points[1] + plane[2] * points[2] + plane[3])
+
+
 def _best_hypothesis(points: NDArray[np.float64], recipe: Recipe) -> NDArray[np.float64] | None:
-    """(4,) plane through three of the centred points (N, 3) with the least truncated squared
+    """(4,) plane through three of the centred points (3, N) with the least truncated squared
     distance to the points, None if no three points span a plane."""
     rng = np.random.default_rng(recipe.seed)
-    corners = points[rng.integers(0, len(points), (NUM_HYPOTHESES, 3))]  # (hypotheses, 3, 3)
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    lengths = np.linalg.norm(normals, axis=1)
+    corners = points.T[rng.integers(0, points.shape[1], (3, NUM_HYPOTHESES))]  # (3, planes, 3)
+    normals = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+    lengths = np.sqrt(np.square(normals).sum(axis=1))
     # The area of a triangle whose sides are as short as the noise says nothing of the plane.
-    is_spanned = lengths > recipe.plane_inlier_m**2
+    is_spanned = lengths > (MIN_SPREAD * recipe.plane_inlier_m) ** 2
     if not is_spanned.any():
         return None
     normals = normals[is_spanned] / lengths[is_spanned, None]
-    offsets = -np.einsum("hk,hk->h", normals, corners[is_spanned, 0])
-    judges = points[np.linspace(0, len(points) - 1, min(NUM_JUDGES, len(points))).astype(np.int64)]
-    distances = judges.astype(np.float32) @ normals.T.astype(np.float32)  # (judges, hypotheses)
-    distances += offsets.astype(np.float32)
+    offsets = -(normals * corners[0, is_spanned]).sum(axis=1)
+    judges = _evenly_spread(points.T, NUM_JUDGES).T.astype(np.float32)  # (3, judges)
+    planes = np.column_stack([normals, offsets]).astype(np.float32)[..., None]  # (planes, 4, 1)
+    distances = planes[:, 0] * judges[0]  # (planes, judges)
+    distances += planes[:, 1] * judges[1]
+    distances += planes[:, 2] * judges[2]
+    distances += planes[:, 3]
     np.square(distances, out=distances)
     np.minimum(distances, np.float32(recipe.plane_inlier_m**2), out=distances)
-    best = int(distances.sum(axis=0).argmin())
+    best = int(distances.sum(axis=1).argmin())
     return np.append(normals[best], offsets[best])
 
 
 def _refine(
     points: NDArray[np.float64], plane: NDArray[np.float64], inlier_m: float
 ) -> NDArray[np.float64] | None:
-    """(4,) total least squares plane of the inliers, repeated until they stay the same; None if
-    they do not span a plane."""
+    """(4,) total least squares plane of the inliers among points (3, N), repeated until they stay
+    the same; None if they do not span a plane."""
     inliers = None
     for _ in range(MAX_REFINEMENTS):
-        is_inlier = np.abs(points @ plane[:3] + plane[3]) < inlier_m
+        is_inlier = _distances(points, plane) < inlier_m
         if inliers is not None and np.array_equal(is_inlier, inliers):
             break
         inliers = is_inlier
-        chosen = points[is_inlier]
-        mean = chosen.mean(axis=0)
-        scatter = (chosen - mean).T @ (chosen - mean) / len(chosen)
+        chosen = points[:, is_inlier]
+        mean = chosen.mean(axis=1)
+        chosen -= mean[:, None]
+        scatter = [[float((u * v).mean()) for v in chosen] for u in chosen]
         variances, directions = np.linalg.eigh(scatter)  # ascending
-        if variances[1] < inlier_m**2:
+        if variances[1] < (MIN_SPREAD * inlier_m) ** 2:
             return None
-        plane = np.append(directions[:, 0], -directions[:, 0] @ mean)
+        plane = np.append(directions[:, 0], -(directions[:, 0] * mean).sum())
     return plane

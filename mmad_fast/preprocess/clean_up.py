@@ -27,10 +27,10 @@ def keep_largest_cluster(
 
     Source: method facts 1.2 step 6.
     """
-    from mmad_fast import _kernels
+    import mmad_fast._kernels as kernels
 
     kept = states.copy()
-    _kernels.keep_largest_cluster(xyz, recipe.cluster_radius_m, recipe.cluster_min_points, kept)
+    kernels.keep_largest_cluster(xyz, recipe.cluster_radius_m, recipe.cluster_min_points, kept)
     return kept
 
 
@@ -51,7 +51,7 @@ def density_clusters(
         InvalidInputError: wrong type or shape, coordinates that are not finite, radius or
             min_points not positive, or coordinates beyond 2^19 radii.
     """
-    from mmad_fast import _kernels
+    import mmad_fast._kernels as kernels
 
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype != np.float32:
         raise InvalidInputError(
@@ -69,5 +69,5 @@ def density_clusters(
             "most 2^19 radii: give points and radius in the same unit"
         )
     labels = np.empty(len(points), np.int32)
-    _kernels.density_clusters(np.ascontiguousarray(points), radius, min_points, labels)
+    kernels.density_clusters(np.ascontiguousarray(points), radius, min_points, labels)
     return labels

@@ -28,7 +28,7 @@ def square_padding(native_size: tuple[int, int]) -> Padding:
 
 
 def pad_image(image: NDArray[Any], padding: Padding, fill: str) -> NDArray[Any]:
-    """(side, side, ...) the image with its border: "edge" repeats the outermost pixels, "zero" is 0.
+    """(side, side, ...) the image with its border: "edge" repeats outermost pixels, "zero" is 0.
 
     Args:
         image: (H, W, ...) any dtype.
@@ -40,5 +40,3 @@ def pad_image(image: NDArray[Any], padding: Padding, fill: str) -> NDArray[Any]:
     top, bottom, left, right = padding
     widths = ((top, bottom), (left, right), *((0, 0) for _ in image.shape[2:]))
     return np.pad(image, widths, mode="edge" if fill == "edge" else "constant")
-
-

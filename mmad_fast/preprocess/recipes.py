@@ -63,7 +63,9 @@ class Recipe:
             value = getattr(self, name)
             self._require(value in known, name, f"one of {', '.join(known)}")
         for name in ("rim_width_px", "min_rim_points", "cluster_min_points"):
-            self._require(_is_integer(getattr(self, name)) and getattr(self, name) >= 1, name, ">= 1")
+            self._require(
+                _is_integer(getattr(self, name)) and getattr(self, name) >= 1, name, ">= 1"
+            )
         self._require(_is_integer(self.seed) and self.seed >= 0, "seed", "an integer >= 0")
         for name in ("plane_inlier_m", "plane_removal_m"):
             value = getattr(self, name)
@@ -116,7 +118,7 @@ class Recipe:
                 f"preprocessing recipe has missing keys {missing} and unknown keys {unknown}; the "
                 "artifact is damaged or of another version: fit it again with this version"
             )
-        values = {
+        values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
         }
         try:

@@ -126,7 +126,7 @@ def resize_map_to_native(
 
 
 def _nearest_indices(input_size: int, output_size: int) -> NDArray[np.int64]:
-    """(output_size,) input index floor(i * input / output), in single precision as torch does it."""
+    """(output_size,) input index floor(i * input / output), in single precision as in torch."""
     if input_size == output_size:
         return np.arange(output_size)
     scale = np.float32(input_size) / np.float32(output_size)
