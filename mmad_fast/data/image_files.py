@@ -108,15 +108,15 @@ def read_xyz_tiff(path: Path) -> NDArray[np.floating]:
     """
     _check_file(path)
     with _reading(path, "TIFF image"), tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        _check_xyz_page(path, page.shape, page.dtype)
-        ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if max(ends) > path.stat().st_size:
+        series = tiff.series[0]  # not the first page: some writers store an image row by row
+        _check_xyz(path, series.shape, series.dtype)
+        end = _announced_bytes(series)
+        if end > path.stat().st_size:
             raise DataError(
-                f"{path} is cut off: it announces {max(ends)} bytes and has "
-                f"{path.stat().st_size}; copy or export it again"
+                f"{path} is cut off: it announces {end} bytes and has {path.stat().st_size}; copy "
+                "or export it again"
             )
-        return np.ascontiguousarray(page.asarray())
+        return np.ascontiguousarray(series.asarray())
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def _check_png(path: Path) -> None:
         )
 
 
-def _check_xyz_page(path: Path, shape: tuple[int, ...], dtype: np.dtype | None) -> None:
+def _check_xyz(path: Path, shape: tuple[int, ...], dtype: np.dtype | None) -> None:
     if len(shape) != 3 or shape[2] != 3 or 0 in shape:
         hint = "; channels must come last" if len(shape) == 3 and shape[0] == 3 else ""
         raise DataError(
@@ -172,6 +172,18 @@ def _check_xyz_page(path: Path, shape: tuple[int, ...], dtype: np.dtype | None) 
         )
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise DataError(f"{path} has dtype {dtype}; an XYZ TIFF must hold float32 or float64")
+
+
+def _announced_bytes(series: tifffile.TiffPageSeries) -> int:
+    """Where the last pixel should end in the file; tifffile itself may fill up with zeros."""
+    if series.dataoffset is not None:
+        return int(series.dataoffset + series.nbytes)
+    return max(
+        offset + count
+        for page in series.pages
+        if page is not None
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
 
 
 @contextmanager
