@@ -19,10 +19,13 @@ from mmad_fast.detector import load
 from mmad_fast.errors import MmadFastError
 from mmad_fast.measure.memory import peak_working_mib, process_peak_mib, weights_mib
 from mmad_fast.scan import Scan
+from mmad_fast.threads import set_num_threads
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """The report on one artifact; see `memory.measure_detector_process` for both dictionaries."""
+    if request["num_threads"] is not None:
+        set_num_threads(request["num_threads"])  # of the kernels; `load` sets the engine's
     start = time.perf_counter()
     detector = load(
         request["artifact"],

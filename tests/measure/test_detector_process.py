@@ -81,6 +81,12 @@ def test_report(fake, scans, tmp_path):
         assert report["process_peak_mib"] > report["peak_working_mib"]
 
 
+def test_engine_and_kernels_get_the_threads(fake, scans, tmp_path):
+    fake("from mmad_fast import threads; assert num_threads == threads.get_num_threads() == 3")
+    report = measure_detector_process(tmp_path, scans, num_threads=3, num_warmup=0, num_runs=1)
+    assert len(report["latencies_ms"]) == 1
+
+
 def test_an_error_of_the_child_is_handed_on(fake, scans, tmp_path):
     fake("raise mmad_fast.detector.ArtifactError('manifest.json is gone; fit again')")
     with pytest.raises(
