@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import trapezoid
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -175,7 +176,7 @@ def test_exact_partial_area_of_one_region_is_the_trapezoid_of_the_roc_curve(deci
     inside = int(np.searchsorted(rates, limit, side="right"))
     step = (limit - rates[inside - 1]) / (rates[inside] - rates[inside - 1])
     at_limit = hits[inside - 1] + step * (hits[inside] - hits[inside - 1])
-    area = np.trapezoid([*hits[:inside], at_limit], [*rates[:inside], limit])
+    area = trapezoid([*hits[:inside], at_limit], [*rates[:inside], limit])
     result = aupro([scores], [mask], limits=(limit,), mode="exact")
     assert result[limit] == pytest.approx(area / limit, abs=1e-12)
 
