@@ -196,6 +196,6 @@ def _measure_points(
         radius = rng.uniform(1.0, 2.5) * size / 256
         missing |= (rows - row) ** 2 + (columns - column) ** 2 < radius**2
     noisy = depth + np.float32(DEPTH_NOISE_M) * rng.standard_normal(depth.shape, dtype=np.float32)
-    # Rounded well below the noise: the files become smaller by a third.
+    # As real sensors do; well below the noise.
     noisy = np.rint(noisy / np.float32(QUANTUM_M)) * np.float32(QUANTUM_M)
     return np.where(missing[..., None], np.float32(0), view.rays * noisy[..., None])
