@@ -49,7 +49,7 @@ struct PointIndex::Search {
   const float* query;
   int64_t k;
   NeighborKey* found;
-  int64_t capacity;   // of which a leaf's size is kept free
+  int64_t limit;      // more keys than this are cut back to k
   int64_t count = 0;  // keys in found
   // No key at or above it is wanted. It starts at an infinite distance, where leaves are padded.
   NeighborKey bound = detail::key_of(std::numeric_limits<float>::infinity(), 0);
@@ -133,7 +133,7 @@ void PointIndex::visit(int32_t number, Search& search) const {
     search.count +=
         detail::scan_leaf(&leaf_points_[3 * at], &leaf_index_[at], search.query[0], search.query[1],
                           search.query[2], search.bound, search.found + search.count);
-    if (search.count + kLeafSize > search.capacity) search.keep_nearest();
+    if (search.count > search.limit) search.keep_nearest();
     return;
   }
   int32_t near = number + 1, far = node.right;
@@ -150,8 +150,8 @@ void PointIndex::nearest(const float* query, int64_t k, std::vector<NeighborKey>
   Search search;
   search.query = query;
   search.k = k;
-  search.capacity = k + std::max<int64_t>(k / 2, kLeafSize) + kLeafSize;
-  if (static_cast<int64_t>(found.size()) < search.capacity) found.resize(search.capacity);
+  search.limit = k + k / 2;
+  found.resize(std::max<size_t>(found.size(), search.limit + kLeafSize));
   search.found = found.data();
   visit(0, search);
   std::nth_element(search.found, search.found + (k - 1), search.found + search.count);

@@ -66,7 +66,7 @@ def depth_frame(grid_size: int = 224, *, coverage: float = 0.28, seed: int = 0) 
 def uniform_cloud(num_points: int, *, seed: int = 0) -> NDArray[np.float32]:
     """(N, 3) uniform in a cube of 0.2 m around (0, 0, 0.5)."""
     rng = np.random.default_rng(seed)
-    return (rng.uniform(-0.1, 0.1, (num_points, 3)) + (0, 0, 0.5)).astype(np.float32)
+    return rng.uniform((-0.1, -0.1, 0.4), (0.1, 0.1, 0.6), (num_points, 3)).astype(np.float32)
 
 
 def integer_cloud(num_points: int, *, high: int = 2048, seed: int = 0) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from mmad_fast import _kernels
-from mmad_fast.errors import BackendUnavailableError, InvalidInputError
-from mmad_fast.ops.farthest_point_sampling import OP, farthest_point_sampling
 from ops.cases import (
     CLOUDS,
     Cloud,
@@ -20,6 +17,10 @@ from ops.cases import (
     integer_cloud,
     uniform_cloud,
 )
+
+from mmad_fast import _kernels
+from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.ops.farthest_point_sampling import OP, farthest_point_sampling
 
 FAST_BACKENDS = [backend.name for backend in OP.backends if backend.name != "reference"]
 law = settings(derandomize=True, deadline=None, max_examples=30)
@@ -68,7 +69,7 @@ def test_each_sample_is_as_far_as_any_point(cloud: Cloud, backend: str) -> None:
     indices = farthest_point_sampling(cloud.points, 64, backend=backend)
     assert indices[0] == 0
     nearest = np.full(len(exact), np.inf)
-    for before, chosen in zip(indices[:-1], indices[1:], strict=True):
+    for before, chosen in pairwise(indices):
         nearest = np.minimum(nearest, np.linalg.norm(exact - exact[before], axis=1))
         assert nearest[chosen] >= nearest.max() * (1 - 1e-6)
 

@@ -7,6 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from ops.cases import (
+    CLOUDS,
+    Cloud,
+    by_name,
+    depth_frame,
+    float32_squared_distances,
+    integer_cloud,
+    uniform_cloud,
+)
 
 from mmad_fast import _kernels
 from mmad_fast.errors import InvalidInputError
@@ -20,15 +29,6 @@ from mmad_fast.ops.inverse_distance_interpolation import (
     inverse_distance_weights,
     pooled_interpolation_rows,
     reference,
-)
-from ops.cases import (
-    CLOUDS,
-    Cloud,
-    by_name,
-    depth_frame,
-    float32_squared_distances,
-    integer_cloud,
-    uniform_cloud,
 )
 
 ALL_BACKENDS = [backend.name for backend in OP.backends]

@@ -7,10 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from mmad_fast import _kernels
-from mmad_fast.errors import InvalidInputError
-from mmad_fast.ops.knn_grouping import OP, knn_grouping
 from ops.cases import (
     CLOUDS,
     Cloud,
@@ -20,6 +16,10 @@ from ops.cases import (
     integer_cloud,
     uniform_cloud,
 )
+
+from mmad_fast import _kernels
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.ops.knn_grouping import OP, knn_grouping
 
 ALL_BACKENDS = [backend.name for backend in OP.backends]
 FAST_BACKENDS = [name for name in ALL_BACKENDS if name != "reference"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from ops.cases import depth_frame, uniform_cloud
 
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -21,7 +22,6 @@ from mmad_fast.ops.inverse_distance_interpolation import (
 )
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import get_num_threads, set_num_threads
-from ops.cases import depth_frame, uniform_cloud
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,15 @@ def run_all_ops(seed: int, num_points: int = 35_000) -> list[NDArray]:
         output_size=96,
     )
     rows = pooled.rows
-    return [samples, *groups, *weights, pooled.pixel_indices, rows.offsets, rows.columns, rows.values]
+    return [
+        samples,
+        *groups,
+        *weights,
+        pooled.pixel_indices,
+        rows.offsets,
+        rows.columns,
+        rows.values,
+    ]
 
 
 def assert_same(got: list[NDArray], expected: list[NDArray]) -> None:
