@@ -77,6 +77,9 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep the fitted artifacts here.")
     ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Append each row to this JSONL file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fit, evaluate and time a method; print its row beside the published one.
@@ -90,7 +93,7 @@ def bench(
     apply_threads(threads)
     from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
     from mmad_fast.measure.environment import environment
-    from mmad_fast.measure.tables import render_rows, rows_to_json
+    from mmad_fast.measure.tables import append_jsonl, render_rows, rows_to_json
     from mmad_fast.methods.fitting import FitRequest
 
     fit_request = FitRequest(
@@ -123,6 +126,9 @@ def bench(
             progress=update,
             notice=notice,
         )
+    if results is not None:
+        for row in rows:
+            append_jsonl(results, row, environment())
     if as_json:
         print_json(rows_to_json(rows, environment()))
     else:

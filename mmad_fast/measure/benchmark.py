@@ -264,7 +264,7 @@ def _copy_scans(scans: Sequence[ScanFile], folder: Path, unit: Unit) -> list[tup
         scan = file.load(unit=unit)
         rgb_path, xyz_path = folder / f"{index}.png", folder / f"{index}.tiff"
         Image.fromarray(scan.rgb).save(rgb_path)
-        tifffile.imwrite(xyz_path, scan.xyz)
+        tifffile.imwrite(xyz_path, scan.xyz, photometric="rgb")
         paths.append((rgb_path, xyz_path))
     return paths
 

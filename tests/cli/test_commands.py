@@ -39,7 +39,7 @@ def write_scan(folder: Path, name: str, seed: int = 0, scale: float = 1.0) -> Pa
     rgb, xyz = make_arrays(seed)
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb).save(folder / f"{name}.png")
-    tifffile.imwrite(folder / f"{name}.tiff", xyz * np.float32(scale))
+    tifffile.imwrite(folder / f"{name}.tiff", xyz * np.float32(scale), photometric="rgb")
     return folder / f"{name}.png"
 
 

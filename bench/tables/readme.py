@@ -1,0 +1,117 @@
+"""Writes the README's tables from the rows in bench/results: no figure is typed by hand.
+
+mmad-fast bench --method cfm-s --data DIR --results bench/results/bench.jsonl
+python bench/tables/readme.py            # rewrites README.md
+python bench/tables/readme.py --check    # exit code 1 if README.md would change
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results" / "bench.jsonl"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+SPEED_COLUMNS = {
+    "latency_ms_p50": ("p50 ms", 0),
+    "latency_ms_p95": ("p95 ms", 0),
+    "fps": ("fps", 2),
+    "weights_mib": ("weights MiB", 1),
+    "peak_working_mib": ("working MiB", 0),
+    "process_peak_mib": ("process peak MiB", 0),
+}
+ACCURACY_COLUMNS = {
+    "i_auroc": ("I-AUROC", 3),
+    "p_auroc": ("P-AUROC", 3),
+    "aupro_30": ("AUPRO@30%", 3),
+    "aupro_10": ("AUPRO@10%", 3),
+    "aupro_5": ("AUPRO@5%", 3),
+    "aupro_1": ("AUPRO@1%", 3),
+}
+_IDENTITY = ("method", "category", "protocol", "engine", "threads", "weights")
+
+
+def latest_rows(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The last row of each method, category, protocol, engine and weights, in order of the file."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    for line in lines:
+        row = json.loads(line)
+        key = tuple(row[name] for name in _IDENTITY)
+        rows.pop(key, None)
+        rows[key] = row
+    return list(rows.values())
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """The tables in Markdown."""
+    timed = [row for row in rows if row["latency_ms_p50"] is not None]
+    judged = [row for row in rows if row["i_auroc"] is not None and not _all_random(row["weights"])]
+    parts = []
+    if timed:
+        parts += ["**Speed and memory**", "", *_table(timed, SPEED_COLUMNS, with_run=True), ""]
+        parts += [_machine(timed[-1]), ""]
+    if judged:
+        parts += ["**Accuracy**", "", *_table(judged, ACCURACY_COLUMNS, with_run=False), ""]
+    return "\n".join(parts)
+
+
+def _all_random(weights: str) -> bool:
+    return all(part.endswith("random") for part in weights.split(", "))
+
+
+def _table(
+    rows: list[dict[str, Any]], columns: dict[str, tuple[str, int]], *, with_run: bool
+) -> list[str]:
+    run = ["protocol", "engine"] if with_run else ["weights"]
+    head = ["method", "category", *run, *(title for title, _ in columns.values())]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [row["method"], row["category"], *(row[name] for name in run)]
+        cells += [_cell(row[name], digits) for name, (_, digits) in columns.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _machine(row: dict[str, Any]) -> str:
+    machine = row["environment"]
+    return (
+        f"{machine['cpu']}, {row['threads']} threads, batch 1, ONNX Runtime "
+        f"{machine['versions']['onnxruntime']}, mmad-fast {machine['mmad_fast']}, "
+        f"{machine['date'][:10]}."
+    )
+
+
+def updated(readme: str, tables: str) -> str:
+    """The README with the tables between its markers."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{tables}{END}{after}"
+
+
+def main() -> int:
+    """Exit code 1 where --check finds a difference."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
+    options = parser.parse_args()
+    readme = README.read_text(encoding="utf-8")
+    rows = latest_rows(RESULTS.read_text(encoding="utf-8").splitlines())
+    wanted = updated(readme, render(rows))
+    if options.check:
+        return int(wanted != readme)
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
