@@ -34,10 +34,12 @@ def dome_scan(seed: int, *, size: int = 96, radius: float = 0.4) -> Scan:
     return Scan.from_arrays(rgb, xyz.astype(np.float32), name=f"dome{seed}")
 
 
-def prepare_dome(seed: int, *, rgb_size: int, grid_size: int = 224) -> PreparedScan:
+def prepare_dome(
+    seed: int, *, rgb_size: int, grid_size: int = 224, radius: float = 0.4
+) -> PreparedScan:
     """A dome as network input, made without the preprocessing that it does not need."""
-    scan = dome_scan(seed, size=rgb_size)
-    xyz = dome_scan(seed, size=grid_size).xyz
+    scan = dome_scan(seed, size=rgb_size, radius=radius)
+    xyz = dome_scan(seed, size=grid_size, radius=radius).xyz
     is_point = (xyz != 0).all(axis=-1).ravel()
     return PreparedScan(
         rgb=((scan.rgb.transpose(2, 0, 1) / 255 - 0.45) / 0.225).astype(np.float32),

@@ -99,8 +99,10 @@ def _to_arrays(features: CfmFeatures) -> dict[str, NDArray]:
 
 def _from_arrays(arrays: dict[str, NDArray], num_tokens: int, num_groups: int) -> CfmFeatures:
     def rows(name: str, num_columns: int) -> SparseRows:
-        parts = (arrays[f"{name}.{part}"] for part in ("offsets", "columns", "values"))
-        return SparseRows(*parts, num_columns)
+        offsets, columns, values = (
+            arrays[f"{name}.{part}"] for part in ("offsets", "columns", "values")
+        )
+        return SparseRows(offsets, columns, values, num_columns)
 
     return CfmFeatures(
         tokens=arrays["tokens"],

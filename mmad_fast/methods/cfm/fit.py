@@ -146,7 +146,7 @@ def cache_features(
         before = len(train) if name == "validation" else 0
         cache.extend(
             ((_name(scan), partial(extract_features, scan, frozen, options)) for scan in scans),
-            progress=lambda done, before=before: progress("features", before + done, total),
+            progress=partial(_count, progress, before, total),
         )
         caches.append(cache)
     if not len(caches[0]):
@@ -216,6 +216,10 @@ def _torch_threads(options: CfmFitOptions) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _count(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("features", before + done, total)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.cfm.training import TrainingRecipe
@@ -40,7 +41,7 @@ class CfmFitOptions:
     point_layers: tuple[int, ...] | None = None
     num_groups: int = 1024
     group_size: int = 128
-    batch_norm: str = "cloud"
+    batch_norm: Literal["cloud", "calibrated", "checkpoint"] = "cloud"
     skip_near_origin: bool = False
     aggregation: str = "product"
     mapping: str = "crossmodal"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ from mmad_fast.preprocess import prepare
 from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.scan import PreparedScan, Scan, Unit
 from mmad_fast.stage_clock import StageClock
+
+if TYPE_CHECKING:
+    from mmad_fast.backbones.dino import VisionTransformer as RgbBackbone
+    from mmad_fast.backbones.point_mae import PointMae
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages are "export", "features", "training", "threshold"."""
@@ -74,25 +78,13 @@ def build_frozen_part(
         scratch: An existing folder.
         progress: Called with ("export", done, total).
     """
-    variant = get_variant(options.method)
-    name = options.rgb_backbone or variant.rgb_backbone
-    rgb_layers = variant.rgb_layers if options.rgb_layers is None else options.rgb_layers
-    layers = variant.point_layers if options.point_layers is None else options.point_layers
-    rgb = build_rgb_backbone(
-        name, num_layers=rgb_layers, weights=options.rgb_weights, seed=options.seed
-    ).eval()
-    point = build_point_backbone(
-        layers=tuple(layers),
-        weights=options.point_weights,
-        batch_norm=options.batch_norm,
-        seed=options.seed,
-    ).eval()
+    rgb, point = build_backbones(options)
     parameters = CfmParameters(
-        rgb_backbone=name,
+        rgb_backbone=rgb.name,
         rgb_size=rgb.image_size,
         token_grid=rgb.token_grid,
-        rgb_layers=rgb_layers,
-        point_layers=tuple(layers),
+        rgb_layers=rgb.num_layers,
+        point_layers=point.layers,
         num_groups=options.num_groups,
         group_size=options.group_size,
         batch_norm=options.batch_norm,
@@ -115,12 +107,32 @@ def build_frozen_part(
             parameters,
         ),
         {
-            "rgb": _source_record(name, rgb.weights_source),
+            "rgb": _source_record(rgb.name, rgb.weights_source),
             "point": _source_record("point-mae", point.weights_source),
             "seed": options.seed,
         },
         _point_statistics(point),
     )
+
+
+def build_backbones(options: CfmFitOptions) -> tuple[RgbBackbone, PointMae]:
+    """Both backbones as the options say; with batch_norm="calibrated" not yet calibrated."""
+    variant = get_variant(options.method)
+    rgb_layers = variant.rgb_layers if options.rgb_layers is None else options.rgb_layers
+    point_layers = variant.point_layers if options.point_layers is None else options.point_layers
+    rgb = build_rgb_backbone(
+        options.rgb_backbone or variant.rgb_backbone,
+        num_layers=rgb_layers,
+        weights=options.rgb_weights,
+        seed=options.seed,
+    )
+    point = build_point_backbone(
+        layers=tuple(point_layers),
+        weights=options.point_weights,
+        batch_norm=options.batch_norm,
+        seed=options.seed,
+    )
+    return rgb, point
 
 
 def _source_record(name: str, source: WeightsSource) -> dict[str, Any]:

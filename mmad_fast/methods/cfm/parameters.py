@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
 
@@ -68,7 +68,7 @@ class CfmParameters:
     grid_size: int = 224
     num_groups: int = 1024
     group_size: int = 128
-    batch_norm: str = "cloud"
+    batch_norm: Literal["cloud", "calibrated", "checkpoint"] = "cloud"
     skip_near_origin: bool = False
     aggregation: str = "product"
     mapping: str = "crossmodal"

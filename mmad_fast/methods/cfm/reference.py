@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,10 @@ from mmad_fast.methods.cfm.parameters import (
 )
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
+
+if TYPE_CHECKING:
+    from mmad_fast.backbones.group_embedder import GroupEmbedder
+    from mmad_fast.backbones.point_mae import PointMae
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -92,12 +97,12 @@ class ReferenceNetworks:
     """
 
     rgb: nn.Module
-    point: nn.Module
+    point: PointMae
     mappings: Mapping[str, nn.Module]
 
     @classmethod
     def of_tensors(
-        cls, rgb: nn.Module, point: nn.Module, tensors: Mapping[str, NDArray]
+        cls, rgb: nn.Module, point: PointMae, tensors: Mapping[str, NDArray]
     ) -> ReferenceNetworks:
         """The networks of an artifact: its tensors, and backbones built with the same weights."""
         names = {key.split(".")[0] for key in tensors}
@@ -118,7 +123,7 @@ class ReferenceNetworks:
         )
 
 
-def _load_point_statistics(point: nn.Module, tensors: Mapping[str, NDArray]) -> None:
+def _load_point_statistics(point: PointMae, tensors: Mapping[str, NDArray]) -> None:
     """Sets the BatchNorm statistics that an artifact with batch_norm="calibrated" holds."""
     for name, buffer in point.named_buffers():
         if (key := POINT_STATISTICS_PREFIX + name) in tensors:
@@ -265,7 +270,7 @@ def nearest_groups(points: Tensor, centers: Tensor, group_size: int) -> Tensor:
     return points[indices.T] - centers[:, None]
 
 
-def point_mae_features(point: nn.Module, groups: Tensor, centers: Tensor) -> Tensor:
+def point_mae_features(point: PointMae, groups: Tensor, centers: Tensor) -> Tensor:
     """(G, C3) features of groups (G, K, 3): each fetched block's output, normed, concatenated.
 
     Source: method facts 3.1.
@@ -281,7 +286,7 @@ def point_mae_features(point: nn.Module, groups: Tensor, centers: Tensor) -> Ten
     return torch.cat(fetched, dim=-1)
 
 
-def group_tokens(encoder: nn.Module, groups: Tensor, *, uses_cloud_statistics: bool) -> Tensor:
+def group_tokens(encoder: GroupEmbedder, groups: Tensor, *, uses_cloud_statistics: bool) -> Tensor:
     """(G, 384) tokens of groups (G, K, 3) by the published mini-PointNet, all points at once.
 
     Source: method facts 3.1; BatchNorm in train mode takes the statistics of the current cloud.
@@ -294,13 +299,12 @@ def group_tokens(encoder: nn.Module, groups: Tensor, *, uses_cloud_statistics: b
             )
         return norm(activations)
 
-    first, first_norm, _, wide = encoder.first_conv
-    second, second_norm, _, final = encoder.second_conv
-    hidden = F.relu(batch_norm(first_norm, first(groups.transpose(1, 2))))  # (G, 128, K)
-    local = wide(hidden)  # (G, 256, K)
+    first, second = encoder.first_conv, encoder.second_conv
+    hidden = F.relu(batch_norm(first[1], first[0](groups.transpose(1, 2))))  # (G, 128, K)
+    local = first[3](hidden)  # (G, 256, K)
     summary = local.amax(dim=2, keepdim=True).expand_as(local)
-    hidden = F.relu(batch_norm(second_norm, second(torch.cat([summary, local], dim=1))))
-    return final(hidden).amax(dim=2)
+    hidden = F.relu(batch_norm(second[1], second[0](torch.cat([summary, local], dim=1))))
+    return second[3](hidden).amax(dim=2)
 
 
 def interpolate(

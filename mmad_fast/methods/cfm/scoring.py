@@ -52,14 +52,13 @@ def smooth(psi_map: Map, *, smoothing: str) -> Map:
     """
     filter_map, reach = _SMOOTHINGS[smoothing]
     smoothed = np.zeros_like(psi_map)
-    rows, columns = (_reached(psi_map.any(axis=axis), reach) for axis in (1, 0))
+    rows, columns = (_reached(np.flatnonzero(psi_map.any(axis=axis)), reach) for axis in (1, 0))
     smoothed[rows, columns] = filter_map(psi_map[rows, columns])
     return smoothed
 
 
-def _reached(occupied: NDArray[np.bool_], reach: int) -> slice:
-    """The range of occupied positions and those within reach of them; empty if none is."""
-    positions = np.flatnonzero(occupied)
+def _reached(positions: NDArray[np.int64], reach: int) -> slice:
+    """The range of the ascending positions and of what is within reach of them; empty if there is none."""
     if not len(positions):
         return slice(0, 0)
     return slice(max(0, int(positions[0]) - reach), int(positions[-1]) + reach + 1)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,6 +28,16 @@ QUICK_STEPS = 200
 """Optimiser steps of the quick recipe when the epochs are left open."""
 COSINE_EPS = 1e-6
 VALIDATION_PIXELS_PER_SCAN = 1024
+
+
+class ScanFeatures(Protocol):
+    """The features of scans: a list of them, or a FeatureCache."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> CfmFeatures: ...
+
+    def __iter__(self) -> Iterator[CfmFeatures]: ...
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,8 @@ class TrainingRecord:
 
 
 def train_mappings(
-    train: Sequence[CfmFeatures],
-    validation: Sequence[CfmFeatures],
+    train: ScanFeatures,
+    validation: ScanFeatures,
     names: Sequence[str],
     *,
     hidden: str = "published",
@@ -159,7 +170,7 @@ def _initial_networks(
 
 
 def _train_epoch(
-    train: Sequence[CfmFeatures],
+    train: ScanFeatures,
     networks: nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
     rng: np.random.Generator,
