@@ -292,8 +292,8 @@ def group_tokens(encoder: GroupEmbedder, groups: Tensor, *, uses_cloud_statistic
     Source: method facts 3.1; BatchNorm in train mode takes the statistics of the current cloud.
     """
 
-    def batch_norm(norm: nn.BatchNorm1d, activations: Tensor) -> Tensor:
-        if uses_cloud_statistics:
+    def batch_norm(norm: nn.Module, activations: Tensor) -> Tensor:
+        if uses_cloud_statistics and isinstance(norm, nn.BatchNorm1d):
             return F.batch_norm(
                 activations, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
             )

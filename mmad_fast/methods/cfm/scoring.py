@@ -58,7 +58,7 @@ def smooth(psi_map: Map, *, smoothing: str) -> Map:
 
 
 def _reached(positions: NDArray[np.int64], reach: int) -> slice:
-    """The range of the ascending positions and of what is within reach of them; empty if there is none."""
+    """The range of the ascending positions and all within reach of them; empty if none is."""
     if not len(positions):
         return slice(0, 0)
     return slice(max(0, int(positions[0]) - reach), int(positions[-1]) + reach + 1)
