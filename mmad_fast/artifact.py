@@ -206,7 +206,7 @@ def write_artifact(
             files={file.name: _fingerprint(file) for file in sorted(scratch.iterdir())},
         )
         _write_manifest(manifest, scratch / MANIFEST_FILE)
-        scratch.chmod(0o755)
+        _make_readable(scratch)
         _move_into_place(scratch, target)
     except OSError as error:
         raise ArtifactError(
@@ -377,6 +377,15 @@ def _tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _make_readable(folder: Path) -> None:
+    """Permissions as for any new file; temporary folders and safetensors are the owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
 
 
 def _move_into_place(scratch: Path, target: Path) -> None:

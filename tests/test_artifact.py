@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,13 @@ def test_an_artifact_is_replaced_whole(copied: Path) -> None:
     write_like(copied, copied, {"only": np.zeros(3, np.float32)})
     assert list(read_artifact(copied).tensors()) == ["only"]
     assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
+
+
+def test_others_may_read_it(tiny_artifact: Path) -> None:
+    modes = {path.stat().st_mode & 0o044 for path in (tiny_artifact, *tiny_artifact.iterdir())}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes == {0o044 & ~umask}
 
 
 def test_other_files_are_never_overwritten(tiny_artifact: Path, tmp_path: Path) -> None:
