@@ -1,0 +1,229 @@
+"""Torch module -> checked, static ONNX graph in one file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
+
+OPSET = 18
+"""LayerNormalization is one node since 17; ONNX Runtime, OpenVINO and TensorRT all read 18."""
+
+MAX_GRAPH_BYTES = 2**31 - 2**20
+"""A protobuf message, and so a graph with its weights inside, ends at 2 GiB."""
+
+TOLERANCE = 1e-4
+"""Largest difference to torch, relative to the output's largest magnitude (at least 1)."""
+
+# The batch statistics of a training BatchNormalization are found by its attribute.
+RANDOM_OPS = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial"}
+    | {f"Random{kind}{like}" for kind in ("Normal", "Uniform") for like in ("", "Like")}
+)
+CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+@dataclass(frozen=True)
+class GraphShapes:
+    """Names and shapes of a graph's inputs and outputs, in the graph's order.
+
+    Attributes:
+        inputs: Shape by name.
+        outputs: Shape by name.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+
+
+def export_graph(
+    module: nn.Module, example_inputs: Mapping[str, Tensor], path: str | Path, *, output_name: str
+) -> Path:
+    """The path of the module's ONNX graph, written when it has passed its checks.
+
+    The graph is static, in float32, of opset 18, in one file with its weights; constants are
+    folded, no initialiser is unused, nothing in it tells of the machine that wrote it. The file
+    appears whole or not at all.
+
+    Args:
+        module: In evaluation mode; takes the tensors in the order of `example_inputs` and returns
+            one tensor.
+        example_inputs: Tensor by the name it gets in the graph, float32. Their shapes are the
+            graph's.
+        path: Where to write; an existing file is replaced.
+        output_name: Name of the output.
+
+    Raises:
+        InvalidInputError: the module draws random numbers, has weights of over 2 GiB, or an input
+            or the output is not float32.
+        MissingDependencyError: onnx or onnxscript is not installed.
+        MmadFastError: the graph does not give what torch gives.
+    """
+    onnx = _import_onnx()
+    target = Path(path)
+    expected = _run_torch(module, example_inputs)
+    weights_bytes = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+    if weights_bytes > MAX_GRAPH_BYTES:
+        raise InvalidInputError(
+            f"the module's weights take {weights_bytes / 2**30:.1f} GiB; a graph in one file holds "
+            "2 GiB. Export it in parts"
+        )
+    model = _to_model(module, example_inputs, output_name)
+    _clean(model)
+    _check_static(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        onnx.save_model(model, partial)
+        onnx.checker.check_model(str(partial), full_check=True)
+        _check_outputs(partial, example_inputs, expected)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def graph_shapes(path: str | Path) -> GraphShapes:
+    """Names and shapes of a graph's inputs and outputs; the weights are not read into memory.
+
+    Raises:
+        MissingDependencyError: onnx is not installed.
+        MmadFastError: the file is not a graph, or a dimension is not static.
+    """
+    onnx = _import_onnx()
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise MmadFastError(f"{path} cannot be read as an ONNX graph: {error}") from error
+    _check_static(model)
+    return GraphShapes(
+        {value.name: _shape(value) for value in model.graph.input},
+        {value.name: _shape(value) for value in model.graph.output},
+    )
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"exporting needs {error.name}, which is not installed; run "
+            "pip install 'mmad-fast[fit]'"
+        ) from error
+    return onnx
+
+
+def _run_torch(module: nn.Module, example_inputs: Mapping[str, Tensor]) -> np.ndarray:
+    for name, tensor in example_inputs.items():
+        if tensor.dtype != torch.float32:
+            raise InvalidInputError(f"input {name!r} has dtype {tensor.dtype}; float32 is needed")
+    with torch.inference_mode():
+        output = module(*example_inputs.values())
+    if not isinstance(output, Tensor) or output.dtype != torch.float32:
+        found = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        raise InvalidInputError(f"the module returns {found}; one float32 tensor is needed")
+    return output.numpy()
+
+
+def _to_model(module: nn.Module, example_inputs: Mapping[str, Tensor], output_name: str) -> Any:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(example_inputs.values()),
+            input_names=list(example_inputs),
+            output_names=[output_name],
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's notes about itself off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _clean(model: Any) -> None:
+    """Takes out what no engine reads: stack traces with paths, unused initialisers."""
+    graph = model.graph
+    del model.metadata_props[:]
+    del graph.metadata_props[:]
+    model.doc_string = graph.doc_string = ""
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    used = {name for node in graph.node for name in node.input}
+    used.update(value.name for value in graph.output)
+    kept = [initializer for initializer in graph.initializer if initializer.name in used]
+    if len(kept) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+    for node in graph.node:
+        is_training = any(a.name == "training_mode" and a.i for a in node.attribute)
+        if node.op_type in RANDOM_OPS or is_training:
+            raise InvalidInputError(
+                f"the module contains {node.op_type}, which draws random numbers or trains; build "
+                "it for inference (drop_path='off', module.eval())"
+            )
+
+
+def _check_static(model: Any) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if any(not dimension.HasField("dim_value") for dimension in dimensions):
+            shown = [dimension.dim_param or dimension.dim_value for dimension in dimensions]
+            raise MmadFastError(f"{value.name!r} of the graph has shape {shown}; all must be fixed")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
+
+
+def _check_outputs(path: Path, example_inputs: Mapping[str, Tensor], expected: np.ndarray) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {name: tensor.numpy() for name, tensor in example_inputs.items()}
+    output = session.run(None, feed)[0]
+    scale = max(1.0, float(np.abs(expected).max()))
+    difference = float(np.abs(output - expected).max()) / scale
+    if output.shape != expected.shape or not difference <= TOLERANCE:
+        raise MmadFastError(
+            f"the exported graph gives {output.shape} where torch gives {expected.shape}, and "
+            f"differs by {difference:.2g} of the largest value (at most {TOLERANCE:g} is accepted);"
+            " nothing was written. Check that the module is deterministic and in evaluation mode"
+        )
