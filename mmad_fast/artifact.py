@@ -326,7 +326,7 @@ def _read_safetensors(file: Path) -> dict[str, NDArray]:
 
 
 def _save_golden(golden: Golden, file: Path) -> None:
-    arrays = {
+    arrays: dict[str, NDArray] = {
         "rgb": np.ascontiguousarray(golden.rgb),
         "xyz": np.ascontiguousarray(golden.xyz),
         "map": np.ascontiguousarray(golden.expected_map),

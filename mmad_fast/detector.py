@@ -173,7 +173,7 @@ class Detector:
                 f"{self.artifact.path}: the golden map is {golden.expected_map.shape}, the "
                 f"detector gives {result.anomaly_map.shape}; fit it again"
             )
-        scale = max(float(np.abs(golden.expected_map).max()), np.finfo(np.float32).tiny)
+        scale = max(float(np.abs(golden.expected_map).max()), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(result.anomaly_map - golden.expected_map).max()) / scale
         return GoldenReplay(golden.expected_score, result.image_score, difference)
 

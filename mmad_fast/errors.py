@@ -1,4 +1,4 @@
-"""The errors that mmad-fast raises. Each message says what was given, what is needed, what to do."""
+"""The errors of mmad-fast. Each message says what was given, what is needed, what to do."""
 
 
 class MmadFastError(Exception):

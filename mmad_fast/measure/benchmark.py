@@ -173,15 +173,16 @@ def measure_artifact(
     stage_ms = {
         name: ms for name, ms in report["stage_ms"].items() if not (paper and name == "preprocess")
     }
+    accuracy: dict[str, Any] = {} if overall is None else _accuracy_columns(overall)
     return replace(
         _row(detector, category, request, engine=request.engine),
         **_timing_columns(latencies),
+        **accuracy,
         weights_mib=report["weights_mib"],
         # The papers' memory is that of the parameters alone.
         peak_working_mib=None if paper else report["peak_working_mib"],
         process_peak_mib=None if paper else report["process_peak_mib"],
         stage_ms=stage_ms,
-        **({} if overall is None else _accuracy_columns(overall)),
         aupro_mode=None if overall is None else request.aupro_mode,
         defects={name: _accuracy_columns(accuracy) for name, accuracy in defects.items()} or None,
     )
