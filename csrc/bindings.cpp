@@ -19,15 +19,16 @@
 
 namespace py = pybind11;
 
-// preprocess: xyz (P, 3) float32, states (P,) uint8 that is written, plane (4,) float64 or empty.
+// preprocess: xyz (P, 3) float32, states (P,) uint8 that is written, plane (4,) float64 or empty;
+// source and target of resizing (H, W, 3) uint8.
 void bind_preprocess(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Doubles = py::array_t<double, py::array::c_style>;
-  using States = py::array_t<uint8_t, py::array::c_style>;
+  using Bytes = py::array_t<uint8_t, py::array::c_style>;
   using Labels = py::array_t<int32_t, py::array::c_style>;
   m.def(
       "mark_pixels",
-      [](const Floats& xyz, const Doubles& plane, double removal_distance, States& states) {
+      [](const Floats& xyz, const Doubles& plane, double removal_distance, Bytes& states) {
         const float* source = xyz.data();
         const double* coefficients = plane.size() == 4 ? plane.data() : nullptr;
         uint8_t* target = states.mutable_data();
@@ -39,7 +40,7 @@ void bind_preprocess(py::module_& m) {
       py::arg("states").noconvert());
   m.def(
       "keep_largest_cluster",
-      [](const Floats& xyz, double radius, int64_t min_points, States& states) {
+      [](const Floats& xyz, double radius, int64_t min_points, Bytes& states) {
         const float* source = xyz.data();
         uint8_t* target = states.mutable_data();
         const int64_t num_pixels = states.size();
@@ -48,6 +49,17 @@ void bind_preprocess(py::module_& m) {
       },
       py::arg("xyz").noconvert(), py::arg("radius"), py::arg("min_points"),
       py::arg("states").noconvert());
+  m.def(
+      "resize_bicubic",
+      [](const Bytes& source, Bytes& target) {
+        const uint8_t* input = source.data();
+        uint8_t* output = target.mutable_data();
+        const auto in_height = source.shape(0), in_width = source.shape(1);
+        const auto out_height = target.shape(0), out_width = target.shape(1);
+        py::gil_scoped_release release;
+        mmad_fast::resize_bicubic(input, in_height, in_width, out_height, out_width, output);
+      },
+      py::arg("source").noconvert(), py::arg("target").noconvert());
   m.def(
       "density_clusters",
       [](const Floats& points, double radius, int64_t min_points, Labels& labels) {
@@ -102,8 +114,8 @@ void bind_knn_grouping(py::module_& m) {
 }
 
 // inverse_distance_interpolation: points (N, 3), centers (G, 3) float32; indices (N, 3) int64 and
-// weights (N, 3) float32 are written. The pooled rows come back as (pixel_indices, offsets, columns,
-// values), arrays that own what the kernel made.
+// weights (N, 3) float32 are written. The pooled rows come back as (pixel_indices, offsets,
+// columns, values), arrays that own what the kernel made.
 template <typename T>
 py::array_t<T> array_of(std::vector<T>&& values) {
   auto owned = std::make_unique<std::vector<T>>(std::move(values));
@@ -126,8 +138,8 @@ void bind_inverse_distance_interpolation(py::module_& m) {
         mmad_fast::inverse_distance_weights(point_source, num_points, center_source, num_centers,
                                             index_target, weight_target);
       },
-      py::arg("points").noconvert(), py::arg("centers").noconvert(),
-      py::arg("indices").noconvert(), py::arg("weights").noconvert());
+      py::arg("points").noconvert(), py::arg("centers").noconvert(), py::arg("indices").noconvert(),
+      py::arg("weights").noconvert());
   m.def(
       "pooled_interpolation_rows",
       [](const Indices& indices, const Floats& weights, const Indices& pixel_indices,
@@ -138,20 +150,21 @@ void bind_inverse_distance_interpolation(py::module_& m) {
         mmad_fast::PooledRows rows;
         {
           py::gil_scoped_release release;
-          rows = mmad_fast::pooled_interpolation_rows(index_source, weight_source, pixel_source,
-                                                      num_points, num_centers, grid_size,
-                                                      output_size);
+          rows =
+              mmad_fast::pooled_interpolation_rows(index_source, weight_source, pixel_source,
+                                                   num_points, num_centers, grid_size, output_size);
         }
-        return py::make_tuple(
-            array_of(std::move(rows.pixel_indices)), array_of(std::move(rows.offsets)),
-            array_of(std::move(rows.columns)), array_of(std::move(rows.values)));
+        return py::make_tuple(array_of(std::move(rows.pixel_indices)),
+                              array_of(std::move(rows.offsets)), array_of(std::move(rows.columns)),
+                              array_of(std::move(rows.values)));
       },
       py::arg("indices").noconvert(), py::arg("weights").noconvert(),
       py::arg("pixel_indices").noconvert(), py::arg("num_centers"), py::arg("grid_size"),
       py::arg("output_size"));
 }
 
-// Shared by the ops below and tested by itself: a (m, k), b (n, k) float32; c (m, n) = a b^T is written.
+// Shared by the ops below and tested by itself: a (m, k), b (n, k) float32; c (m, n) = a b^T is
+// written.
 void bind_gemm(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using mmad_fast::InstructionSet;
@@ -181,19 +194,19 @@ void bind_gemm(py::module_& m) {
       py::arg("a").noconvert(), py::arg("b"), py::arg("c").noconvert());
 }
 
-// nearest_neighbor_scoring: rows (M, C), queries (Q, C) float32; distances (Q,) float32 and indices (Q,)
-// int64 are written. A Bank keeps the array of its rows alive.
+// nearest_neighbor_scoring: rows (M, C), queries (Q, C) float32; distances (Q,) float32 and indices
+// (Q,) int64 are written. A Bank keeps the array of its rows alive.
 void bind_nearest_neighbor_scoring(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Indices = py::array_t<int64_t, py::array::c_style>;
-  py::class_<mmad_fast::Bank>(m, "Bank")
-      .def(py::init([](const Floats& rows) {
-             const float* source = rows.data();
-             const int64_t num_rows = rows.shape(0), width = rows.shape(1);
-             py::gil_scoped_release release;
-             return mmad_fast::prepare_bank(source, num_rows, width);
-           }),
-           py::arg("rows").noconvert(), py::keep_alive<1, 2>());
+  py::class_<mmad_fast::Bank>(m, "Bank").def(
+      py::init([](const Floats& rows) {
+        const float* source = rows.data();
+        const int64_t num_rows = rows.shape(0), width = rows.shape(1);
+        py::gil_scoped_release release;
+        return mmad_fast::prepare_bank(source, num_rows, width);
+      }),
+      py::arg("rows").noconvert(), py::keep_alive<1, 2>());
   m.def(
       "nearest_neighbor_scoring",
       [](const Floats& queries, const mmad_fast::Bank& bank, Floats& distances, Indices& indices) {
@@ -209,8 +222,8 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
       py::arg("indices").noconvert());
 }
 
-// pixel_mapping: features (T, C) float32, rows as offsets (P + 1,) int64, columns int32, values float32;
-// psi (P,) float32 is written.
+// pixel_mapping: features (T, C) float32, rows as offsets (P + 1,) int64, columns int32, values
+// float32; psi (P,) float32 is written.
 void bind_pixel_mapping(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Offsets = py::array_t<int64_t, py::array::c_style>;
@@ -227,9 +240,9 @@ void bind_pixel_mapping(py::module_& m) {
            py::arg("layers"));
   m.def(
       "pixel_mapping",
-      [](const Floats& source_features, const Offsets& source_offsets, const Columns& source_columns,
-         const Floats& source_values, const Floats& target_features, const Offsets& target_offsets,
-         const Columns& target_columns, const Floats& target_values,
+      [](const Floats& source_features, const Offsets& source_offsets,
+         const Columns& source_columns, const Floats& source_values, const Floats& target_features,
+         const Offsets& target_offsets, const Columns& target_columns, const Floats& target_values,
          const mmad_fast::PackedNetwork& network, Floats& psi) {
         const float *source = source_features.data(), *target = target_features.data();
         const int64_t num_tokens = source_features.shape(0), num_pixels = psi.size();

@@ -1,13 +1,16 @@
-// Exact DBSCAN by cells, and the plane rule.
+// The plane rule, exact DBSCAN by cells, and bicubic resizing.
 //
-// Space is cut into cubes ("cells") whose diagonal is the radius, so all points of a cell are
-// within the radius of each other: a cell with min_points points holds core points only, and no
+// DBSCAN: space is cut into cubes ("cells") whose diagonal is the radius, so all points of a cell
+// are within the radius of each other: a cell with min_points points holds core points only, and no
 // distance is computed for it. Cells that hold core points are joined when a pair of their core
 // points lies within the radius; cells further than two steps apart never do. On a scan, where
 // neighbouring pixels are much nearer than the radius, nearly all cells are decided by their count
-// and the first pair, and the work is linear in the points. Memory: cells in a hash table, points
-// sorted by cell. Distances in double, from float coordinates: the comparison with the radius is
-// exact to the last bits and the same on every machine.
+// and the first pair, and the work is linear in the points. Cells stand in a hash table, with the
+// indices of points sorted by cell. Distances are double, of float coordinates: the comparison with
+// the radius is exact to the last bits and the same on every machine.
+//
+// Resizing: a separable filter with fixed-point taps and sums in int32, which is exact, so every
+// thread count and instruction set gives the same image.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -25,6 +28,7 @@ namespace {
 constexpr int64_t kPixelGrain = 1 << 15;
 constexpr int64_t kPointGrain = 1 << 13;
 constexpr int64_t kCellGrain = 64;
+constexpr int64_t kProbes = 8;
 constexpr int kKeyBits = 21;
 constexpr int64_t kKeyOffset = int64_t{1} << (kKeyBits - 1);
 
@@ -83,10 +87,8 @@ class CellTable {
 
  private:
   uint64_t mask() const { return slots_.size() - 1; }
-  static uint64_t hash(uint64_t key) {
-    key *= 0x9E3779B97F4A7C15ull;
-    return key ^ (key >> 29);
-  }
+  // Fibonacci hashing: the upper half of the product depends on all bits of the key.
+  static uint64_t hash(uint64_t key) { return (key * 0x9E3779B97F4A7C15ull) >> 32; }
   void grow() {
     slots_.assign(slots_.size() * 2, -1);
     for (size_t cell = 0; cell < keys_.size(); ++cell) {
@@ -184,15 +186,11 @@ class Clustering {
     for (int64_t c = 0; c < table_.size(); ++c) starts_[c + 1] += starts_[c];
     std::vector<int32_t> next(starts_.begin(), starts_.end() - 1);
     original_.resize(num_points_);
-    sorted_.resize(3 * num_points_);
-    for (int64_t i = 0; i < num_points_; ++i) {
-      const int32_t place = next[cell_of_[i]]++;
-      original_[place] = static_cast<int32_t>(i);
-      std::copy_n(points_ + 3 * i, 3, sorted_.begin() + 3 * int64_t{place});
-    }
+    for (int64_t i = 0; i < num_points_; ++i)
+      original_[next[cell_of_[i]]++] = static_cast<int32_t>(i);
   }
 
-  const float* sorted(int64_t place) const { return sorted_.data() + 3 * place; }
+  const float* sorted(int64_t place) const { return points_ + 3 * int64_t{original_[place]}; }
   int64_t count(int64_t cell) const { return starts_[cell + 1] - starts_[cell]; }
 
   int32_t neighbor(int64_t cell, const Offset& o) const {
@@ -209,21 +207,22 @@ class Clustering {
     }
   }
 
-  // Sets is_core_ per sorted place, core_counts_ and the box of core points per cell.
+  // Sets is_core_ per sorted place and core_counts_ per cell.
   void find_core_points() {
     is_core_.assign(num_points_, 0);
     core_counts_.assign(table_.size(), 0);
-    boxes_.resize(table_.size());
     parallel_for(table_.size(), kCellGrain, [&](int64_t begin, int64_t end) {
       std::vector<int32_t> neighbors;
       for (int64_t cell = begin; cell < end; ++cell) {
-        const bool is_dense = count(cell) >= min_points_;
-        if (!is_dense) collect_neighbors(cell, [](int32_t) { return true; }, &neighbors);
+        if (count(cell) >= min_points_) {
+          std::fill(is_core_.begin() + starts_[cell], is_core_.begin() + starts_[cell + 1], 1);
+          core_counts_[cell] = static_cast<int32_t>(count(cell));
+          continue;
+        }
+        collect_neighbors(cell, [](int32_t) { return true; }, &neighbors);
         for (int64_t p = starts_[cell]; p < starts_[cell + 1]; ++p) {
-          if (!is_dense && !has_enough_neighbors(cell, p, neighbors)) continue;
-          is_core_[p] = 1;
-          ++core_counts_[cell];
-          boxes_[cell].add(sorted(p));
+          is_core_[p] = has_enough_neighbors(cell, p, neighbors);
+          core_counts_[cell] += is_core_[p];
         }
       }
     });
@@ -263,16 +262,33 @@ class Clustering {
     }
   }
 
-  bool core_points_touch(int64_t a, int64_t b) const {
+  bool core_points_touch(int64_t a, int64_t b) {
+    // Neighbouring cells of a surface nearly always touch, and a few pairs show it.
+    const int64_t end = std::min<int64_t>(starts_[a + 1], starts_[a] + kProbes);
+    for (int64_t p = starts_[a]; p < end; ++p)
+      if (is_core_[p] && touches_core_point(sorted(p), b, kProbes)) return true;
+    const Box& box = core_box(b);
     for (int64_t p = starts_[a]; p < starts_[a + 1]; ++p) {
-      if (!is_core_[p] || boxes_[b].squared_distance_to(sorted(p)) > squared_radius_) continue;
-      if (touches_core_point(sorted(p), b)) return true;
+      if (!is_core_[p] || box.squared_distance_to(sorted(p)) > squared_radius_) continue;
+      if (touches_core_point(sorted(p), b, count(b))) return true;
     }
     return false;
   }
 
-  bool touches_core_point(const float* point, int64_t cell) const {
-    for (int64_t q = starts_[cell]; q < starts_[cell + 1]; ++q)
+  // The box of a cell's core points, computed when it is first needed.
+  const Box& core_box(int64_t cell) {
+    if (boxes_.empty()) boxes_.resize(table_.size());
+    Box& box = boxes_[cell];
+    if (box.low[0] > box.high[0])
+      for (int64_t p = starts_[cell]; p < starts_[cell + 1]; ++p)
+        if (is_core_[p]) box.add(sorted(p));
+    return box;
+  }
+
+  // Whether a point is within the radius of a core point among the first `limit` points of a cell.
+  bool touches_core_point(const float* point, int64_t cell, int64_t limit) const {
+    const int64_t end = std::min<int64_t>(starts_[cell + 1], starts_[cell] + limit);
+    for (int64_t q = starts_[cell]; q < end; ++q)
       if (is_core_[q] && squared_distance(point, sorted(q)) <= squared_radius_) return true;
     return false;
   }
@@ -313,7 +329,7 @@ class Clustering {
     constexpr int32_t kNone = std::numeric_limits<int32_t>::max();
     int32_t best = core_counts_[cell] > 0 ? cell_labels_[cell] : kNone;
     for (const int32_t other : neighbors)
-      if (cell_labels_[other] < best && touches_core_point(sorted(place), other))
+      if (cell_labels_[other] < best && touches_core_point(sorted(place), other, count(other)))
         best = cell_labels_[other];
     return best == kNone ? -1 : best;
   }
@@ -327,13 +343,76 @@ class Clustering {
   std::vector<int32_t> cell_of_;   // (N,)
   std::vector<int32_t> starts_;    // (cells + 1,) into the sorted points
   std::vector<int32_t> original_;  // (N,) index of a sorted point in the input
-  std::vector<float> sorted_;      // (N, 3)
   std::vector<uint8_t> is_core_;   // (N,) by sorted place
   std::vector<int32_t> core_counts_;
-  std::vector<Box> boxes_;
+  std::vector<Box> boxes_;  // of core points; empty until needed
   std::vector<int32_t> parents_;
   std::vector<int32_t> cell_labels_;
 };
+
+constexpr int64_t kRowGrain = 8;
+constexpr int kTapBits = 22;
+
+// Keys' cubic convolution with a = -1/2, at a distance from the centre in (scaled) pixels.
+double cubic(double distance) {
+  const double x = std::fabs(distance);
+  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+  if (x < 2) return (((x - 5) * x + 8) * x - 4) * -0.5;
+  return 0;
+}
+
+// The inputs of each output along one side, and their fixed-point weights.
+struct Taps {
+  std::vector<int64_t> begins;   // (outputs,) first input
+  std::vector<int64_t> lengths;  // (outputs,)
+  std::vector<int32_t> weights;  // (outputs, stride)
+  int64_t stride = 0;
+
+  Taps(int64_t inputs, int64_t outputs) {
+    const double scale = static_cast<double>(inputs) / outputs;
+    const double width = std::max(scale, 1.0);  // antialiasing: the filter widens with the scale
+    const double support = 2 * width;
+    stride = 2 * static_cast<int64_t>(std::ceil(support)) + 1;
+    weights.assign(outputs * stride, 0);
+    std::vector<double> exact(stride);
+    for (int64_t i = 0; i < outputs; ++i) {
+      const double center = (i + 0.5) * scale;
+      const int64_t begin = std::max<int64_t>(0, static_cast<int64_t>(center - support + 0.5));
+      const int64_t end = std::min(inputs, static_cast<int64_t>(center + support + 0.5));
+      double sum = 0;
+      for (int64_t k = 0; k < end - begin; ++k)
+        sum += exact[k] = cubic((k + begin - center + 0.5) * (1.0 / width));
+      for (int64_t k = 0; k < end - begin; ++k) {
+        const double weight = (sum != 0 ? exact[k] / sum : exact[k]) * (1 << kTapBits);
+        weights[i * stride + k] = static_cast<int32_t>(weight < 0 ? weight - 0.5 : weight + 0.5);
+      }
+      begins.push_back(begin);
+      lengths.push_back(end - begin);
+    }
+  }
+};
+
+uint8_t round_to_byte(int32_t sum) {
+  return static_cast<uint8_t>(std::clamp(sum >> kTapBits, 0, 255));
+}
+
+constexpr int32_t kHalf = 1 << (kTapBits - 1);
+
+void resize_row(const uint8_t* row, const Taps& taps, int64_t out_width, uint8_t* target) {
+  for (int64_t x = 0; x < out_width; ++x) {
+    const uint8_t* pixel = row + 3 * taps.begins[x];
+    const int32_t* weights = taps.weights.data() + x * taps.stride;
+    int32_t red = kHalf, green = kHalf, blue = kHalf;
+    for (int64_t k = 0; k < taps.lengths[x]; ++k, pixel += 3) {
+      red += pixel[0] * weights[k];
+      green += pixel[1] * weights[k];
+      blue += pixel[2] * weights[k];
+    }
+    target[3 * x] = round_to_byte(red);
+    target[3 * x + 1] = round_to_byte(green);
+    target[3 * x + 2] = round_to_byte(blue);
+  }
+}
 
 }  // namespace
 
@@ -388,6 +467,38 @@ int64_t keep_largest_cluster(const float* xyz, int64_t num_pixels, double radius
   for (int64_t k = 0; k < num_points; ++k)
     if (labels[k] != kept) states[pixels[k]] = kPixelRemoved;
   return *largest;
+}
+
+void resize_bicubic(const uint8_t* source, int64_t in_height, int64_t in_width, int64_t out_height,
+                    int64_t out_width, uint8_t* target) {
+  const int64_t row_bytes = 3 * out_width;
+  std::vector<uint8_t> narrowed;
+  if (in_width != out_width) {
+    const Taps taps(in_width, out_width);
+    narrowed.resize(in_height * row_bytes);
+    parallel_for(in_height, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t y = begin; y < end; ++y)
+        resize_row(source + 3 * y * in_width, taps, out_width, narrowed.data() + y * row_bytes);
+    });
+    source = narrowed.data();
+  }
+  if (in_height == out_height) {
+    std::copy_n(source, out_height * row_bytes, target);
+    return;
+  }
+  const Taps taps(in_height, out_height);
+  parallel_for(out_height, kRowGrain, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> sums(row_bytes);
+    for (int64_t y = begin; y < end; ++y) {
+      std::fill(sums.begin(), sums.end(), kHalf);
+      for (int64_t k = 0; k < taps.lengths[y]; ++k) {
+        const uint8_t* row = source + (taps.begins[y] + k) * row_bytes;
+        const int32_t weight = taps.weights[y * taps.stride + k];
+        for (int64_t x = 0; x < row_bytes; ++x) sums[x] += row[x] * weight;
+      }
+      for (int64_t x = 0; x < row_bytes; ++x) target[y * row_bytes + x] = round_to_byte(sums[x]);
+    }
+  });
 }
 
 }  // namespace mmad_fast

@@ -17,7 +17,7 @@ NUM_HYPOTHESES = 512
 """Planes through three rim points that are tried. With 30 % inliers, the least that a recipe
 accepts, one of them is free of outliers with probability 1 - 1e-6."""
 
-NUM_JUDGES = 512
+NUM_JUDGES = 256
 """Rim points on which a hypothesis is judged, evenly spread over the rim."""
 
 MAX_RIM_POINTS = 8192
