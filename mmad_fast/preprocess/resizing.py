@@ -17,8 +17,8 @@ def resize_rgb(
 ) -> NDArray[np.uint8]:
     """(R, R, 3) uint8: the padded image, antialiased bicubic, R = size.
 
-    The same bits as Pillow's BICUBIC, in a third of its time: on two threads, and without the
-    fourth channel that Pillow carries along.
+    The same bits as Pillow's BICUBIC, on all threads and without the fourth channel that Pillow
+    carries along; bench/preprocess.py times both.
 
     Args:
         rgb: (H, W, 3) uint8.
