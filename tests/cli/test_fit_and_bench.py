@@ -1,0 +1,112 @@
+"""fit, eval and bench from scans to tables, with random weights and one transformer layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmad_fast.data.synthetic import write_synthetic
+
+pytest.importorskip("torch", reason="fitting needs torch")
+
+ROW_KEYS = {
+    *("method", "category", "protocol", "device", "engine", "threads", "weights"),
+    *("latency_ms_p50", "latency_ms_p95", "latency_ms_p99", "fps", "weights_mib"),
+    *("peak_working_mib", "process_peak_mib", "stage_ms", "i_auroc", "p_auroc", "aupro_30"),
+    *("aupro_10", "aupro_5", "aupro_1", "aupro_mode", "published"),
+}
+SMALL = ("--rgb-backbone", "dinov2-vits14", "--rgb-layers", 1, "--point-layers", 0)
+RANDOM = ("--rgb-weights", "random", "--point-weights", "random", "--epochs", 1)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = "from mmad_fast.cli import main; main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_synthetic(
+        tmp_path_factory.mktemp("data") / "set",
+        categories=("biscuit", "foam_pad"),
+        num_train=2,
+        num_validation=1,
+        num_good=1,
+        num_per_defect=1,
+        size=128,
+    )
+
+
+@pytest.fixture(scope="module")
+def artifact(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("fit") / "artifact"
+    done = run(
+        "fit", data, "--category", "biscuit", "-o", target, "--method", "cfm-t", *RANDOM, *SMALL
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy means nothing" in done.stderr
+    return target
+
+
+def test_a_fitted_artifact_answers_its_golden_scan(artifact: Path) -> None:
+    done = run("doctor", artifact, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["artifact"]["agrees"] is True
+
+
+def test_eval_prints_a_row(artifact: Path, data: Path) -> None:
+    done = run("eval", artifact, "--data", data, "--category", "biscuit", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    assert set(row) >= ROW_KEYS
+    assert 0 <= row["i_auroc"] <= 1
+    assert row["aupro_mode"] == "published"
+    assert row["latency_ms_p50"] > 0
+    assert set(row["defects"]) == {"stain", "dent", "bump", "crack", "mismatch"}
+
+
+def test_bench_compares_with_the_published_pipeline(data: Path, tmp_path: Path) -> None:
+    results = tmp_path / "rows.jsonl"
+    options = (
+        "--category",
+        "foam_pad",
+        "--speed-only",
+        "--compare",
+        "reference",
+        "--protocol",
+        "paper",
+    )
+    done = run(
+        "bench", "--method", "cfm-t", "--data", data, *options, *RANDOM, *SMALL,
+        "--results", results, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    fast, reference = content["rows"]
+    assert (fast["engine"], reference["engine"]) == ("onnxruntime", "reference")
+    assert fast["latency_ms_p50"] < reference["latency_ms_p50"]
+    assert fast["i_auroc"] is fast["peak_working_mib"] is reference["weights_mib"] is None
+    assert "preprocess" not in fast["stage_ms"]
+    assert {entry["metric"] for entry in fast["published"]} >= {"fps", "i_auroc"}
+    assert content["environment"]["cores"] >= 1
+    assert len(results.read_text().splitlines()) == 2
+
+
+def test_bench_names_an_unknown_category(data: Path) -> None:
+    done = run("bench", "--data", data, "--category", "spaceship", *RANDOM)
+    assert done.returncode == 1
+    assert "has no category 'spaceship'; it has: biscuit, foam_pad" in done.stderr
+
+
+def test_fit_needs_a_category_where_there_are_several(data: Path, tmp_path: Path) -> None:
+    done = run("fit", data, "-o", tmp_path / "artifact", *RANDOM)
+    assert done.returncode == 1
+    assert "choose one with --category: biscuit, foam_pad" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,80 @@
+"""Evaluating a detector on labelled scans: labels, masks and modes reach the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mmad_fast.data import ScanFile, open_dataset
+from mmad_fast.data.synthetic import write_synthetic
+from mmad_fast.detector import Detector, load
+from mmad_fast.measure.evaluation import evaluate
+from mmad_fast.measure.metrics import aupro, image_auroc
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_artifact: Path) -> Detector:
+    return load(tiny_artifact)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> tuple[ScanFile, ...]:
+    root = write_synthetic(
+        tmp_path_factory.mktemp("data") / "set",
+        categories=("biscuit",),
+        num_train=1,
+        num_validation=0,
+        num_good=2,
+        num_per_defect=1,
+        size=96,
+    )
+    return open_dataset(root).scans("biscuit", "test")
+
+
+def test_metrics_are_those_of_the_detectors_maps(detector, scans) -> None:
+    evaluation = evaluate(detector, scans, aupro_mode="exact")
+    results = [detector.infer_scan(scan.load()) for scan in scans]
+    labels = [scan.defect != "good" for scan in scans]
+    masks = [_mask_on_grid(detector, scan) for scan in scans]
+    assert evaluation.overall.num_scans == 7
+    assert evaluation.overall.i_auroc == image_auroc([r.image_score for r in results], labels)
+    expected = aupro([r.anomaly_map for r in results], masks, mode="exact")
+    assert evaluation.overall.aupro == expected
+
+
+def test_defects_are_compared_with_the_good_scans(detector, scans) -> None:
+    evaluation = evaluate(detector, scans)
+    assert set(evaluation.defects) == {"stain", "dent", "bump", "crack", "mismatch"}
+    assert all(accuracy.num_scans == 3 for accuracy in evaluation.defects.values())
+
+
+def test_published_mode_rescales_each_map(detector, scans) -> None:
+    evaluation = evaluate(detector, scans, aupro_mode="published")
+    maps = [detector.infer_scan(scan.load()).anomaly_map for scan in scans]
+    masks = [_mask_on_grid(detector, scan) for scan in scans]
+    per_image = [anomaly_map / anomaly_map[anomaly_map != 0].mean() for anomaly_map in maps]
+    expected = aupro(per_image, masks, mode="published")
+    assert evaluation.overall.aupro == pytest.approx(expected, rel=1e-5)
+    assert evaluation.overall.aupro != aupro(maps, masks, mode="published")
+
+
+def test_scans_without_labels_have_no_accuracy(detector, scans) -> None:
+    unknown = [replace(scan, defect="", ground_truth_path=None) for scan in scans[:2]]
+    overall = evaluate(detector, unknown).overall
+    assert (overall.i_auroc, overall.p_auroc) == (None, None)
+    assert set(overall.aupro.values()) == {None}
+
+
+def test_good_scans_alone_have_no_accuracy(detector, scans) -> None:
+    overall = evaluate(detector, [scan for scan in scans if scan.defect == "good"]).overall
+    assert (overall.i_auroc, overall.p_auroc) == (None, None)
+
+
+def _mask_on_grid(detector: Detector, scan: ScanFile) -> NDArray[np.bool_]:
+    mask = scan.load_ground_truth()
+    assert mask is not None
+    return detector.prepare_ground_truth(mask)
