@@ -8,11 +8,16 @@ from typing import Annotated
 import typer
 
 from mmad_fast.cli.options import (
+    Aggregation,
+    BatchNorm,
     Epochs,
+    GroupSize,
     Json,
+    Mapping,
     Method,
     PointLayers,
     PointWeights,
+    Recipe,
     RgbBackbone,
     RgbLayers,
     RgbWeights,
@@ -42,6 +47,11 @@ def fit(
         float,
         typer.Option(min=0.0, max=1.0, help="Quantile of the validation scores as threshold."),
     ] = 0.99,
+    recipe: Recipe = None,
+    group_size: GroupSize = None,
+    batch_norm: BatchNorm = None,
+    aggregation: Aggregation = None,
+    mapping: Mapping = None,
     epochs: Epochs = None,
     seed: Seed = 0,
     unit: UnitOption = UnitName.m,
@@ -66,6 +76,11 @@ def fit(
         epochs=epochs,
         seed=seed,
         unit=unit.value,
+        recipe=recipe,
+        group_size=group_size,
+        batch_norm=batch_norm,
+        aggregation=aggregation,
+        mapping=mapping,
     )
     with progress_bar("fit") as update:
         detector = fit_detector(data, output, category=category, request=request, progress=update)

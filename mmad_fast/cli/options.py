@@ -58,6 +58,29 @@ Epochs = Annotated[
     int | None,
     typer.Option("--epochs", min=1, help="Passes over the training scans; default: the method's."),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Preprocessing: cfm, m3dm or none (already preprocessed)."),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size", min=1, help="Points per group: 128 (public code, default) or 32 (paper)."
+    ),
+]
+BatchNorm = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-norm", help="Point-MAE's statistics: cloud (default), calibrated, checkpoint."
+    ),
+]
+Aggregation = Annotated[
+    str | None,
+    typer.Option("--aggregation", help="product (default), sum, max, psi_2d or psi_3d."),
+]
+Mapping = Annotated[
+    str | None, typer.Option("--mapping", help="crossmodal (default) or intramodal.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 DataPath = Annotated[
     Path | None,

@@ -38,6 +38,11 @@ class FitRequest:
         epochs: Passes over the training scans.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
+        recipe: Preprocessing: a name in preprocess/recipes.py, e.g. "none" for Eyecandies.
+        group_size: Points per group: 128 as in the public code, 32 as in the CFM paper.
+        batch_norm: Statistics of Point-MAE's BatchNorm: "cloud", "calibrated" or "checkpoint".
+        aggregation: "product", "sum", "max", "psi_2d" or "psi_3d".
+        mapping: "crossmodal" or "intramodal".
     """
 
     method: str = "cfm-s"
@@ -50,6 +55,11 @@ class FitRequest:
     epochs: int | None = None
     seed: int = 0
     unit: Unit = "m"
+    recipe: str | None = None
+    group_size: int | None = None
+    batch_norm: str | None = None
+    aggregation: str | None = None
+    mapping: str | None = None
 
 
 def fit(
@@ -67,6 +77,11 @@ def fit(
     epochs: int | None = None,
     seed: int = 0,
     unit: Unit = "m",
+    recipe: str | None = None,
+    group_size: int | None = None,
+    batch_norm: str | None = None,
+    aggregation: str | None = None,
+    mapping: str | None = None,
     progress: Progress | None = None,
 ) -> Detector:
     """The detector fitted on a data set's nominal scans, loaded from the artifact it wrote.
@@ -85,6 +100,11 @@ def fit(
         epochs: Passes over the training scans; None: the method's own.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
+        recipe: Preprocessing recipe: "cfm", "m3dm" or "none"; None: the method's own.
+        group_size: Points per group; None: the method's own.
+        batch_norm: "cloud", "calibrated" or "checkpoint"; None: "cloud".
+        aggregation: "product", "sum", "max", "psi_2d" or "psi_3d"; None: the method's own.
+        mapping: "crossmodal" or "intramodal"; None: the method's own.
         progress: Called with (what, done, total).
 
     Raises:
@@ -105,6 +125,11 @@ def fit(
         epochs=epochs,
         seed=seed,
         unit=unit,
+        recipe=recipe,
+        group_size=group_size,
+        batch_norm=batch_norm,
+        aggregation=aggregation,
+        mapping=mapping,
     )
     return fit_detector(data, output, category=category, request=request, progress=progress)
 

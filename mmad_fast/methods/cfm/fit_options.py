@@ -85,5 +85,5 @@ class CfmFitOptions:
 
     @classmethod
     def of(cls, request: FitRequest) -> CfmFitOptions:
-        """The options of a request that any family serves; the rest are the defaults."""
-        return cls(**asdict(request))
+        """The options of a request; what it leaves open has the defaults."""
+        return cls(**{key: value for key, value in asdict(request).items() if value is not None})
