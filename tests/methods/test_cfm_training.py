@@ -13,6 +13,7 @@ from mmad_fast.errors import EmptyScanError, InvalidInputError, MmadFastError
 from mmad_fast.methods.cfm import training
 from mmad_fast.methods.cfm.detector import CfmFeatures
 from mmad_fast.methods.cfm.feature_cache import FeatureCache
+from mmad_fast.methods.cfm.networks import FeatureProjectionMLP
 from mmad_fast.methods.cfm.training import TrainingRecipe, dense_recipe, train_mappings
 from mmad_fast.ops.sparse_rows import SparseRows
 
@@ -95,7 +96,7 @@ def test_early_stop_restores_the_best_weights():
     assert record.epochs == record.best_epoch + 4 < 60
     best = record.validation_losses[record.best_epoch - 1]
     assert best == min(record.validation_losses)
-    held_out = [training._validation_pixels(features, recipe.seed) for features in validation]
+    held_out = training._validation_pixels(validation, recipe.seed)
     restored = training._mean_loss(held_out, torch.nn.ModuleDict(networks))
     assert restored == pytest.approx(best, abs=1e-6)
 
@@ -104,6 +105,28 @@ def test_nan_features_are_an_error():
     broken = replace(TRAIN[0], tokens=np.full_like(TRAIN[0].tokens, np.nan))
     with pytest.raises(MmadFastError, match=r"loss became nan.*lower learning_rate"):
         train_mappings([broken], VALIDATION, NAMES, recipe=QUICK)
+
+
+def test_folding_keeps_the_function():
+    generator = torch.Generator().manual_seed(0)
+    features = 5 + 3 * torch.randn(50, 8, generator=generator)
+    source = (features.mean(0), features.std(0))
+    target = (torch.arange(6.0), torch.arange(1.0, 7.0))
+    mapping = training.StandardizedMapping(FeatureProjectionMLP(8, 6), source, target)
+    torch.testing.assert_close(mapping.fold()(features), mapping(features), rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_per_channel_and_survive_constant_channels():
+    tokens = TRAIN[0].tokens.copy()
+    tokens[:, 2] = 7
+    constant = replace(TRAIN[0], tokens=tokens)
+    mean, deviation = training._channel_statistics([constant], seed=0)["rgb"]
+    pixels = training._expand(constant, np.arange(len(constant.pixel_indices)))["rgb"]
+    torch.testing.assert_close(mean, pixels.mean(0), rtol=0.05, atol=0.2)
+    assert mean[2] == pytest.approx(7, rel=1e-5)
+    assert 0 < float(deviation[2]) < 0.01 * float(deviation.mean())
+    nothing = replace(TRAIN[0], tokens=np.zeros_like(tokens))
+    assert training._channel_statistics([nothing], seed=0)["rgb"][1].tolist() == [1.0] * 8
 
 
 def test_mixing_equals_the_sparse_rows():

@@ -50,8 +50,8 @@ class CfmFitOptions:
     smoothing: str = "boxes53"
     recipe: str = "cfm"
     epochs: int | None = None
-    pixels_per_step: int | None = 2048
-    learning_rate: float = 1e-3
+    pixels_per_step: int | None = 512
+    learning_rate: float = 3e-3
     schedule: str = "cosine"
     batch_scans: int = 4
     patience: int | None = 10

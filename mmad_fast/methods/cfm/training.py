@@ -3,6 +3,8 @@
 Both minimise [1 - mean cos(predicted, observed)] per direction over foreground pixels. The
 published recipe takes all foreground pixels of four scans per step. Neighbouring pixels are mixed
 from the same few tokens and say nearly the same, so the quick recipe samples some hundred a scan.
+It also trains in standardised coordinates, which takes several times fewer steps; afterwards they
+are folded into the first and last Linear, so that the networks have the published form.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +23,16 @@ from torch import Tensor, nn
 
 from mmad_fast.errors import InvalidInputError, MmadFastError
 from mmad_fast.methods.cfm.detector import CfmFeatures
-from mmad_fast.methods.cfm.networks import MAPPING_NETWORKS, FeatureProjectionMLP
+from mmad_fast.methods.cfm.networks import MAPPING_NETWORKS
 from mmad_fast.ops.sparse_rows import SparseRows
 
 QUICK_STEPS = 200
 """Optimiser steps of the quick recipe when the epochs are left open."""
 COSINE_EPS = 1e-6
-VALIDATION_PIXELS_PER_SCAN = 1024
+VALIDATION_PIXELS = 16384
+"""Fixed pixels, spread over the validation scans, on which the validation loss is computed."""
+STATISTICS_PIXELS = 16384
+"""Pixels, spread over the training scans, that give the channels' mean and deviation."""
 
 
 class ScanFeatures(Protocol):
@@ -48,6 +53,7 @@ class TrainingRecipe:
         epochs: Passes over the training scans; None means as many as QUICK_STEPS steps need.
         pixels_per_step: Foreground pixels per step over all its scans; None means all of them.
         learning_rate: Of Adam, at the start.
+        standardize: Train on features of mean 0 and deviation 1 per channel.
         schedule: "cosine" to zero over all steps, or "constant" as published.
         batch_scans: Scans per step.
         patience: Epochs without a better validation loss before it stops; None means never.
@@ -55,8 +61,9 @@ class TrainingRecipe:
     """
 
     epochs: int | None = None
-    pixels_per_step: int | None = 2048
-    learning_rate: float = 1e-3
+    pixels_per_step: int | None = 512
+    learning_rate: float = 3e-3
+    standardize: bool = True
     schedule: str = "cosine"
     batch_scans: int = 4
     patience: int | None = 10
@@ -87,7 +94,13 @@ def dense_recipe(*, epochs: int = 50, seed: int = 0) -> TrainingRecipe:
     Source: the public CFM code trains 50 epochs, the paper says 250; method facts 6.2.
     """
     return TrainingRecipe(
-        epochs=epochs, pixels_per_step=None, schedule="constant", patience=None, seed=seed
+        epochs=epochs,
+        pixels_per_step=None,
+        learning_rate=1e-3,
+        standardize=False,
+        schedule="constant",
+        patience=None,
+        seed=seed,
     )
 
 
@@ -116,7 +129,7 @@ def train_mappings(
     hidden: str = "published",
     recipe: TrainingRecipe | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, FeatureProjectionMLP], TrainingRecord]:
+) -> tuple[dict[str, nn.Module], TrainingRecord]:
     """The trained networks by name, and the record of the run.
 
     Args:
@@ -133,11 +146,13 @@ def train_mappings(
     """
     recipe = TrainingRecipe() if recipe is None else recipe
     networks = _initial_networks(train[0], names, hidden, recipe.seed)
+    if recipe.standardize:
+        networks = _standardized(networks, _channel_statistics(train, recipe.seed))
     optimizer = torch.optim.Adam(networks.parameters(), lr=recipe.learning_rate)
     rng = np.random.default_rng(recipe.seed)
     epochs = recipe.num_epochs(len(train))
     num_steps = epochs * math.ceil(len(train) / recipe.batch_scans)
-    held_out = [_validation_pixels(features, recipe.seed) for features in validation]
+    held_out = _validation_pixels(validation, recipe.seed)
     losses: list[float] = []
     validation_losses: list[float] = []
     best = copy.deepcopy(networks.state_dict())
@@ -153,7 +168,7 @@ def train_mappings(
             break
     networks.load_state_dict(best)
     record = TrainingRecord(len(losses), best_epoch, tuple(losses), tuple(validation_losses))
-    return {name: networks[name].eval() for name in names}, record  # type: ignore[misc]
+    return {name: _published_form(networks[name]) for name in names}, record
 
 
 def _initial_networks(
@@ -167,6 +182,72 @@ def _initial_networks(
             source, target = name.split("_to_")
             networks[name] = MAPPING_NETWORKS[hidden](widths[source], widths[target])
     return nn.ModuleDict(networks)
+
+
+class StandardizedMapping(nn.Module):
+    """A mapping network that sees and gives features of mean 0 and deviation 1 per channel."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        source: tuple[Tensor, Tensor],
+        target: tuple[Tensor, Tensor],
+    ) -> None:
+        """Takes mean and deviation (C,) of the source's and of the target's features."""
+        super().__init__()
+        self.network = network
+        self.source_mean, self.source_deviation = source
+        self.target_mean, self.target_deviation = target
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(P, Ct) predicted features, from features (P, Cs), both in their own coordinates."""
+        standardized = (features - self.source_mean) / self.source_deviation
+        return self.network(standardized) * self.target_deviation + self.target_mean
+
+    @torch.no_grad()
+    def fold(self) -> nn.Module:
+        """The network that computes the same in the features' own coordinates."""
+        folded: Any = copy.deepcopy(self.network)
+        weight = folded.input.weight / self.source_deviation
+        folded.input.bias.sub_(weight @ self.source_mean)
+        folded.input.weight.copy_(weight)
+        folded.output.weight.mul_(self.target_deviation[:, None])
+        folded.output.bias.mul_(self.target_deviation).add_(self.target_mean)
+        return folded
+
+
+def _standardized(
+    networks: nn.ModuleDict, statistics: dict[str, tuple[Tensor, Tensor]]
+) -> nn.ModuleDict:
+    standardized = {}
+    for name, network in networks.items():
+        source, target = name.split("_to_")
+        standardized[name] = StandardizedMapping(network, statistics[source], statistics[target])
+    return nn.ModuleDict(standardized)
+
+
+def _published_form(network: nn.Module) -> nn.Module:
+    return (network.fold() if isinstance(network, StandardizedMapping) else network).eval()
+
+
+def _channel_statistics(train: ScanFeatures, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and deviation (C,) by modality, over some pixels of every training scan.
+
+    A channel that hardly varies gets a thousandth of the mean deviation, so as not to be blown up.
+    """
+    rng = np.random.default_rng(seed)
+    per_scan = math.ceil(STATISTICS_PIXELS / len(train))
+    parts = [_sample_pixels([scan], per_scan, rng) for scan in train]
+    statistics = {}
+    for side in ("rgb", "point"):
+        count = sum(len(part[side]) for part in parts)
+        mean = torch.stack([part[side].double().sum(0) for part in parts]).sum(0) / count
+        squares = [(part[side].double() - mean).square().sum(0) for part in parts]
+        deviation = (torch.stack(squares).sum(0) / count).sqrt()
+        floor = 1e-3 * deviation.mean()
+        deviation = deviation.clamp(min=float(floor)) if floor > 0 else torch.ones_like(deviation)
+        statistics[side] = (mean.float(), deviation.float())
+    return statistics
 
 
 def _train_epoch(
@@ -222,10 +303,11 @@ def _sample_pixels(
     return {side: torch.cat([part[side] for part in parts]) for side in ("rgb", "point")}
 
 
-def _validation_pixels(features: CfmFeatures, seed: int) -> dict[str, Tensor]:
-    num_pixels = len(features.pixel_indices)
-    count = min(num_pixels, VALIDATION_PIXELS_PER_SCAN)
-    return _expand(features, np.random.default_rng(seed).choice(num_pixels, count, replace=False))
+def _validation_pixels(validation: ScanFeatures, seed: int) -> list[dict[str, Tensor]]:
+    """Features (P, C) by modality of fixed pixels of each scan."""
+    rng = np.random.default_rng(seed)
+    per_scan = math.ceil(VALIDATION_PIXELS / len(validation))
+    return [_sample_pixels([features], per_scan, rng) for features in validation]
 
 
 def _expand(features: CfmFeatures, chosen: NDArray[np.int64]) -> dict[str, Tensor]:
