@@ -29,7 +29,7 @@ from mmad_fast.ops.sparse_rows import SparseRows
 QUICK_STEPS = 200
 """Optimiser steps of the quick recipe when the epochs are left open."""
 COSINE_EPS = 1e-6
-VALIDATION_PIXELS = 16384
+VALIDATION_PIXELS = 2048
 """Fixed pixels, spread over the validation scans, on which the validation loss is computed."""
 STATISTICS_PIXELS = 16384
 """Pixels, spread over the training scans, that give the channels' mean and deviation."""
