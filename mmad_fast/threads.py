@@ -38,6 +38,18 @@ def set_num_threads(count: int) -> None:
     _kernels().set_num_threads(check_integer(count, "count", minimum=1, maximum=MAX_THREADS))
 
 
+def resolve_num_threads(num_threads: int | None) -> int:
+    """The given number of threads, or the kernels' for None.
+
+    Raises:
+        InvalidInputError: no integer, or not in 1..1024: an engine would try to start them all.
+        BackendUnavailableError: the compiled kernels cannot be loaded.
+    """
+    if num_threads is None:
+        return get_num_threads()
+    return check_integer(num_threads, "num_threads", minimum=1, maximum=MAX_THREADS)
+
+
 def _kernels() -> ModuleType:
     reason = kernels_refusal()
     if reason is not None:

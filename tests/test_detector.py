@@ -167,6 +167,12 @@ def test_unknown_engine_and_device(tiny_artifact) -> None:
         mmad_fast.load(tiny_artifact, device="cuda")
 
 
+@pytest.mark.parametrize("num_threads", [0, -1, 10**6, "2", 1.5])
+def test_a_number_of_threads_out_of_range(tiny_artifact, num_threads) -> None:
+    with pytest.raises(InvalidInputError, match="num_threads"):
+        mmad_fast.load(tiny_artifact, num_threads=num_threads)
+
+
 def test_runs_without_the_fit_half(tiny_artifact, tmp_path) -> None:
     """Loads and runs a detector where none of the fit half's packages can be imported."""
     rgb, xyz = make_arrays()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
-from mmad_fast.threads import get_num_threads
+from mmad_fast.threads import resolve_num_threads
 
 _ERRORS_ONLY = 3
 # ONNX Runtime raises one class per status code; they share no base below Exception.
@@ -42,10 +42,11 @@ class OnnxRuntimeEngine:
             num_threads: Threads per run; None means mmad_fast.threads.get_num_threads().
 
         Raises:
+            InvalidInputError: num_threads is not in 1..1024.
             ArtifactError: the file cannot be loaded or has dynamic shapes.
         """
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = get_num_threads() if num_threads is None else num_threads
+        options.intra_op_num_threads = resolve_num_threads(num_threads)
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         # Idle threads that spin would take the cores from the compiled kernels between two graphs.
