@@ -8,14 +8,15 @@
 #include <utility>
 #include <vector>
 
+#include "bicubic_resizing/op.h"
 #include "common/gemm.h"
 #include "common/parallel.h"
 #include "farthest_point_sampling/op.h"
+#include "foreground/op.h"
 #include "inverse_distance_interpolation/op.h"
 #include "knn_grouping/op.h"
 #include "nearest_neighbor_scoring/op.h"
 #include "pixel_mapping/op.h"
-#include "preprocess/op.h"
 
 namespace py = pybind11;
 

@@ -16,18 +16,17 @@
 #include "common/gemm.h"
 #include "common/parallel.h"
 #include "common/simd.h"
+#include "common/sum_squares.h"
 #include "nearest_neighbor_scoring/op.h"
 
 namespace mmad_fast {
 namespace nearest_neighbor_kernels {
 
-constexpr int64_t kLanes = 16;  // partial sums: fixed, so that all instruction sets add alike
-
 MMAD_FAST_MULTIVERSION double squared_distance(const float* a, const float* b, int64_t count) {
-  double lanes[kLanes] = {};
+  double lanes[kSumLanes] = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
+  for (; i + kSumLanes <= count; i += kSumLanes) {
+    for (int64_t lane = 0; lane < kSumLanes; ++lane) {
       const double difference = static_cast<double>(a[i + lane]) - b[i + lane];
       lanes[lane] += difference * difference;
     }
@@ -36,26 +35,7 @@ MMAD_FAST_MULTIVERSION double squared_distance(const float* a, const float* b, i
     const double difference = static_cast<double>(a[i]) - b[i];
     lanes[lane] += difference * difference;
   }
-  double sum = 0.0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
-  return sum;
-}
-
-MMAD_FAST_MULTIVERSION double squared_norm(const float* values, int64_t count) {
-  double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const double value = values[i + lane];
-      lanes[lane] += value * value;
-    }
-  }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    lanes[lane] += static_cast<double>(values[i]) * values[i];
-  }
-  double sum = 0.0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
-  return sum;
+  return add_lanes(lanes);
 }
 
 // products[i] becomes norm - 2 * products[i]; smallest[i] its minimum over the rows so far.
@@ -197,7 +177,7 @@ void score_block(const float* queries, int64_t num_queries, const Bank& bank, fl
   const PackedMatrix packed = pack_matrix(queries, num_queries, bank.width, bank.width);
   std::vector<double> norms(num_queries);
   for (int64_t query = 0; query < num_queries; ++query) {
-    norms[query] = std::sqrt(squared_norm(queries + query * bank.width, bank.width));
+    norms[query] = std::sqrt(sum_squares(queries + query * bank.width, bank.width));
   }
   const int64_t strips = (bank.num_rows + kStripRows - 1) / kStripRows;
   const int64_t workers = std::min<int64_t>(num_threads(), strips);
@@ -228,7 +208,7 @@ Bank prepare_bank(const float* rows, int64_t num_rows, int64_t width) {
   Bank bank{rows, num_rows, width, std::vector<double>(num_rows)};
   parallel_for(num_rows, 256, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      bank.squared_norms[row] = squared_norm(rows + row * width, width);
+      bank.squared_norms[row] = sum_squares(rows + row * width, width);
     }
   });
   return bank;

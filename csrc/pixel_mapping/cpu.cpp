@@ -10,6 +10,7 @@
 
 #include "common/parallel.h"
 #include "common/simd.h"
+#include "common/sum_squares.h"
 #include "pixel_mapping/op.h"
 
 namespace mmad_fast {
@@ -68,36 +69,13 @@ MMAD_FAST_MULTIVERSION void add_four_scaled(const float* const* sources, const f
   }
 }
 
-constexpr int64_t kLanes = 16;  // partial sums: fixed, so that all instruction sets add alike
-
-static inline double add_lanes(const double* lanes) {
-  double sum = 0.0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
-  return sum;
-}
-
-MMAD_FAST_MULTIVERSION double sum_squares(const float* values, int64_t count) {
-  double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const double value = values[i + lane];
-      lanes[lane] += value * value;
-    }
-  }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    lanes[lane] += static_cast<double>(values[i]) * values[i];
-  }
-  return add_lanes(lanes);
-}
-
 MMAD_FAST_MULTIVERSION double sum_squared_differences(const float* a, double a_scale,
                                                       const float* b, double b_scale,
                                                       int64_t count) {
-  double lanes[kLanes] = {};
+  double lanes[kSumLanes] = {};
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
+  for (; i + kSumLanes <= count; i += kSumLanes) {
+    for (int64_t lane = 0; lane < kSumLanes; ++lane) {
       const double difference = a[i + lane] * a_scale - b[i + lane] * b_scale;
       lanes[lane] += difference * difference;
     }

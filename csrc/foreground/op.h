@@ -1,5 +1,4 @@
-// Foreground of an organised XYZ scan (the background plane's pixels and stray components go), and
-// the resizing of its RGB image.
+// Foreground of an organised XYZ scan: the background plane's pixels and stray components go.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +28,5 @@ void density_clusters(const float* points, int64_t num_points, double radius, in
 // a label too, ties to the lowest; the others become kPixelRemoved. Returns the number kept.
 int64_t keep_largest_cluster(const float* xyz, int64_t num_pixels, double radius,
                              int64_t min_points, uint8_t* states);
-
-// target (out_height, out_width, 3): source (in_height, in_width, 3) resized by the antialiased
-// bicubic filter of Pillow, to the bit: width first, 8 bits in between, where a side keeps its
-// length untouched.
-void resize_bicubic(const uint8_t* source, int64_t in_height, int64_t in_width, int64_t out_height,
-                    int64_t out_width, uint8_t* target);
 
 }  // namespace mmad_fast
