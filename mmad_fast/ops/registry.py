@@ -13,6 +13,11 @@ from mmad_fast.errors import BackendUnavailableError
 
 logger = logging.getLogger("mmad_fast")
 
+NOT_WRITTEN = (
+    "no kernel in this version: only the CPU kernel is written; take backend='cpu' or 'auto'"
+)
+"""Why an op lacks a backend that would suit it."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -85,6 +90,10 @@ class Op:
                         f"{self.name}: backend {backend!r} cannot run here: {reason}"
                     )
                 return candidate
+        if backend in self.absent:
+            raise BackendUnavailableError(
+                f"{self.name}: backend {backend!r} cannot run here: {self.absent[backend]}"
+            )
         known = ", ".join(["auto", *(candidate.name for candidate in self.backends)])
         raise BackendUnavailableError(
             f"{self.name}: there is no backend {backend!r}; known are {known}"

@@ -6,6 +6,7 @@ import pytest
 
 from mmad_fast.errors import BackendUnavailableError
 from mmad_fast.ops import all_ops
+from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
 from mmad_fast.ops.registry import Backend, Op, always
 
 
@@ -41,6 +42,24 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         BackendUnavailableError, match=r"no backend 'gpu'; known are auto, cuda, cpu$"
     ):
         op.resolve("gpu")
+
+
+def test_a_backend_that_was_not_written_is_answered_with_the_reason() -> None:
+    cpu = Backend("cpu", lambda: None, always)
+    op = Op("an_op", (cpu,), absent={"cuda": "no kernel in this version: use 'cpu'"})
+    with pytest.raises(
+        BackendUnavailableError, match=r"an_op: backend 'cuda' cannot run here: no kernel in this"
+    ):
+        op.resolve("cuda")
+    assert op.resolve("auto").name == "cpu"
+
+
+@pytest.mark.parametrize("op", [*all_ops(), POOLED_ROWS_OP], ids=lambda op: op.name)
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_every_op_runs_on_a_gpu_or_says_why_not(op: Op, name: str) -> None:
+    if name not in [backend.name for backend in op.backends]:
+        with pytest.raises(BackendUnavailableError, match="no kernel"):
+            op.resolve(name)
 
 
 def test_auto_takes_the_first_that_can(caplog: pytest.LogCaptureFixture) -> None:

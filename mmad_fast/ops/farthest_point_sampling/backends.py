@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.farthest_point_sampling import reference
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
 
 
 def _cpu(
@@ -25,4 +25,9 @@ OP = Op(
         Backend("cpu", _cpu, kernels_refusal),
         Backend("reference", reference.farthest_point_sampling, always),
     ),
+    absent={
+        "cuda": NOT_WRITTEN,
+        "triton": "no kernel: every sample waits for the argmax over all points, a chain that does "
+        "not suit Triton's independent programs; take backend='cpu' or 'auto'",
+    },
 )

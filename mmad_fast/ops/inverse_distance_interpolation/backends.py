@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.inverse_distance_interpolation import reference
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
 
 
 def _cpu_weights(
@@ -44,6 +44,7 @@ OP = Op(
         Backend("cpu", _cpu_weights, kernels_refusal),
         Backend("reference", reference.inverse_distance_weights, always),
     ),
+    absent={"cuda": NOT_WRITTEN, "triton": NOT_WRITTEN},
 )
 POOLED_ROWS_OP = Op(
     "pooled_interpolation_rows",
@@ -51,4 +52,5 @@ POOLED_ROWS_OP = Op(
         Backend("cpu", _cpu_pooled_rows, kernels_refusal),
         Backend("reference", reference.pooled_interpolation_rows, always),
     ),
+    absent={"cuda": NOT_WRITTEN, "triton": NOT_WRITTEN},
 )

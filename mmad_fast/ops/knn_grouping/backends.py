@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.knn_grouping import reference
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
 
 
 def _cpu(
@@ -26,4 +26,5 @@ OP = Op(
         Backend("cpu", _cpu, kernels_refusal),
         Backend("reference", reference.knn_grouping, always),
     ),
+    absent={"cuda": NOT_WRITTEN, "triton": NOT_WRITTEN},
 )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.nearest_neighbor_scoring import reference
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
 
 if TYPE_CHECKING:
     from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
@@ -32,4 +32,5 @@ def _reference(queries: NDArray[np.float32], bank: PreparedBank) -> Found:
 OP = Op(
     "nearest_neighbor_scoring",
     (Backend("cpu", _cpu, kernels_refusal), Backend("reference", _reference, always)),
+    absent={"cuda": NOT_WRITTEN, "triton": NOT_WRITTEN},
 )

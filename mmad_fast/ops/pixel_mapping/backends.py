@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.pixel_mapping import reference
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
 from mmad_fast.ops.sparse_rows import SparseRows
 
 if TYPE_CHECKING:
@@ -55,4 +55,5 @@ def _reference(
 OP = Op(
     "pixel_mapping",
     (Backend("cpu", _cpu, kernels_refusal), Backend("reference", _reference, always)),
+    absent={"cuda": NOT_WRITTEN, "triton": NOT_WRITTEN},
 )
