@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -225,21 +223,21 @@ def test_exact_mode_is_the_integral_of_the_true_curve(normal_scores, limit):
     assert result[limit] == pytest.approx(truth, abs=0.008)  # 4 sigma of 0.002
 
 
-def test_exact_mode_of_a_category_takes_seconds_at_most():
+def test_exact_mode_of_a_whole_category_of_noise():
     rng = np.random.default_rng(0)
     maps = [rng.random((224, 224), np.float32) for _ in range(60)]
     masks = [np.zeros((224, 224), bool) for _ in maps]
     for mask in masks[:40]:
         mask[50:80, 90:130] = True
-    start = time.perf_counter()
-    aupro(maps, masks, mode="exact")
-    assert time.perf_counter() - start < 6  # about 0.5 s on a quiet machine
+    areas = aupro(maps, masks, mode="exact")
+    for limit in AUPRO_LIMITS:  # scores that know nothing: the curve is the diagonal
+        assert areas[limit] == pytest.approx(limit / 2, abs=0.005)
 
 
 # --- laws ---
 
 
-@settings(max_examples=40, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     transform=st.sampled_from([np.exp, np.cbrt, np.arctan, lambda x: 3 * x - 7]),
@@ -255,7 +253,7 @@ def test_only_the_order_of_the_scores_counts(seed, transform, mode):
     assert list(after.values()) == pytest.approx(list(before.values()), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), mode=st.sampled_from(["published", "exact"]))
 def test_the_order_of_scans_does_not_count_and_values_are_fractions(seed, mode):
     rng = np.random.default_rng(seed)
