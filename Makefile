@@ -2,28 +2,27 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
 # Arguments for `make bench`, e.g. make bench ARGS="--method cfm --data mvtec3d"
 ARGS ?= --method cfm-s
 
 .PHONY: bench test lint typecheck format clean
 
-bench: $(INSTALLED)
+bench: $(VENV)/.installed-fit
 	$(BIN)/mmad-fast bench $(ARGS)
 
-test: $(INSTALLED)
+test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-typecheck: $(INSTALLED)
+typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
@@ -31,7 +30,8 @@ format: $(INSTALLED)
 clean:
 	rm -rf build dist $(VENV)
 
-$(INSTALLED): $(SOURCES)
+# One stamp per extra; installed again when the kernels or the requirements change.
+$(VENV)/.installed-%: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
