@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mmad_fast.detector import load
 from mmad_fast.errors import EmptyScanError
 from mmad_fast.methods.cfm.detector import CfmFeatures, CfmPipeline, FeatureExtractor
 from mmad_fast.methods.cfm.fit_options import CfmFitOptions
@@ -28,6 +29,7 @@ from mmad_fast.methods.cfm.reference import (
     reference_infer,
 )
 from mmad_fast.methods.cfm.training import TrainingRecipe, train_mappings
+from mmad_fast.ops.registry import Backend, Op
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -233,3 +235,21 @@ def test_extractor_uses_the_parameters_of_its_detector(fitted: Fitted):
     assert features.point_rows.num_rows == features.token_rows.num_rows
     assert (np.diff(features.pixel_indices) > 0).all()
     assert set(fitted.prepared.pixel_indices) <= set(features.pixel_indices)
+
+
+def test_backends_are_chosen_when_a_detector_is_loaded(
+    tiny_artifact: Path,
+    scan_arrays: tuple[NDArray[np.uint8], NDArray[np.float32]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = load(tiny_artifact)
+    asked: list[str] = []
+    resolve = Op.resolve
+
+    def record(op: Op, backend: str = "auto") -> Backend:
+        asked.append(backend)
+        return resolve(op, backend)
+
+    monkeypatch.setattr(Op, "resolve", record)
+    detector.infer(*scan_arrays)
+    assert asked == ["cpu"] * 6  # four for the features, one per direction of the mapping

@@ -18,12 +18,17 @@ from mmad_fast.engines import Engine, open_graph
 from mmad_fast.errors import ArtifactError, EmptyScanError
 from mmad_fast.methods.cfm import scoring
 from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.ops.farthest_point_sampling import OP as SAMPLING_OP
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.inverse_distance_interpolation import OP as INTERPOLATION_OP
 from mmad_fast.ops.inverse_distance_interpolation import (
+    POOLED_ROWS_OP,
     inverse_distance_weights,
     pooled_interpolation_rows,
 )
+from mmad_fast.ops.knn_grouping import OP as GROUPING_OP
 from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.ops.pixel_mapping import OP as MAPPING_OP
 from mmad_fast.ops.pixel_mapping import MappingNetwork, bilinear_rows, pixel_mapping
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
@@ -65,6 +70,28 @@ class CfmScores:
     image_score: float
 
 
+@dataclass(frozen=True)
+class OpBackends:
+    """The backend of each op by name: chosen when a detector is made, not anew for every scan."""
+
+    sampling: str
+    grouping: str
+    interpolation: str
+    pooled_rows: str
+    mapping: str
+
+    @classmethod
+    def resolve(cls) -> OpBackends:
+        """The first of each op that can run here."""
+        return cls(
+            sampling=SAMPLING_OP.resolve().name,
+            grouping=GROUPING_OP.resolve().name,
+            interpolation=INTERPOLATION_OP.resolve().name,
+            pooled_rows=POOLED_ROWS_OP.resolve().name,
+            mapping=MAPPING_OP.resolve().name,
+        )
+
+
 class FeatureExtractor:
     """Both frozen backbones and the geometry between them. `extract` is thread-safe."""
 
@@ -74,6 +101,7 @@ class FeatureExtractor:
         self._rgb = rgb
         self._points = points
         self._parameters = parameters
+        self.backends = OpBackends.resolve()
 
     def extract(self, prepared: PreparedScan, clock: StageClock) -> CfmFeatures:
         """The features of a prepared scan.
@@ -81,27 +109,33 @@ class FeatureExtractor:
         Raises:
             EmptyScanError: fewer foreground points than one group holds.
         """
-        parameters, points = self._parameters, prepared.points
+        parameters, points, backends = self._parameters, prepared.points, self.backends
         _require_points(prepared, parameters.group_size)
         with clock.stage("rgb_tokens"):
             tokens = self._rgb.run({"image": prepared.rgb[None]})["tokens"][0]  # (T, C2)
         with clock.stage("sampling"):
             center_indices = farthest_point_sampling(
-                points, parameters.num_groups, skip_near_origin=parameters.skip_near_origin
+                points,
+                parameters.num_groups,
+                skip_near_origin=parameters.skip_near_origin,
+                backend=backends.sampling,
             )
             centers = points[center_indices]  # (G, 3)
         with clock.stage("grouping"):
-            groups = knn_grouping(points, center_indices, parameters.group_size).groups
+            groups = knn_grouping(
+                points, center_indices, parameters.group_size, backend=backends.grouping
+            ).groups
         with clock.stage("point_features"):
             inputs = {"groups": groups[None], "centers": centers[None]}
             point_features = self._points.run(inputs)["features"][0]  # (G, C3)
         with clock.stage("interpolation"):
             point_rows, pixel_indices = pooled_interpolation_rows(
-                inverse_distance_weights(points, centers),
+                inverse_distance_weights(points, centers, backend=backends.interpolation),
                 prepared.pixel_indices,
                 num_centers=parameters.num_groups,
                 grid_size=prepared.grid_size,
                 output_size=prepared.grid_size,
+                backend=backends.pooled_rows,
             )
             token_rows = bilinear_rows(
                 pixel_indices, token_grid=parameters.token_grid, output_size=prepared.grid_size
@@ -182,7 +216,12 @@ class CfmPipeline:
             "point": (features.point_features, features.point_rows),
         }
         source, target = network.split("_to_")
-        return pixel_mapping(*sides[source], *sides[target], self._networks[network])
+        return pixel_mapping(
+            *sides[source],
+            *sides[target],
+            self._networks[network],
+            backend=self.extractor.backends.mapping,
+        )
 
 
 def _check_shapes(
