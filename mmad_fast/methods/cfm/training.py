@@ -56,7 +56,8 @@ class TrainingRecipe:
         standardize: Train on features of mean 0 and deviation 1 per channel.
         schedule: "cosine" to zero over all steps, or "constant" as published.
         batch_scans: Scans per step.
-        patience: Epochs without a better validation loss before it stops; None means never.
+        patience: Epochs without a better validation loss before it stops; None means never, and the
+            last epoch's weights are kept instead of the best one's.
         seed: Of initial weights, order and pixels.
     """
 
@@ -134,8 +135,8 @@ def train_mappings(
 
     Args:
         train: Features of the training scans, at least one.
-        validation: Features of the validation scans, at least one; the weights of the epoch with
-            the lowest loss on them are kept if the recipe stops early, else those of the last.
+        validation: Features of the validation scans, at least one. With a patience, the weights of
+            the epoch with the lowest loss on them are kept, without one those of the last epoch.
         names: Networks to train, of parameters.MAPPINGS.
         hidden: A key of networks.MAPPING_NETWORKS.
         recipe: How; None means the quick recipe.
