@@ -16,7 +16,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -28,7 +29,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from mmad_fast.errors import ArtifactError
+from mmad_fast.errors import ArtifactError, InvalidInputError
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -159,7 +160,7 @@ def write_artifact(
     tensors: Mapping[str, NDArray],
     golden: Golden,
 ) -> Path:
-    """The path of a new artifact, complete on disk.
+    """The absolute path of a new artifact, complete on disk.
 
     Everything is written to a sibling folder first and moved into place at the end: an interrupted
     write leaves the target as it was. An artifact that stands at `path` is replaced.
@@ -177,15 +178,11 @@ def write_artifact(
         golden: The golden scan with its expected result.
 
     Raises:
+        InvalidInputError: `path` is no path.
         ArtifactError: `path` is a file, or a folder that holds something else than an artifact, or
             cannot be written.
     """
-    target = Path(path)
-    check_target(target)
-    scratch: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with _new_folder_beside(path) as (scratch, target):
         for name, file in graphs.items():
             shutil.copyfile(file, scratch / f"{name}.onnx")
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -208,33 +205,86 @@ def write_artifact(
         _write_manifest(manifest, scratch / MANIFEST_FILE)
         _make_readable(scratch)
         _move_into_place(scratch, target)
-    except OSError as error:
-        raise ArtifactError(
-            f"{target}: the artifact cannot be written ({error.strerror or error}); "
-            "choose a folder with room where you may write"
-        ) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
 def check_target(path: Path | str) -> None:
-    """Raises if an artifact must not be written at `path`; call it before hours of fitting.
+    """Raises if an artifact cannot be written at `path`; call it before hours of fitting.
+
+    It makes the folder that writing would begin with, and removes it.
 
     Raises:
-        ArtifactError: `path` is a file, or a folder that holds something else than an artifact.
+        InvalidInputError: `path` is no path.
+        ArtifactError: `path` is a file, or a folder that holds something else than an artifact, or
+            cannot be written.
     """
-    target = Path(path)
+    with _new_folder_beside(path):
+        pass
+
+
+@contextmanager
+def _new_folder_beside(path: Path | str) -> Iterator[tuple[Path, Path]]:
+    """(new empty folder beside the target, the target), the target checked to be replaceable.
+
+    At the end the folder is removed if it is still there, and so are parents made for it that
+    stayed empty.
+    """
+    missing: list[Path] = []
+    try:
+        target = _as_path(path).resolve()
+        _check_replaceable(target)
+        missing = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield scratch, target
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(
+            f"{path}: the artifact cannot be written ({reason}); "
+            "choose a folder with room where you may write"
+        ) from error
+    finally:
+        for folder in missing:  # the innermost first
+            with suppress(OSError):  # it holds the artifact, or was never made
+                folder.rmdir()
+
+
+def _as_path(path: Path | str) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidInputError(f"the artifact's path is {path!r}; it must be a folder's path")
+    return Path(path)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises if there is something at the target that is not an artifact of ours, and that alone.
+
+    Raises:
+        ArtifactError: it is a file, or a folder that holds other files.
+    """
     if not target.exists():
         return
     if not target.is_dir():
         raise ArtifactError(f"{target}: is a file; name a new folder for the artifact")
-    if any(target.iterdir()) and not (target / MANIFEST_FILE).is_file():
+    others = sorted({file.name for file in target.iterdir()} - _own_files(target))
+    if others:
+        more = ", ..." if len(others) > 3 else ""
         raise ArtifactError(
-            f"{target}: the folder holds other files and no {MANIFEST_FILE}; name a new folder, "
-            "or empty this one"
+            f"{target}: the folder holds other files than those of a detector artifact "
+            f"({', '.join(others[:3])}{more}); name a new folder, or empty this one"
         )
+
+
+def _own_files(folder: Path) -> set[str]:
+    """The names of the files that belong to the artifact in a folder; empty if there is none."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    is_ours = isinstance(content, dict) and {"schema", _DIGEST_KEY, "files"} <= content.keys()
+    return {MANIFEST_FILE, *content["files"]} if is_ours else set()
 
 
 def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
@@ -245,13 +295,20 @@ def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
         verify: Check the sha256 of every file (about 1 GB/s); sizes are checked always.
 
     Raises:
-        ArtifactError: the folder or a file is missing, a byte has changed, the manifest is not
-            readable or its schema is newer than this version knows.
+        InvalidInputError: `path` is no path.
+        ArtifactError: the folder or a file is missing or may not be read, a byte has changed, the
+            manifest is not readable or its schema is newer than this version knows.
     """
-    folder = Path(path)
-    manifest = _read_manifest(folder)
-    for name, wanted in manifest.files.items():
-        _verify_file(folder / name, wanted, verify)
+    folder = _as_path(path)
+    try:
+        manifest = _read_manifest(folder)
+        for name, wanted in manifest.files.items():
+            _verify_file(folder / name, wanted, verify)
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
+            "you may read the artifact's files"
+        ) from error
     return Artifact(folder, manifest)
 
 
@@ -389,16 +446,33 @@ def _make_readable(folder: Path) -> None:
 
 
 def _move_into_place(scratch: Path, target: Path) -> None:
-    """Replaces `target` by `scratch`; the old artifact is set aside first and removed last."""
+    """Replaces `target` by `scratch`; the old artifact is set aside first and removed last.
+
+    Raises:
+        ArtifactError: replacing failed, and so did putting the old artifact back; says where it is.
+    """
     if not target.exists():
         os.rename(scratch, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.rename(target, old / target.name)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    old = aside / target.name
     try:
+        os.rename(target, old)
         os.rename(scratch, target)
-    except OSError:
-        os.rename(old / target.name, target)
+    except BaseException:  # an interrupt too must not cost the old artifact
+        _put_back(old, target)
+        shutil.rmtree(aside, ignore_errors=True)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if target.exists():  # it was not yet set aside, or has been replaced already
+        return
+    try:
+        os.rename(old, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target}: replacing the artifact failed, and so did putting the old one back "
+            f"({error.strerror or error}); the old one is whole at {old}: move it back"
+        ) from error

@@ -13,9 +13,9 @@ import pytest
 import safetensors.numpy
 
 from mmad_fast import artifact as artifact_module
-from mmad_fast.artifact import Golden, read_artifact, write_artifact
+from mmad_fast.artifact import Golden, check_target, read_artifact, write_artifact
 from mmad_fast.detector import load
-from mmad_fast.errors import ArtifactError
+from mmad_fast.errors import ArtifactError, InvalidInputError
 
 
 @pytest.fixture
@@ -172,6 +172,106 @@ def test_other_files_are_never_overwritten(tiny_artifact: Path, tmp_path: Path) 
     with pytest.raises(ArtifactError, match="is a file"):
         write_like(tiny_artifact, tmp_path / "notes.txt", {"a": np.zeros(1, np.float32)})
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "manifest", ["{}", "[]", "not JSON", '{"schema": 1, "files": {}}', '{"name": "my add-on"}']
+)
+def test_a_manifest_of_something_else_is_no_artifact(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(ArtifactError, match=r"holds other files .*\(manifest\.json\)"):
+        check_target(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == manifest
+
+
+def test_an_artifact_with_other_files_beside_it_is_not_replaced(copied: Path) -> None:
+    (copied / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds other files .*\(notes\.txt\)"):
+        write_like(copied, copied, {"only": np.zeros(3, np.float32)})
+    (copied / "notes.txt").unlink()
+    (copied / "rgb.onnx").unlink()
+    check_target(copied)  # a damaged artifact is still one of ours
+
+
+@pytest.mark.parametrize("place", ["file/artifact", "file/new/artifact", "/proc/artifact"])
+def test_a_target_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"cannot be written \(.*choose a folder"):
+        check_target(tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_target_with_dots_is_resolved(
+    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"/a: the folder holds other files .*\(b\)"):
+        check_target(inside / "..")
+    monkeypatch.chdir(inside)
+    check_target(".")
+    written = write_like(tiny_artifact, Path("../c/../new"), {"only": np.zeros(1, np.float32)})
+    assert read_artifact(written).path.samefile(tmp_path / "a" / "new")
+
+
+def test_checking_a_target_leaves_no_folders_behind(tmp_path: Path) -> None:
+    check_target(tmp_path / "new" / "deep" / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_path_is_no_target() -> None:
+    for function in (check_target, read_artifact):
+        with pytest.raises(InvalidInputError, match="path is None; it must be a folder's path"):
+            function(None)
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, error: BaseException, *calls: int) -> None:
+    """Lets these calls of os.rename fail, counted from 1."""
+    rename, done = os.rename, []
+
+    def rename_or_fail(source: Path, target: Path) -> None:
+        done.append(source)
+        if len(done) in calls:
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(artifact_module.os, "rename", rename_or_fail)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_while_replacing_keeps_the_old_artifact(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    before = read_artifact(copied).manifest
+    fail_at(monkeypatch, KeyboardInterrupt(), call)
+    with pytest.raises(KeyboardInterrupt):
+        write_like(copied, copied, {"only": np.zeros(3, np.float32)})
+    assert read_artifact(copied).manifest == before
+    assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
+
+
+def test_an_old_artifact_that_cannot_be_put_back_is_kept_and_named(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_artifact(copied).manifest
+    fail_at(monkeypatch, OSError(5, "Input/output error"), 2, 3)
+    with pytest.raises(ArtifactError, match="the old one is whole at") as caught:
+        write_like(copied, copied, {"only": np.zeros(3, np.float32)})
+    (kept,) = copied.parent.glob(".artifact.old.*/artifact")
+    assert str(kept) in str(caught.value)
+    assert read_artifact(kept).manifest == before
+
+
+def test_files_that_may_not_be_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *arguments: object, **options: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (copied / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArtifactError, match="not a readable manifest"):
+        read_artifact(copied)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read \(Permission denied"):
+        read_artifact(copied)
 
 
 def test_an_interrupted_write_leaves_the_old_artifact(
