@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,10 +31,8 @@ def doctor(
 
     Example: mmad-fast doctor runs/bagel
     """
-    from mmad_fast.threads import get_num_threads
-
     report: dict[str, Any] = {
-        "threads": get_num_threads(),
+        "threads": _num_threads(),
         "ops": _op_rows(),
         "engines": _engine_rows(),
         "packages": [
@@ -48,6 +47,17 @@ def doctor(
         print_table(*_tables(report))
     if report["artifact"] is not None and not report["artifact"]["agrees"]:
         raise typer.Exit(1)
+
+
+def _num_threads() -> int | None:
+    """The kernels' threads; None where they do not load: the rows of the ops say why."""
+    from mmad_fast.errors import BackendUnavailableError
+    from mmad_fast.threads import get_num_threads
+
+    try:
+        return get_num_threads()
+    except BackendUnavailableError:
+        return None
 
 
 def _op_rows() -> list[dict[str, Any]]:
@@ -75,14 +85,19 @@ def _op_rows() -> list[dict[str, Any]]:
 
 
 def _engine_rows() -> list[dict[str, Any]]:
-    from importlib import metadata
-
     from mmad_fast.engines import DEVICES, ENGINES
 
-    return [
-        {"engine": name, "version": metadata.version(name), "devices": list(DEVICES)}
-        for name in ENGINES
-    ]
+    return [_engine_row(name) | {"devices": list(DEVICES)} for name in ENGINES]
+
+
+def _engine_row(name: str) -> dict[str, Any]:
+    """Version from the module: several packages provide the same one (onnxruntime-gpu)."""
+    try:
+        version = import_module(name).__version__
+    except ImportError as error:
+        reason = f"{name} cannot be imported ({error}); install with: pip install {name}"
+        return {"engine": name, "version": None, "reason": reason}
+    return {"engine": name, "version": version, "reason": None}
 
 
 def _replay_golden(path: Path) -> dict[str, Any]:
@@ -102,13 +117,15 @@ def _replay_golden(path: Path) -> dict[str, Any]:
 def _tables(report: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
-    ops = Table("op", "backend", "runs", "auto", "why not", title=f"{report['threads']} threads")
+    threads = "no compiled kernels" if report["threads"] is None else f"{report['threads']} threads"
+    ops = Table("op", "backend", "runs", "auto", "why not", title=threads)
     for row in report["ops"]:
         runs, auto = ("yes" if row[key] else "" for key in ("runs", "chosen"))
         ops.add_row(row["op"], row["backend"], runs, auto, row["reason"] or "")
-    engines = Table("engine", "version", "devices")
+    engines = Table("engine", "version", "devices", "why not")
     for row in report["engines"]:
-        engines.add_row(row["engine"], row["version"], ", ".join(row["devices"]))
+        version, reason = row["version"] or "", row["reason"] or ""
+        engines.add_row(row["engine"], version, ", ".join(row["devices"]), reason)
     packages = Table("optional package", "installed", "needed for")
     for row in report["packages"]:
         packages.add_row(row["package"], "yes" if row["installed"] else "no", row["needed_for"])

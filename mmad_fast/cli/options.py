@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.methods.variants import VARIANTS
+from mmad_fast.methods.variants import VARIANTS, get_variant
 
 
 class UnitName(str, Enum):
@@ -22,8 +23,43 @@ class AuproMode(str, Enum):
     exact = "exact"
 
 
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """The block numbers of "1,2,3"; None for None.
+
+    Raises:
+        InvalidInputError: not a comma-separated list of numbers from 0.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text, re.ASCII):
+        raise InvalidInputError(
+            f"the layers are {text!r}; it must be block numbers with commas, e.g. 1,2,3"
+        )
+    return tuple(int(part) for part in text.split(","))
+
+
+def _known_method(name: str) -> str:
+    """The name; an unknown one is wrong usage."""
+    try:
+        return get_variant(name).name
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _block_numbers(text: str | None) -> str | None:
+    """The text; one that `parse_layers` refuses is wrong usage."""
+    try:
+        parse_layers(text)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-Method = Annotated[str, typer.Option("--method", help=f"One of: {', '.join(VARIANTS)}.")]
+Method = Annotated[
+    str,
+    typer.Option("--method", help=f"One of: {', '.join(VARIANTS)}.", callback=_known_method),
+]
 UnitOption = Annotated[UnitName, typer.Option("--unit", help="Unit of the XYZ files.")]
 Threads = Annotated[
     int | None,
@@ -51,7 +87,9 @@ RgbLayers = Annotated[
 PointLayers = Annotated[
     str | None,
     typer.Option(
-        "--point-layers", help="0-based Point-MAE blocks whose outputs are used, e.g. 1,2,3."
+        "--point-layers",
+        help="0-based Point-MAE blocks whose outputs are used, e.g. 1,2,3.",
+        callback=_block_numbers,
     ),
 ]
 Epochs = Annotated[
@@ -81,7 +119,7 @@ Aggregation = Annotated[
 Mapping = Annotated[
     str | None, typer.Option("--mapping", help="crossmodal (default) or intramodal.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 DataPath = Annotated[
     Path | None,
     typer.Option(
@@ -92,22 +130,6 @@ Aupro = Annotated[
     AuproMode,
     typer.Option("--aupro", help="published: 99 thresholds as the papers; exact: the integral."),
 ]
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """The block numbers of "1,2,3"; None for None.
-
-    Raises:
-        InvalidInputError: not a comma-separated list of block numbers.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidInputError(
-            f"--point-layers is {text!r}; it must be block numbers with commas, e.g. 1,2,3"
-        ) from None
 
 
 def apply_threads(count: int | None) -> int:

@@ -181,10 +181,73 @@ def test_threads_must_be_positive(tiny_artifact: Path, tmp_path: Path) -> None:
     assert run("infer", tiny_artifact, tmp_path, "--threads", 0).returncode == 2
 
 
-def test_fit_names_unknown_methods_and_layers(tmp_path: Path) -> None:
-    done = run("fit", tmp_path, "--output", tmp_path / "o", "--method", "cfm-xxl")
-    assert done.returncode == 1
-    assert "there is no method 'cfm-xxl'; known are cfm, cfm-m, cfm-s, cfm-t" in done.stderr
-    done = run("fit", tmp_path, "--output", tmp_path / "o", "--point-layers", "one")
-    assert done.returncode == 1
-    assert "--point-layers is 'one'" in done.stderr
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--method", "cfm-xxl", "there is no method 'cfm-xxl'; known are cfm, cfm-m, cfm-s, cfm-t"),
+        ("--point-layers", "one", "'one'; it must be block numbers with commas, e.g. 1,2,3"),
+        ("--point-layers", "1,-2", "'1,-2'; it must be block numbers with commas, e.g. 1,2,3"),
+        ("--seed", "-1", "is not in the range x>=0"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["fit", "bench"])
+def test_option_values_that_cannot_be_are_wrong_usage(
+    tmp_path: Path, verb: str, option: str, value: str, words: str
+) -> None:
+    target = ("--data", tmp_path) if verb == "bench" else (tmp_path, "--output", tmp_path / "o")
+    done = run(verb, *target, option, value)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+DOCTOR_WITHOUT = """
+import sys
+import mmad_fast.ops.registry, mmad_fast.threads
+refusal = lambda: "the compiled kernels do not load (no such file)"
+mmad_fast.ops.registry.kernels_refusal = mmad_fast.threads.kernels_refusal = refusal
+sys.modules["onnxruntime"] = None
+from mmad_fast.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_doctor_reports_what_does_not_load(options: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DOCTOR_WITHOUT, "doctor", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the compiled kernels do not load" in done.stdout
+    assert "pip install onnxruntime" in done.stdout
+    if options:
+        content = json.loads(done.stdout)
+        assert content["threads"] is None
+        assert {row["backend"] for row in content["ops"] if row["chosen"]} == {"reference"}
+
+
+def test_doctor_takes_the_version_of_whatever_provides_the_engine() -> None:
+    import onnxruntime
+
+    program = (
+        "import sys, importlib.metadata as metadata\n"
+        "real = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'onnxruntime': raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "metadata.version = version\n"
+        "from mmad_fast.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["engines"]
+    assert (row["version"], row["reason"]) == (onnxruntime.__version__, None)
