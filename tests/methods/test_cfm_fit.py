@@ -142,6 +142,8 @@ def test_no_scan_and_bad_options_are_errors(domes: list[Scan], tmp_path: Path):
         CfmFitOptions(threshold_quantile=1.5)
     with pytest.raises(InvalidInputError, match=r"recipe 'best'; known are cfm"):
         CfmFitOptions(recipe="best")
+    with pytest.raises(InvalidInputError, match="epochs is 0; it must be at least 1"):
+        CfmFitOptions(epochs=0)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"holds other files"):
         fit_cfm(domes[:1], [], tmp_path, OPTIONS)

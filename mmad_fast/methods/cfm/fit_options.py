@@ -69,6 +69,7 @@ class CfmFitOptions:
             raise InvalidInputError(
                 f"there is no preprocessing recipe {self.recipe!r}; known are {', '.join(RECIPES)}"
             )
+        _ = self.training  # refuses its part now, not after the features are extracted
 
     @property
     def training(self) -> TrainingRecipe:
