@@ -187,7 +187,7 @@ def test_threads_must_be_positive(tiny_artifact: Path, tmp_path: Path) -> None:
         ("--method", "cfm-xxl", "there is no method 'cfm-xxl'; known are cfm, cfm-m, cfm-s, cfm-t"),
         ("--point-layers", "one", "'one'; it must be block numbers with commas, e.g. 1,2,3"),
         ("--point-layers", "1,-2", "'1,-2'; it must be block numbers with commas, e.g. 1,2,3"),
-        ("--seed", "-1", "is not in the range x>=0"),
+        ("--seed", "-1", "Invalid value for '--seed'"),
     ],
 )
 @pytest.mark.parametrize("verb", ["fit", "bench"])
