@@ -15,8 +15,8 @@ from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from op_rows import parse_options, print_rows
 from ops.cases import depth_frame, float32_squared_distances
-from point_op_rows import parse_options, print_rows
 
 CASES = [(224, 0.28, 1024), (224, 0.9, 1024), (448, 0.28, 1024)]  # grid side, coverage, G
 

@@ -28,8 +28,8 @@ from mmad_fast.ops.inverse_distance_interpolation import (
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from op_rows import parse_options, print_rows
 from ops.cases import Frame, depth_frame
-from point_op_rows import parse_options, print_rows
 
 NUM_CENTERS = 1024
 NUM_CHANNELS = 1152

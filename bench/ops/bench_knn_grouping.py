@@ -17,8 +17,8 @@ from mmad_fast.ops.knn_grouping import KnnGroups, knn_grouping
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from op_rows import parse_options, print_rows
 from ops.cases import depth_frame
-from point_op_rows import parse_options, print_rows
 
 CASES = [(0.28, 1024, 128), (0.28, 1024, 32), (0.9, 1024, 128)]  # coverage, G, K
 

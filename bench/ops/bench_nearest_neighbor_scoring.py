@@ -5,8 +5,6 @@ python bench/ops/bench_nearest_neighbor_scoring.py [--threads 2] [--runs 9]
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,11 +15,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from op_rows import parse_options, print_rows
 from ops.feature_cases import queries_and_bank
 
-from mmad_fast import _kernels
-from mmad_fast.measure.environment import environment
-from mmad_fast.measure.timing import time_calls
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbor_scoring
 
 SIZES = [(784, 7651, 768), (784, 1024, 768), (1, 7651, 768)]  # (Q, M, C)
@@ -47,41 +43,26 @@ def peers(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=_kernels.num_threads())
-    parser.add_argument("--runs", type=int, default=9)
-    options = parser.parse_args()
-    _kernels.set_num_threads(options.threads)
-    facts = environment()
+    options = parse_options(__doc__, runs=9)
     for size in SIZES:
         queries, bank = queries_and_bank(*size)
         prepared = PreparedBank(bank)
         truth = nearest_neighbor_scoring(queries[:20], bank, backend="reference").distances
-        functions = {
-            "cpu": lambda q=queries, b=prepared: nearest_neighbor_scoring(q, b).distances,
-            "cpu, bank not prepared": lambda q=queries, b=bank: (
-                nearest_neighbor_scoring(q, b).distances
-            ),
-            **peers(queries, bank, options.threads),
-        }
-        for backend, function in functions.items():
-            error = float(np.abs(function()[:20] - truth).max())
-            timing = time_calls(function, num_runs=options.runs)
-            row = {
-                "what": "nearest_neighbor_scoring",
-                "backend": backend,
-                "shapes": dict(zip("QMC", size, strict=True)),
-                "dtype": "float32",
-                "threads": options.threads,
-                "p50_ms": timing.p50_ms,
-                "p95_ms": timing.p95_ms,
-                "p99_ms": timing.p99_ms,
-                "runs": timing.runs,
-                "gflops": 2e-6 * np.prod(size, dtype=float) / timing.p50_ms,
-                "max_error": error,
-                "environment": facts,
-            }
-            print(json.dumps(row), flush=True)
+        print_rows(
+            "nearest_neighbor_scoring",
+            {
+                "cpu": lambda q=queries, b=prepared: nearest_neighbor_scoring(q, b).distances,
+                "cpu, bank not prepared": lambda q=queries, b=bank: (
+                    nearest_neighbor_scoring(q, b).distances
+                ),
+                **peers(queries, bank, options.threads),
+            },
+            lambda got, expected=truth: float(np.abs(got[:20] - expected).max()),
+            shapes=dict(zip("QMC", size, strict=True)),
+            options=options,
+            max_error=1e-4,
+            flop=2 * np.prod(size, dtype=float),
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ against NumPy's: one JSON line per row.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,11 +18,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from op_rows import parse_options, print_rows
 from ops.feature_cases import CFM_SIZES, MappingCase, mapping_case
 
 from mmad_fast import _kernels
-from mmad_fast.measure.environment import environment
-from mmad_fast.measure.timing import Timing, time_calls
 from mmad_fast.ops.pixel_mapping import pixel_mapping
 
 GEMM_SIZES = [(784, 960, 768), (14000, 960, 960), (14000, 1152, 960)]  # (m, n, k)
@@ -50,22 +48,8 @@ def dense_torch(case: MappingCase, num_threads: int) -> Callable[[], NDArray[np.
     return psi
 
 
-def print_row(what: str, backend: str, shapes: dict, timing: Timing, **facts: Any) -> None:
-    row = {
-        "what": what,
-        "backend": backend,
-        "shapes": shapes,
-        "dtype": "float32",
-        "p50_ms": timing.p50_ms,
-        "p95_ms": timing.p95_ms,
-        "p99_ms": timing.p99_ms,
-        "runs": timing.runs,
-        **facts,
-    }
-    print(json.dumps(row), flush=True)
-
-
-def bench_mapping(num_pixels: int, threads: int, runs: int, facts: dict) -> None:
+def bench_mapping(options: argparse.Namespace) -> None:
+    num_pixels = options.pixels
     for name, sizes in CFM_SIZES.items():
         case = mapping_case(num_pixels, sizes=sizes, token_grid=28, num_groups=1024, max_entries=32)
         some = np.arange(0, num_pixels, max(1, num_pixels // 100))
@@ -79,46 +63,48 @@ def bench_mapping(num_pixels: int, threads: int, runs: int, facts: dict) -> None
         )
         functions = {"cpu": lambda c=case: pixel_mapping(*c.arguments)}
         if find_spec("torch"):
-            functions["torch, dense"] = dense_torch(case, threads)
-        for backend, function in functions.items():
-            error = float(np.abs(function()[some] - truth).max())
-            timing = time_calls(function, num_runs=runs)
-            shapes = {"P": num_pixels, "layers": sizes, "variant": name}
-            common = {"threads": threads, "max_error": error, "environment": facts}
-            print_row("pixel_mapping", backend, shapes, timing, **common)
+            functions["torch, dense"] = dense_torch(case, options.threads)
+        print_rows(
+            "pixel_mapping",
+            functions,
+            lambda got, chosen=some, expected=truth: float(np.abs(got[chosen] - expected).max()),
+            shapes={"P": num_pixels, "layers": sizes, "variant": name},
+            options=options,
+            max_error=2e-6,
+        )
 
 
-def bench_gemm(threads: int, runs: int, facts: dict) -> None:
+def kernel_gemm(a: NDArray[np.float32], packed: Any, c: NDArray[np.float32]) -> NDArray[np.float32]:
+    _kernels.gemm(a, packed, c)
+    return c
+
+
+def bench_gemm(options: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     for m, n, k in GEMM_SIZES:
         a = rng.standard_normal((m, k)).astype(np.float32)
         b = rng.standard_normal((n, k)).astype(np.float32)
         packed = _kernels.PackedMatrix(b, _kernels.best_instruction_set())
-        c = np.empty((m, n), np.float32)
+        unwritten = np.full((2, m, n), np.nan, np.float32)  # one result per backend
         truth = a[:50].astype(np.float64) @ b.T.astype(np.float64)
-        functions: dict[str, Callable[[], Any]] = {
-            "cpu": lambda a=a, packed=packed, c=c: _kernels.gemm(a, packed, c),
-            "numpy": lambda a=a, b=b, c=c: np.matmul(a, b.T, out=c),
-        }
-        for backend, function in functions.items():
-            function()
-            error = float(np.abs(c[:50] - truth).max())
-            timing = time_calls(function, num_runs=runs)
-            common = {"threads": threads, "max_error": error, "environment": facts}
-            gflops = 2e-6 * m * n * k / timing.p50_ms
-            print_row("gemm", backend, {"m": m, "n": n, "k": k}, timing, gflops=gflops, **common)
+        print_rows(
+            "gemm",
+            {
+                "cpu": lambda a=a, packed=packed, c=unwritten[0]: kernel_gemm(a, packed, c),
+                "numpy": lambda a=a, b=b, c=unwritten[1]: np.matmul(a, b.T, out=c),
+            },
+            lambda got, expected=truth: float(np.abs(got[:50] - expected).max()),
+            shapes={"m": m, "n": n, "k": k},
+            options=options,
+            max_error=3e-4,
+            flop=2.0 * m * n * k,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=_kernels.num_threads())
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--pixels", type=int, default=14000)
-    options = parser.parse_args()
-    _kernels.set_num_threads(options.threads)
-    facts = environment()
-    bench_gemm(options.threads, options.runs, facts)
-    bench_mapping(options.pixels, options.threads, options.runs, facts)
+    options = parse_options(__doc__, runs=7, pixels=14000)
+    bench_gemm(options)
+    bench_mapping(options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rows of the point ops' benchmarks: one JSON line each. Imported by the scripts beside it."""
+"""Rows of the ops' benchmarks: one JSON line each. Imported by the scripts beside it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from mmad_fast.measure.timing import time_calls
 from mmad_fast.threads import get_num_threads, set_num_threads
 
 
-def parse_options(description: str | None) -> argparse.Namespace:
-    """threads and runs, from the command line; the kernels are given these threads."""
+def parse_options(description: str | None, *, runs: int = 15, **further: int) -> argparse.Namespace:
+    """threads, runs and further numbers with their defaults, from the command line; the kernels
+    are given these threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=get_num_threads())
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=runs)
+    for name, default in further.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     set_num_threads(options.threads)
     return options
@@ -27,9 +30,10 @@ def print_rows(
     functions: Mapping[str, Callable[[], Any]],
     error_of: Callable[[Any], float],
     *,
-    shapes: Mapping[str, int],
+    shapes: Mapping[str, Any],
     options: argparse.Namespace,
     max_error: float,
+    flop: float | None = None,
 ) -> None:
     """Checks every function's result, then times it and prints its row.
 
@@ -37,6 +41,7 @@ def print_rows(
         functions: By backend or peer; "reference" and slow peers are timed over three runs.
         error_of: The result's distance from the truth.
         max_error: Above it there is no row but an error.
+        flop: Floating point operations of one call, for a row's gflops.
     """
     facts = environment()
     for backend, function in functions.items():
@@ -57,6 +62,7 @@ def print_rows(
             "p95_ms": timing.p95_ms,
             "p99_ms": timing.p99_ms,
             "runs": timing.runs,
+            "gflops": None if flop is None else 1e-6 * flop / timing.p50_ms,
             "max_error": error,
             "environment": facts,
         }
