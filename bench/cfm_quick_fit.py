@@ -1,7 +1,6 @@
 """Is CFM's quick fit as good as the dense published recipe? One JSON row per category and recipe.
 
-    python bench/cfm_quick_fit.py --data ../shared/data/rendered3d \
-        --rgb-weights ../shared/weights/dinov2_vits14.safetensors
+    python bench/cfm_quick_fit.py --data DATA_SET --rgb-weights dinov2_vits14.safetensors
 
 Both recipes train on the same cached features of the same scans and are rated on the same test
 scans, so that only the training differs.
@@ -57,10 +56,10 @@ class CategoryFeatures:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/rendered3d"))
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--category", action="append", help="only this category; repeatable")
     parser.add_argument("--rgb-backbone", default="dinov2-vits14")
-    parser.add_argument("--rgb-weights", default="../shared/weights/dinov2_vits14.safetensors")
+    parser.add_argument("--rgb-weights", required=True)
     parser.add_argument("--rgb-layers", type=int, default=8)
     parser.add_argument("--point-weights", default="random")
     parser.add_argument("--point-layers", default="0")
