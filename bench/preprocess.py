@@ -1,7 +1,7 @@
 """Times the preprocessing stage by stage, beside the published recipe in the same run.
 
 python bench/preprocess.py [--size 800] [--runs 15] [--published-runs 1] [--threads 2]
-python bench/preprocess.py --data ../shared/data/rendered3d     (agreement over a whole set)
+python bench/preprocess.py --data DATA_SET     (agreement over a whole set)
 
 One JSON line per row on stdout, a table on stderr. Needs the `dev` extra (open3d). No timing is
 printed unless the foregrounds agree.
@@ -189,7 +189,8 @@ def main() -> None:
             "environment": facts,
         }
         print(json.dumps(record), flush=True)
-        cells = (f"{value:.2f}" for value in (min(times_ms), timing.p50_ms, timing.p95_ms))
+        figures = (min(times_ms), timing.p50_ms, timing.p95_ms)
+        cells = ("–" if value is None else f"{value:.2f}" for value in figures)
         table.add_row(row.backend, row.stage, *cells)
     Console(stderr=True).print(table)
 

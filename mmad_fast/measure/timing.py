@@ -11,12 +11,17 @@ import numpy as np
 from mmad_fast.errors import InvalidInputError
 
 
+MIN_RUNS = {95: 20, 99: 100}
+"""Calls from which on a percentile is reported: with fewer it would only name the slowest one."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Latency of single calls, one after the other.
 
     Attributes:
-        p50_ms, p95_ms, p99_ms: Percentiles of the latency, linear between ranks.
+        p50_ms, p95_ms, p99_ms: Percentiles of the latency, linear between ranks; p95 is None below
+            20 calls and p99 below 100.
         mean_ms: Mean latency.
         fps: Calls per second of the whole series, 1000 / mean_ms: what the papers report (the
             average over all test samples), not 1000 / p50_ms, which hides the slow calls.
@@ -24,8 +29,8 @@ class Timing:
     """
 
     p50_ms: float
-    p95_ms: float
-    p99_ms: float
+    p95_ms: float | None
+    p99_ms: float | None
     mean_ms: float
     fps: float
     runs: int
@@ -43,8 +48,12 @@ class Timing:
                 f"got {latencies.size} latencies; at least one is needed, each a positive finite "
                 "number of milliseconds"
             )
-        p50, p95, p99 = (float(value) for value in np.percentile(latencies, (50, 95, 99)))
+        p95, p99 = (
+            float(np.percentile(latencies, rank)) if latencies.size >= MIN_RUNS[rank] else None
+            for rank in (95, 99)
+        )
         mean_ms = float(latencies.mean())
+        p50 = float(np.median(latencies))
         return cls(p50, p95, p99, mean_ms, 1e3 / mean_ms, int(latencies.size))
 
 

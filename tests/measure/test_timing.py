@@ -16,6 +16,17 @@ def test_percentiles_and_rate_by_hand():
     assert result.fps == pytest.approx(1000 / 51)
 
 
+@pytest.mark.parametrize(
+    ("runs", "has_p95", "has_p99"),
+    [(1, False, False), (19, False, False), (20, True, False), (99, True, False), (100, True, True)],
+)
+def test_no_percentile_that_would_only_be_the_slowest_call(runs, has_p95, has_p99):
+    result = Timing.from_latencies([10.0] * runs)
+    assert result.p50_ms == 10
+    assert result.p95_ms == (10 if has_p95 else None)
+    assert result.p99_ms == (10 if has_p99 else None)
+
+
 def test_the_rate_counts_slow_calls():
     # Nine calls of 10 ms and one of 910: 10 calls in a second, though the median says 100.
     result = Timing.from_latencies([10.0] * 9 + [910.0])
