@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -14,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
 from mmad_fast.engines import check_engine
-from mmad_fast.errors import ArtifactError, MmadFastError
+from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError
 from mmad_fast.methods.variants import FAMILY_DETECTORS
-from mmad_fast.preprocess import prepare, prepare_ground_truth
+from mmad_fast.preprocess import check_resolution, prepare, prepare_ground_truth
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Result, Scan, Unit
 from mmad_fast.stage_clock import StageClock
@@ -111,7 +112,7 @@ class Detector:
             The result; nothing in it is NaN.
 
         Raises:
-            InvalidInputError: wrong types, shapes or units.
+            InvalidInputError: wrong types, shapes or units, or fewer than 32 pixels a side.
             EmptyScanError: too little foreground for this detector.
         """
         return self.infer_scan(Scan.from_arrays(rgb, xyz, unit=unit, name=name))
@@ -124,7 +125,12 @@ class Detector:
         return self.infer_prepared(prepared, clock)
 
     def prepare(self, scan: Scan) -> PreparedScan:
-        """The scan as this detector reads it."""
+        """The scan as this detector reads it.
+
+        Raises:
+            InvalidInputError: a scan of too few pixels.
+        """
+        check_resolution(scan)
         return prepare(scan, self._recipe, rgb_size=self._rgb_size, grid_size=self._grid_size)
 
     def prepare_ground_truth(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -197,6 +203,7 @@ def load(
         verify: Check the sha256 of every file.
 
     Raises:
+        InvalidInputError: `path` is no path, or an option of the wrong type or range.
         ArtifactError: missing, damaged, newer than this version, or of an unknown family.
         BackendUnavailableError: the engine or device cannot be had here.
     """
@@ -229,11 +236,22 @@ def infer(
     A path is loaded once and kept until its artifact is replaced. Arguments, result and errors are
     those of `Detector.infer` and `load`.
     """
+    if isinstance(detector, (str, os.PathLike)):
+        detector = _load_once(str(Path(detector).absolute()), _time_of_writing(Path(detector)))
     if not isinstance(detector, Detector):
-        manifest = Path(detector) / MANIFEST_FILE
-        stamp = manifest.stat().st_mtime_ns if manifest.is_file() else 0
-        detector = _load_once(str(Path(detector).absolute()), stamp)
+        raise InvalidInputError(
+            f"detector is {detector!r}; it must be what mmad_fast.load returns, or an artifact's "
+            "path"
+        )
     return detector.infer(rgb, xyz, unit=unit)
+
+
+def _time_of_writing(artifact: Path) -> int:
+    """Nanoseconds; 0 where it cannot be had: loading then says why."""
+    try:
+        return (artifact / MANIFEST_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 @lru_cache(maxsize=4)

@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from mmad_fast.errors import InvalidInputError
 
 Unit = Literal["m", "mm"]
+MIN_PLAUSIBLE_METRES = 0.005
+"""Smallest coordinate taken for the largest of a scan: no camera stands 5 mm from the part. Metres
+read as millimetres are below it."""
 MAX_PLAUSIBLE_METRES = 20.0
 """Largest coordinate taken for metres. Industrial 3D cameras see up to a few metres; the same scan
 in millimetres has coordinates in the hundreds."""
@@ -38,12 +41,13 @@ class Scan:
     ) -> Scan:
         """The scan of two arrays, checked and copied where needed.
 
-        Pixels with a NaN or infinite coordinate have no measurement and become (0, 0, 0), which is
-        how most cameras mark a hole.
+        Pixels with a NaN, infinite or masked coordinate have no measurement and become (0, 0, 0),
+        which is how most cameras mark a hole.
 
         Args:
             rgb: (H, W, 3) uint8, 0-255.
-            xyz: (H, W, 3) float32 or float64, in `unit`; (0, 0, 0), NaN or inf means missing.
+            xyz: (H, W, 3) float32 or float64, in `unit`; (0, 0, 0), NaN, inf or
+                masked means missing.
             unit: "m" or "mm".
             name: What to call the scan in messages.
 
@@ -55,12 +59,15 @@ class Scan:
                 unit, or numbers that cannot be in that unit.
         """
         label = f"scan {name!r}: " if name else ""
-        rgb_array, xyz_array = np.asarray(rgb), np.asarray(xyz)
+        rgb_array, xyz_array = _as_array(rgb, f"{label}rgb"), _as_array(xyz, f"{label}xyz")
         _check_image(rgb_array, xyz_array, label)
-        if unit not in ("m", "mm"):
+        if not isinstance(unit, str) or unit not in ("m", "mm"):
             raise InvalidInputError(f"{label}unit is {unit!r}; it must be 'm' or 'mm'")
-        metres = np.ascontiguousarray(xyz_array, dtype=np.float32)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            metres = np.ascontiguousarray(xyz_array, dtype=np.float32)
+            if isinstance(xyz, np.ma.MaskedArray):
+                is_masked = np.ma.getmaskarray(xyz).any(axis=-1, keepdims=True)
+                metres = np.where(is_masked, np.float32(0), metres)
             extent = float(np.abs(metres).max())
         if not np.isfinite(extent):
             finite = np.isfinite(metres).all(axis=-1, keepdims=True)
@@ -69,22 +76,45 @@ class Scan:
         if unit == "mm":
             metres = metres * np.float32(1e-3)
             extent *= 1e-3
-        if extent > MAX_PLAUSIBLE_METRES:
-            advice = (
-                "if they are millimetres, pass unit='mm' (--unit mm)"
-                if unit == "m"
-                else "check the unit of the sensor's export"
-            )
-            raise InvalidInputError(
-                f"{label}xyz reaches {extent:.6g} m, which cannot be metres in front of an "
-                f"inspection camera (limit {MAX_PLAUSIBLE_METRES:g} m); {advice}"
-            )
+        _check_extent(extent, unit, label)
         return cls(np.ascontiguousarray(rgb_array), metres, name)
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
         return self.rgb.shape[0], self.rgb.shape[1]
+
+
+def _as_array(array: ArrayLike, what: str) -> NDArray:
+    try:
+        return np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{what} cannot be read as an array ({error}); it must be a NumPy array (H, W, 3)"
+        ) from error
+
+
+def _check_extent(extent: float, unit: Unit, label: str) -> None:
+    """Raises if the largest coordinate, in metres, cannot be one of a scan in that unit.
+
+    A scan without any measurement (0) is no matter of units.
+    """
+    advice = {
+        ("m", True): "if they are millimetres, pass unit='mm' (--unit mm)",
+        ("mm", False): "if they are metres, pass unit='m' (--unit m)",
+    }
+    sensor = "check the unit of the sensor's export"
+    if extent > MAX_PLAUSIBLE_METRES:
+        raise InvalidInputError(
+            f"{label}xyz reaches {extent:.6g} m with unit={unit!r}, which cannot be metres in "
+            f"front of an inspection camera (limit {MAX_PLAUSIBLE_METRES:g} m); "
+            f"{advice.get((unit, True), sensor)}"
+        )
+    if 0 < extent < MIN_PLAUSIBLE_METRES:
+        raise InvalidInputError(
+            f"{label}xyz reaches only {extent:.6g} m with unit={unit!r}, nearer than any camera "
+            f"stands (limit {MIN_PLAUSIBLE_METRES:g} m); {advice.get((unit, False), sensor)}"
+        )
 
 
 def _check_image(rgb: NDArray, xyz: NDArray, label: str) -> None:

@@ -17,7 +17,6 @@ from mmad_fast.errors import (
     BackendUnavailableError,
     EmptyScanError,
     InvalidInputError,
-    MmadFastError,
 )
 
 BLOCKED = (
@@ -113,6 +112,8 @@ def test_missing_points_may_be_nan_or_zero(detector, scan_arrays) -> None:
         (lambda rgb, xyz: (rgb, xyz * 1000), r"cannot be metres.*unit='mm'"),
         (lambda rgb, xyz: (None, xyz), r"rgb has shape \(\)"),
         (lambda rgb, xyz: (rgb, "xyz.tiff"), r"xyz has shape \(\)"),
+        (lambda rgb, xyz: ([[[1, 2, 3]], [[1]]], xyz), "rgb cannot be read as an array"),
+        (lambda rgb, xyz: (rgb, [[0.5], [0.5, 1]]), "xyz cannot be read as an array"),
     ],
 )
 def test_bad_arrays_are_named(detector, scan_arrays, change, words) -> None:
@@ -120,9 +121,10 @@ def test_bad_arrays_are_named(detector, scan_arrays, change, words) -> None:
         detector.infer(*change(*scan_arrays))
 
 
-def test_an_unknown_unit(detector, scan_arrays) -> None:
-    with pytest.raises(InvalidInputError, match="unit is 'inch'; it must be 'm' or 'mm'"):
-        detector.infer(*scan_arrays, unit="inch")
+@pytest.mark.parametrize("unit", ["inch", None, ["m"], np.array(["m"])])
+def test_an_unknown_unit(detector, scan_arrays, unit) -> None:
+    with pytest.raises(InvalidInputError, match="unit is .*; it must be 'm' or 'mm'"):
+        detector.infer(*scan_arrays, unit=unit)
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
@@ -148,16 +150,77 @@ def test_fewer_points_than_a_group(detector, scan_arrays) -> None:
         detector.infer(rgb, few)
 
 
-def test_coordinates_at_the_edge_of_float32_do_not_yield_nan(detector, scan_arrays) -> None:
+def noise_arrays(scale: float) -> tuple[np.ndarray, np.ndarray]:
+    rgb, xyz = make_arrays()
+    noise = np.random.default_rng(1).uniform(-1, 1, xyz.shape) * scale
+    return rgb, noise.astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-3])
+def test_coordinates_too_near_are_refused(detector, scale) -> None:
+    with pytest.raises(InvalidInputError, match=r"reaches only .* m with unit='m', nearer than"):
+        detector.infer(*noise_arrays(scale))
+
+
+def test_coordinates_too_far_are_refused(detector) -> None:
+    for scale in (20.1, 1e30):
+        with pytest.raises(InvalidInputError, match=r"cannot be metres.*limit 20 m"):
+            detector.infer(*noise_arrays(scale))
+
+
+@pytest.mark.parametrize("scale", [0.1, 20.0])
+def test_noise_of_an_allowed_extent_has_a_finite_answer(detector, scale) -> None:
+    result = detector.infer(*noise_arrays(scale))
+    assert np.isfinite(result.anomaly_map).all()
+    assert result.image_score == result.anomaly_map.max() > 0
+
+
+def test_metres_given_as_millimetres_are_refused(detector, scan_arrays) -> None:
     rgb, xyz = scan_arrays
-    rng = np.random.default_rng(1)
-    for scale in (1e-30, 1e-3, 20.0):
-        noise = (rng.uniform(-1, 1, xyz.shape) * scale).astype(np.float32)
-        try:
-            result = detector.infer(rgb, noise)
-        except MmadFastError:
-            continue
-        assert np.isfinite(result.anomaly_map).all()
+    with pytest.raises(InvalidInputError, match=r"unit='mm'.*are metres, pass unit='m' \(--unit m"):
+        detector.infer(rgb, xyz, unit="mm")
+
+
+def test_small_scenes_are_allowed() -> None:
+    rgb, xyz = make_arrays()
+    shrunk = xyz * np.float32(0.1)  # as converted Eyecandies are
+    assert mmad_fast.Scan.from_arrays(rgb, shrunk).xyz.max() == shrunk.max()
+    empty = mmad_fast.Scan.from_arrays(rgb, np.zeros_like(xyz), unit="mm")
+    assert not empty.xyz.any()
+
+
+def test_masked_points_are_missing(scan_arrays) -> None:
+    rgb, xyz = scan_arrays
+    mask = np.zeros(xyz.shape, bool)
+    mask[10, 20, 1] = mask[11, 21] = True
+    masked = np.ma.MaskedArray(np.where(mask, np.float32(1e20), xyz), mask)
+    expected = xyz.copy()
+    expected[10, 20] = expected[11, 21] = 0
+    np.testing.assert_array_equal(mmad_fast.Scan.from_arrays(rgb, masked).xyz, expected)
+
+
+@pytest.mark.parametrize("size", [4, 31])
+def test_a_scan_of_few_pixels_is_refused(detector, size) -> None:
+    rgb, xyz = make_arrays(size=96)
+    words = rf"scan 'tiny' is {size}x96 pixels; at least 32 a side are needed"
+    with pytest.raises(InvalidInputError, match=words):
+        detector.infer(rgb[:size], xyz[:size], name="tiny")
+    detector.prepare(mmad_fast.Scan.from_arrays(rgb[:32], xyz[:32]))
+
+
+@pytest.mark.parametrize("value", [None, 3, ["runs/bagel"]])
+def test_no_detector_and_no_path(scan_arrays, value) -> None:
+    with pytest.raises(InvalidInputError, match="path is .*must be a folder's path"):
+        mmad_fast.load(value)
+    with pytest.raises(InvalidInputError, match=r"detector is .*mmad_fast\.load.*path"):
+        mmad_fast.infer(value, *scan_arrays)
+
+
+@pytest.mark.parametrize("value", [None, [], 1])
+def test_engine_and_device_must_be_names(tiny_artifact, value) -> None:
+    for option in ("engine", "device"):
+        with pytest.raises(InvalidInputError, match=f"{option} is .*must be a name, one of"):
+            mmad_fast.load(tiny_artifact, **{option: value})
 
 
 def test_unknown_engine_and_device(tiny_artifact) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from mmad_fast.errors import BackendUnavailableError
+from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 
 ENGINES: dict[str, str] = {"onnxruntime": "mmad_fast.engines.onnx_runtime:OnnxRuntimeEngine"}
 """Engine classes by name, in the order of preference. Imported when used."""
@@ -57,8 +57,14 @@ def check_engine(engine: str, device: str) -> None:
     """Raises if this engine cannot serve this device here.
 
     Raises:
+        InvalidInputError: a name is no string.
         BackendUnavailableError: no such engine or device; the message lists the known ones.
     """
+    for what, name, known in (("engine", engine, ENGINES), ("device", device, DEVICES)):
+        if not isinstance(name, str):
+            raise InvalidInputError(
+                f"{what} is {name!r}; it must be a name, one of {', '.join(known)}"
+            )
     if engine not in ENGINES:
         raise BackendUnavailableError(
             f"there is no engine {engine!r}; known are {', '.join(ENGINES)}"

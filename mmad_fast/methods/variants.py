@@ -56,8 +56,6 @@ def get_variant(name: str) -> Variant:
     Raises:
         InvalidInputError: no such name; the message lists the known ones.
     """
-    try:
-        return VARIANTS[name]
-    except KeyError:
-        known = ", ".join(VARIANTS)
-        raise InvalidInputError(f"there is no method {name!r}; known are {known}") from None
+    if not isinstance(name, str) or name not in VARIANTS:
+        raise InvalidInputError(f"there is no method {name!r}; known are {', '.join(VARIANTS)}")
+    return VARIANTS[name]

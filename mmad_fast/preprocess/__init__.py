@@ -22,14 +22,20 @@ from mmad_fast.preprocess.resizing import resize_mask, resize_rgb, resize_xyz
 from mmad_fast.scan import PreparedScan, Scan
 
 __all__ = [
+    "MIN_SCAN_SIDE_PX",
     "RECIPES",
     "Foreground",
     "Recipe",
+    "check_resolution",
     "get_recipe",
     "prepare",
     "prepare_ground_truth",
     "segment_foreground",
 ]
+
+MIN_SCAN_SIDE_PX = 32
+"""Shortest side of a scan that a detector is asked about: resized to its grid, fewer pixels would
+be thousands of points that nobody measured."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,21 @@ class Foreground:
 
     states: NDArray[np.uint8]
     search: PlaneSearch
+
+
+def check_resolution(scan: Scan) -> None:
+    """Raises if the scan has too few pixels for a detector.
+
+    Raises:
+        InvalidInputError: a side is shorter than 32 pixels.
+    """
+    height, width = scan.size
+    if min(height, width) < MIN_SCAN_SIDE_PX:
+        label = f"scan {scan.name!r}" if scan.name else "the scan"
+        raise InvalidInputError(
+            f"{label} is {height}x{width} pixels; at least {MIN_SCAN_SIDE_PX} a side are needed: "
+            "give the sensor's full image"
+        )
 
 
 def prepare(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from mmad_fast.data import open_dataset
@@ -75,7 +76,9 @@ def test_load_gives_the_arrays_that_were_written(root: Path) -> None:
 
 def test_load_takes_the_unit(root: Path) -> None:
     scan_file = open_dataset(root).scans("bagel", "train")[0]
-    np.testing.assert_allclose(scan_file.load("mm").xyz, scan_file.load().xyz / 1000, rtol=1e-6)
+    metres = scan_file.load().xyz
+    tifffile.imwrite(scan_file.xyz_path, metres * np.float32(1000), photometric="rgb")
+    np.testing.assert_allclose(scan_file.load("mm").xyz, metres, rtol=1e-6)
 
 
 def test_ground_truth_is_the_mask_and_false_for_good_scans(root: Path) -> None:

@@ -28,7 +28,7 @@ from mmad_fast.methods.cfm.parameters import POINT_STATISTICS_PREFIX, CfmParamet
 from mmad_fast.methods.variants import get_variant
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import knn_grouping
-from mmad_fast.preprocess import prepare
+from mmad_fast.preprocess import check_resolution, prepare
 from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.scan import PreparedScan, Scan, Unit
 from mmad_fast.stage_clock import StageClock
@@ -225,9 +225,15 @@ def _calibration_groups(
 def prepare_scan(
     scan: ScanFile | Scan, parameters: CfmParameters, options: CfmFitOptions
 ) -> PreparedScan:
-    """The scan as the detector reads it."""
+    """The scan as the detector reads it.
+
+    Raises:
+        InvalidInputError: a scan of too few pixels.
+    """
+    scan = load_scan(scan, options.unit)
+    check_resolution(scan)
     return prepare(
-        load_scan(scan, options.unit),
+        scan,
         RECIPES[options.recipe],
         rgb_size=parameters.rgb_size,
         grid_size=parameters.grid_size,
