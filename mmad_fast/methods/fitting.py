@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,17 +18,20 @@ from mmad_fast.data.selection import pick_category
 from mmad_fast.detector import Detector, load
 from mmad_fast.errors import DataError, InvalidInputError, MissingDependencyError
 from mmad_fast.methods.variants import FAMILY_FITS, get_variant
+from mmad_fast.ops.validation import check_integer
+from mmad_fast.preprocess.recipes import get_recipe
 from mmad_fast.scan import Unit
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
 
+MAX_SEED = 2**32 - 1
 _FIT_PACKAGES = ("torch", "sklearn", "onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What to fit. None means the method's own choice.
+    """What to fit. None means the method's own choice. Checked when it is made.
 
     Attributes:
         method: A name in methods/variants.py.
@@ -38,7 +44,7 @@ class FitRequest:
         epochs: Passes over the training scans.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
-        recipe: Preprocessing: a name in preprocess/recipes.py, e.g. "none" for Eyecandies.
+        recipe: Preprocessing: a name in preprocess/recipes.py. None is "none" for raw Eyecandies.
         group_size: Points per group: 128 as in the public code, 32 as in the CFM paper.
         batch_norm: Statistics of Point-MAE's BatchNorm: "cloud", "calibrated" or "checkpoint".
         aggregation: "product", "sum", "max", "psi_2d" or "psi_3d".
@@ -47,8 +53,8 @@ class FitRequest:
 
     method: str = "cfm-s"
     rgb_backbone: str | None = None
-    rgb_weights: str = "auto"
-    point_weights: str = "auto"
+    rgb_weights: str | Path = "auto"
+    point_weights: str | Path = "auto"
     rgb_layers: int | None = None
     point_layers: tuple[int, ...] | None = None
     threshold_quantile: float = 0.99
@@ -60,6 +66,16 @@ class FitRequest:
     batch_norm: str | None = None
     aggregation: str | None = None
     mapping: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_request(self)
+        # NumPy's numbers are taken, but the manifest holds Python's.
+        for name in ("rgb_layers", "epochs", "group_size", "seed"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, int(getattr(self, name)))
+        if self.point_layers is not None:
+            object.__setattr__(self, "point_layers", tuple(map(int, self.point_layers)))
+        object.__setattr__(self, "threshold_quantile", float(self.threshold_quantile))
 
 
 def fit(
@@ -100,7 +116,8 @@ def fit(
         epochs: Passes over the training scans; None: the method's own.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
-        recipe: Preprocessing recipe: "cfm", "m3dm" or "none"; None: the method's own.
+        recipe: Preprocessing recipe: "cfm", "m3dm" or "none"; None: the method's own, and "none"
+            for raw Eyecandies, whose published conversion removes no background.
         group_size: Points per group; None: the method's own.
         batch_norm: "cloud", "calibrated" or "checkpoint"; None: "cloud".
         aggregation: "product", "sum", "max", "psi_2d" or "psi_3d"; None: the method's own.
@@ -108,7 +125,8 @@ def fit(
         progress: Called with (what, done, total).
 
     Raises:
-        InvalidInputError: an unknown method, backbone, layer or category.
+        InvalidInputError: an unknown method, backbone or layer, or an option of the wrong type or
+            out of range.
         DataError: the data set is missing, unreadable or has no training scans.
         WeightsError: the weights cannot be had or do not fit.
         ArtifactError: the artifact cannot be written there.
@@ -117,10 +135,10 @@ def fit(
     request = FitRequest(
         method=method,
         rgb_backbone=rgb_backbone,
-        rgb_weights=str(rgb_weights),
-        point_weights=str(point_weights),
+        rgb_weights=rgb_weights,
+        point_weights=point_weights,
         rgb_layers=rgb_layers,
-        point_layers=None if point_layers is None else tuple(point_layers),
+        point_layers=tuple(point_layers) if isinstance(point_layers, Sequence) else point_layers,
         threshold_quantile=threshold_quantile,
         epochs=epochs,
         seed=seed,
@@ -143,15 +161,19 @@ def fit_detector(
     max_train_scans: int | None = None,
     progress: Progress | None = None,
 ) -> Detector:
-    """As `fit`, with the options as a record, and on the first `max_train_scans` scans if given."""
+    """As `fit`, with the options as a record, and on the first `max_train_scans` scans if given.
+
+    Raw Eyecandies without an explicit recipe is prepared by "none": its published conversion
+    neither looks for a background plane nor cleans up.
+    """
     variant = get_variant(request.method)
-    if not 0.0 <= request.threshold_quantile <= 1.0:
-        raise InvalidInputError(
-            f"threshold_quantile is {request.threshold_quantile}; it must be from 0 to 1"
-        )
+    if not isinstance(data, (str, os.PathLike, Dataset)):
+        raise InvalidInputError(f"data is {data!r}; it must be the path of a data set's folder")
     check_fit_packages()
     check_target(output)
     dataset = data if isinstance(data, Dataset) else open_dataset(Path(data))
+    if dataset.layout == "eyecandies" and request.recipe is None:
+        request = replace(request, recipe="none")
     name = pick_category(dataset, category)
     if "train" not in dataset.splits(name):
         raise DataError(
@@ -169,6 +191,46 @@ def fit_detector(
         progress=progress,
     )
     return load(path)
+
+
+def _check_request(request: FitRequest) -> None:
+    """Raises if an option has the wrong type or is out of range, before any work.
+
+    Which backbones, layers and switches exist is for the family to say.
+
+    Raises:
+        InvalidInputError: names the option, what it is and what it must be.
+    """
+    get_variant(request.method)
+    if request.recipe is not None:
+        _require(isinstance(request.recipe, str), request, "recipe", "a recipe's name")
+        get_recipe(request.recipe)
+    for name in ("rgb_weights", "point_weights"):
+        is_text = isinstance(getattr(request, name), (str, Path))
+        _require(is_text, request, name, "'auto', 'random' or a checkpoint's path")
+    for name in ("rgb_backbone", "batch_norm", "aggregation", "mapping"):
+        value = getattr(request, name)
+        _require(value is None or isinstance(value, str), request, name, "a name or None")
+    for name in ("rgb_layers", "epochs", "group_size"):
+        if getattr(request, name) is not None:
+            check_integer(getattr(request, name), name, minimum=1)
+    check_integer(request.seed, "seed", minimum=0, maximum=MAX_SEED)
+    if request.point_layers is not None:
+        are_layers = isinstance(request.point_layers, tuple) and len(request.point_layers) > 0
+        _require(are_layers, request, "point_layers", "block numbers, e.g. (1, 2, 3)")
+        for layer in request.point_layers:
+            check_integer(layer, "point_layers", minimum=0)
+    quantile = request.threshold_quantile
+    is_number = isinstance(quantile, numbers.Real) and not isinstance(quantile, bool)
+    is_in_range = is_number and math.isfinite(quantile) and 0 <= quantile <= 1
+    _require(is_in_range, request, "threshold_quantile", "a number from 0 to 1")
+    is_unit = isinstance(request.unit, str) and request.unit in ("m", "mm")
+    _require(is_unit, request, "unit", "'m' or 'mm'")
+
+
+def _require(condition: bool, request: FitRequest, name: str, need: str) -> None:
+    if not condition:
+        raise InvalidInputError(f"{name} is {getattr(request, name)!r}; it must be {need}")
 
 
 def check_fit_packages() -> None:
