@@ -43,6 +43,6 @@ def main() -> None:
     """Runs the command line: exit code 0 on success, 1 on an error, 2 on wrong usage."""
     try:
         app()
-    except MmadFastError as error:
+    except (MmadFastError, OSError) as error:
         report_error(error, as_json="--json" in sys.argv)
         sys.exit(1)

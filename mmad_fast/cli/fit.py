@@ -32,8 +32,14 @@ from mmad_fast.cli.output import notice, print_json, progress_bar
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="Data set, or one category's folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the artifact.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="Data set, or one category's folder."),
+    ] = None,
+    data_option: Annotated[
+        Path | None, typer.Option("--data", help="The same as DATA, as an option.")
+    ] = None,
     method: Method = "cfm-s",
     category: Annotated[
         str | None, typer.Option("--category", help="Which category of the data set.")
@@ -62,6 +68,7 @@ def fit(
 
     Example: mmad-fast fit mvtec3d --category bagel --method cfm-s --output runs/bagel
     """
+    root = _one_of(data, data_option)
     apply_threads(threads)
     from mmad_fast.methods.fitting import FitRequest, fit_detector
 
@@ -83,7 +90,7 @@ def fit(
         mapping=mapping,
     )
     with progress_bar("fit") as update:
-        detector = fit_detector(data, output, category=category, request=request, progress=update)
+        detector = fit_detector(root, output, category=category, request=request, progress=update)
     manifest = detector.artifact.manifest
     if as_json:
         print_json(
@@ -100,3 +107,19 @@ def fit(
             notice(f"note: the {role} weights are random; accuracy means nothing")
     notice(f"wrote {output} ({manifest.method}, threshold {detector.threshold:.4g})")
     notice(f"next: mmad-fast infer {output} SCAN_OR_FOLDER --output results")
+
+
+def _one_of(data: Path | None, data_option: Path | None) -> Path:
+    """The data set, named exactly once.
+
+    Raises:
+        BadParameter: wrong usage, exit code 2.
+    """
+    if data is not None and data_option is None:
+        return data
+    if data is None and data_option is not None:
+        return data_option
+    given = "neither" if data is None else "both"
+    raise typer.BadParameter(
+        f"{given} given; name the data set once, as DATA or with --data", param_hint="DATA, --data"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,8 @@ def infer(
 
     files = find_scan_files(scans, xyz_path=xyz)
     detector = load(artifact, engine=engine, device=device)
+    if output is not None:
+        _make_writable(output)
     rows: list[dict[str, Any]] = []
     with progress_bar("infer") as update:
         for done, file in enumerate(files):
@@ -74,6 +77,17 @@ def infer(
         raise typer.Exit(1)
 
 
+def _make_writable(output: Path) -> None:
+    """Makes the folder and tries to write into it, before the first scan is scored."""
+    from mmad_fast.errors import InvalidInputError
+
+    if output.exists() and not output.is_dir():
+        raise InvalidInputError(f"{output}: is a file; name a folder for the pictures")
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output):
+        pass
+
+
 def _row(name: str, result: Result, written: dict[str, str]) -> dict[str, Any]:
     return {
         "scan": name,
@@ -90,7 +104,6 @@ def _write_pictures(output: Path, file: ScanFile, scan: Scan, result: Result) ->
 
     stem = file.name.replace("/", "_")
     overlay, anomaly_map = output / f"{stem}_overlay.png", output / f"{stem}_map.tiff"
-    output.mkdir(parents=True, exist_ok=True)
     decision = {None: "", True: "  ANOMALOUS", False: "  good"}[result.is_anomalous]
     save_overlay(
         overlay,
@@ -105,15 +118,20 @@ def _write_pictures(output: Path, file: ScanFile, scan: Scan, result: Result) ->
 
 def _table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("scan", "score", "threshold", "decision", "ms")
+    anomalous = Text("anomalous", style="red")
+    decisions: dict[bool | None, str | Text] = {None: "-", True: anomalous, False: "good"}
     for row in rows:
         if "error" in row:
-            table.add_row(row["scan"], "-", "-", f"[red]error: {row['error']}[/red]", "-")
+            error = Text(f"error: {row['error']}", style="red")
+            table.add_row(row["scan"], "-", "-", error, "-")
             continue
-        decision = {None: "-", True: "[red]anomalous[/red]", False: "good"}[row["is_anomalous"]]
         threshold = "-" if row["threshold"] is None else f"{row['threshold']:.4g}"
         total_ms = sum(row["stage_ms"].values())
         score = f"{row['image_score']:.4g}"
-        table.add_row(row["scan"], score, threshold, decision, f"{total_ms:.0f}")
+        table.add_row(
+            row["scan"], score, threshold, decisions[row["is_anomalous"]], f"{total_ms:.0f}"
+        )
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +17,15 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_table(*tables: Any) -> None:
-    """Writes rich renderables to stdout, at full width where it is not a terminal."""
+    """Writes rich renderables to stdout, at full width where it is not a terminal.
+
+    Strings are shown as they are; for colours put a rich.text.Text into a cell.
+    """
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    width = None if sys.stdout.isatty() else 200
+    # Names of files and scans are text: their brackets and colons are no markup.
+    console = Console(width=width, markup=False, emoji=False)
     for table in tables:
         console.print(table)
 
@@ -32,9 +38,22 @@ def notice(message: str) -> None:
 
 def report_error(error: Exception, *, as_json: bool) -> None:
     """Writes an error to stderr and, with --json, as an object to stdout."""
-    notice(f"error: {error}")
+    message = _describe_os_error(error) if isinstance(error, OSError) else str(error)
+    notice(f"error: {message}")
     if as_json:
-        print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+        print_json({"error": {"type": type(error).__name__, "message": message}})
+
+
+def _describe_os_error(error: OSError) -> str:
+    """What the system refused, where, and what to do."""
+    place = "the system refused" if error.filename is None else str(error.filename)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "make room, or choose a folder elsewhere"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "choose a place that you may read and write"
+    else:
+        advice = "check the path, and that its disk is there"
+    return f"{place}: {error.strerror or error}; {advice}"
 
 
 @contextmanager
@@ -44,7 +63,7 @@ def progress_bar(description: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,15 @@ def test_version() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["polish"], ["infer"], ["synth", "x", "--train", "0"], ["doctor", "--colour"], ["fit", "x"]],
+    [
+        ["polish"],
+        ["infer"],
+        ["synth", "x", "--train", "0"],
+        ["doctor", "--colour"],
+        ["fit", "x"],
+        ["fit", "-o", "x"],
+        ["fit", "a", "--data", "a", "-o", "x"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     done = run(*arguments)
@@ -128,6 +137,63 @@ def test_infer_prints_a_table(tiny_artifact: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "part" in done.stdout
     assert "good" in done.stdout
+
+
+def test_a_folder_for_pictures_is_checked_before_scoring(
+    tiny_artifact: Path, tmp_path: Path
+) -> None:
+    rgb = write_scan(tmp_path / "scans", "part")
+    for place, words in ((rgb, "is a file; name a folder"), (rgb / "x", "Not a directory; check")):
+        done = run("infer", tiny_artifact, rgb, "-o", place, "--json")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert set(json.loads(done.stdout)) == {"error"}
+        assert f"error: {place}: {words}" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["file/x", "/proc/xx"])
+def test_synth_into_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    done = run("synth", tmp_path / place, "--json")
+    assert done.returncode == 1
+    assert re.search(rf"error: .*{place} cannot be written .*; choose a folder", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_refusal_of_the_system_is_an_error_message() -> None:
+    program = (
+        "import sys; from mmad_fast import cli\n"
+        "def refuse(): raise PermissionError(13, 'Permission denied', 'runs/x')\n"
+        "cli.app = refuse; sys.argv = ['mmad-fast', 'bench', '--json']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    message = "runs/x: Permission denied; choose a place that you may read and write"
+    assert done.returncode == 1
+    assert done.stderr == f"error: {message}\n"
+    error = {"type": "PermissionError", "message": message}
+    assert json.loads(done.stdout) == {"error": error}
+
+
+def test_brackets_in_names_are_shown_as_they_are(tiny_artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x[" / "b]"  # together they would close a tag that was never opened
+    write_scan(folder, "part[abc]:bug:")
+    (folder / "bad[red].png").touch()
+    (folder / "bad[red].tiff").touch()
+    done = run("infer", tiny_artifact, folder)
+    assert "Traceback" not in done.stderr
+    for words in ("part[abc]:bug:", "bad[red] ", "x[/b]"):
+        assert words in done.stdout
+
+
+def test_fit_takes_the_data_as_an_option_too(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for named in (("--data", data), (data,)):
+        done = run("fit", *named, "--output", tmp_path / "o")
+        assert done.returncode == 1
+        assert f"{data} is empty" in done.stderr
 
 
 @pytest.mark.parametrize(
