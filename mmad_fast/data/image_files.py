@@ -136,15 +136,18 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; check the path, or copy the data set again")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes); copy or export it again")
+    with _reaching(path):
+        if not path.is_file():
+            raise DataError(f"{path} is missing; check the path, or copy the data set again")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty (0 bytes); copy or export it again")
+        with path.open("rb"):
+            pass
 
 
 def _png_header(path: Path) -> bytes:
     _check_file(path)
-    with path.open("rb") as file:
+    with _reaching(path), path.open("rb") as file:
         header = file.read(_BIT_DEPTH_OFFSET + 2)
     if not header.startswith(PNG_SIGNATURE[: len(header)]):
         raise DataError(
@@ -184,6 +187,18 @@ def _announced_bytes(series: tifffile.TiffPageSeries) -> int:
         if page is not None
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
     )
+
+
+@contextmanager
+def _reaching(path: Path) -> Iterator[None]:
+    """Turns the system's refusals into errors that name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}); check that you may read it and "
+            "that its disk is there"
+        ) from error
 
 
 @contextmanager

@@ -25,9 +25,20 @@ def new_folder(target: Path) -> Iterator[Path]:
         The temporary folder.
 
     Raises:
-        DataError: the target is a file or a folder with something in it.
+        DataError: the target is a file or a folder with something in it, or cannot be written.
     """
-    target = Path(target).absolute()
+    try:
+        with _new_folder(Path(target).absolute()) as temporary:
+            yield temporary
+    except OSError as error:
+        raise DataError(
+            f"{target} cannot be written ({error.strerror or error}); choose a folder with room "
+            "where you may write"
+        ) from error
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise DataError(f"{target} is a file; name a new folder")
     if target.is_dir() and any(target.iterdir()):

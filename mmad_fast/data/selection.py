@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmad_fast.data.dataset import Dataset, open_dataset
+from mmad_fast.data.pairing import TIFF, files_by_stem
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import DataError
 
@@ -50,26 +51,24 @@ def find_scan_files(path: Path, *, xyz_path: Path | None = None) -> tuple[ScanFi
 
 
 def _one_scan(rgb_path: Path, xyz_path: Path | None) -> ScanFile:
-    candidates = (
-        [xyz_path]
-        if xyz_path is not None
-        else [
-            folder / (rgb_path.stem + suffix)
-            for folder in (rgb_path.parent, rgb_path.parent.parent / "xyz")
-            for suffix in (".tiff", ".tif")
-        ]
+    return ScanFile(
+        name=rgb_path.stem,
+        category="",
+        split="test",
+        defect="",
+        rgb_path=rgb_path,
+        xyz_path=_partner(rgb_path) if xyz_path is None else xyz_path,
     )
-    for candidate in candidates:
-        if candidate.is_file():
-            return ScanFile(
-                name=rgb_path.stem,
-                category="",
-                split="test",
-                defect="",
-                rgb_path=rgb_path,
-                xyz_path=candidate,
-            )
+
+
+def _partner(rgb_path: Path) -> Path:
+    """The XYZ file that belongs to an RGB file, found as in a folder of scans."""
+    parent = rgb_path.absolute().parent
+    folders = [folder for folder in (parent, parent.parent / "xyz") if folder.is_dir()]
+    for folder in folders:
+        if path := files_by_stem(folder, TIFF).get(rgb_path.stem):
+            return path
     raise DataError(
-        f"{rgb_path}: no XYZ file found (looked for {', '.join(map(str, candidates))}); name it "
-        "with --xyz"
+        f"{rgb_path}: no XYZ file found (looked for {rgb_path.stem}.tiff in "
+        f"{', '.join(map(str, folders))}); name it with --xyz"
     )

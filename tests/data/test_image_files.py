@@ -121,6 +121,23 @@ def test_missing_and_empty_files_are_named(
 
 
 @pytest.mark.parametrize(("reader", "name"), READERS)
+def test_files_that_cannot_be_reached_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reader: Callable[[Path], np.ndarray],
+    name: str,
+) -> None:
+    (tmp_path / name).write_bytes(b"content")
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=rf"{name} cannot be read \(Permission denied\)"):
+        reader(tmp_path / name)
+
+
+@pytest.mark.parametrize(("reader", "name"), READERS)
 def test_something_else_under_the_name_is_refused(
     tmp_path: Path, reader: Callable[[Path], np.ndarray], name: str
 ) -> None:
