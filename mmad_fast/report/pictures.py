@@ -35,6 +35,8 @@ _OPACITY = (0.06, 0.80)
 their looks, anomalous ones are covered."""
 
 _MIN_PICTURE_SIDE = 448
+_MAX_ENLARGED_SIDE = 2048
+_MIN_LEGEND_LINES = 4
 _CONTOUR_COLOR = (255, 255, 255)
 _CONTOUR_EDGE_COLOR = (0, 0, 0)
 _PAPER_COLOR = (255, 255, 255)
@@ -94,7 +96,7 @@ def overlay_image(
     heat = color_map()[np.round(scaled * 255).astype(np.uint8)]  # (H, W, 3)
     opacity = (_OPACITY[0] + (_OPACITY[1] - _OPACITY[0]) * scaled)[..., None]
     blended = np.round(rgb * (1 - opacity) + heat * opacity).astype(np.uint8)
-    factor = max(1, -(-_MIN_PICTURE_SIDE // min(rgb.shape[:2])))
+    factor = _enlargement(rgb.shape[0], rgb.shape[1])
     picture = blended.repeat(factor, axis=0).repeat(factor, axis=1)
     if threshold is not None:
         above = (anomaly_map > threshold).repeat(factor, axis=0).repeat(factor, axis=1)
@@ -173,6 +175,12 @@ def contact_sheet(path: Path | str, tiles: Sequence[Tile], *, num_columns: int =
     return _save_png(Path(path), np.asarray(sheet))
 
 
+def _enlargement(height: int, width: int) -> int:
+    """How often each pixel is repeated: small scans are made readable, long ones not gigantic."""
+    wanted = -(-_MIN_PICTURE_SIDE // min(height, width))
+    return max(1, min(wanted, _MAX_ENLARGED_SIDE // max(height, width)))
+
+
 def _draw_contour(picture: NDArray[np.uint8], above: NDArray[np.bool_], *, width: int) -> None:
     """Outlines the region in place: white just inside it, black just outside."""
     inside = above & ~_shrunk(above, width)
@@ -201,6 +209,7 @@ def _with_legend(
     height, width = picture.shape[:2]
     font = ImageFont.load_default(size=max(13, height // 40))
     line = _line_height(font)
+    height = max(height, _MIN_LEGEND_LINES * line)  # a flat picture's legend is taller than it
     marks = [(high, f"{high:.3g}"), (low, f"{low:.3g}")]
     if threshold is not None and low <= threshold <= high:
         marks.append((threshold, f"{threshold:.3g}"))
@@ -232,8 +241,9 @@ def _with_legend(
 def _tile_image(tile: Tile) -> Image.Image:
     _check_rgb(tile.image)
     image = Image.fromarray(np.ascontiguousarray(tile.image))
-    width = max(1, round(image.width * _SHEET_TILE_HEIGHT / image.height))
-    return image.resize((width, _SHEET_TILE_HEIGHT), Image.Resampling.LANCZOS)
+    scale = min(_SHEET_TILE_HEIGHT / image.height, _MAX_ENLARGED_SIDE / image.width)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

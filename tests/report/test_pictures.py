@@ -77,6 +77,19 @@ def test_a_threshold_above_the_map_draws_no_contour(spot):
     assert not changed[:SIDE, :SIDE].any()
 
 
+@pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 1), (40, 1500), (3, 5000)])
+def test_long_scans_are_not_made_gigantic(tmp_path, shape):
+    anomaly_map = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
+    rgb = np.full((*shape, 3), 128, np.uint8)
+    picture = overlay_image(rgb, anomaly_map, threshold=0.5, caption="flat")
+    limit = max(2048, *shape)
+    assert max(picture.shape[:2]) <= limit + 200  # the legend and the caption
+    assert picture.shape[0] >= shape[0]
+    assert picture.shape[1] >= shape[1]
+    with Image.open(contact_sheet(tmp_path / "sheet.png", [Tile(rgb, "flat")])) as sheet:
+        assert sheet.width <= 2048 + 100
+
+
 def test_the_legend_stands_beside_the_picture_and_marks_the_threshold(spot):
     plain = overlay_image(GREY, spot)
     marked = overlay_image(GREY, spot, threshold=1.0)
