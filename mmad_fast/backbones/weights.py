@@ -243,11 +243,14 @@ def _checked_sha256(official: OfficialFile, path: Path) -> str:
     """The file's sha256, equal to the published one or to the one recorded at the download."""
     found = file_sha256(path)
     record = _record_path(path)
+    recorded = (
+        record.read_text(encoding="ascii", errors="replace").split() if record.is_file() else []
+    )
     if official.sha256 is not None:
         expected, origin = official.sha256, "published"
-    elif record.is_file():
-        expected, origin = record.read_text(encoding="ascii").split()[0], "recorded at download"
-    else:
+    elif recorded:
+        expected, origin = recorded[0], "recorded at download"
+    else:  # none, or an empty one, left by a machine that stopped while it was written
         _write_record(path, found)
         return found
     if found != expected:
@@ -263,8 +266,14 @@ def _record_path(path: Path) -> Path:
 
 
 def _write_record(path: Path, sha256: str) -> None:
-    """Writes the sha256 beside the file, in the format of `sha256sum -c`."""
-    _record_path(path).write_text(f"{sha256}  {path.name}\n", encoding="ascii")
+    """Writes the sha256 beside the file, in the format of `sha256sum -c`; whole or not at all."""
+    record = _record_path(path)
+    scratch = record.with_name(f".{record.name}.{os.getpid()}")
+    try:
+        scratch.write_text(f"{sha256}  {path.name}\n", encoding="ascii")
+        os.replace(scratch, record)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _unavailable_message(official: OfficialFile, reason: str) -> str:

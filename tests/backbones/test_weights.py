@@ -77,6 +77,17 @@ def test_unpublished_sha256_is_recorded_at_download_and_checked_later(server, mo
         resolve_weights("dino-vitb8", "auto")
 
 
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_an_empty_record_is_no_record(server, monkeypatch, content):
+    publish(monkeypatch, "dino-vitb8", f"{server}/official.pth", None)
+    source = resolve_weights("dino-vitb8", "auto")
+    record = source.path.with_name(source.path.name + ".sha256")
+    record.write_text(content)
+    assert resolve_weights("dino-vitb8", "auto") == source
+    assert record.read_text() == f"{source.sha256}  {source.path.name}\n"
+    assert {path.name for path in record.parent.iterdir()} == {source.path.name, record.name}
+
+
 def test_an_answer_of_the_server_is_told(server, monkeypatch):
     publish(monkeypatch, "dino-vitb8", f"{server}/gone.pth", None)
     with pytest.raises(WeightsError, match=r"404.*pass --rgb-weights PATH"):
