@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from mmad_fast.methods.cfm.frozen_part import (
 from mmad_fast.methods.cfm.networks import to_tensors
 from mmad_fast.methods.cfm.training import TrainingRecord, train_mappings
 from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
@@ -74,7 +74,10 @@ def fit_cfm(
             "there is no training scan; CFM needs at least one nominal scan (20 or more are better)"
         )
     check_target(output)
-    with tempfile.TemporaryDirectory(prefix="mmad-fast-fit-") as folder, _torch_threads(options):
+    with (
+        tempfile.TemporaryDirectory(prefix="mmad-fast-fit-") as folder,
+        torch_threads(options.num_threads),
+    ):
         scratch = Path(folder)
         frozen = build_frozen_part(train, options, scratch, progress=progress)
         train_cache, validation_cache = cache_features(
@@ -204,18 +207,6 @@ def _tensors(networks: Mapping[str, torch.nn.Module]) -> dict[str, NDArray]:
 
 def _name(scan: ScanFile | Scan) -> str:
     return f"scan {scan.name!r}" if scan.name else "an unnamed scan"
-
-
-@contextmanager
-def _torch_threads(options: CfmFitOptions) -> Iterator[None]:
-    """Training inside the block uses the options' number of threads."""
-    before = torch.get_num_threads()
-    if options.num_threads is not None:
-        torch.set_num_threads(options.num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _count(progress: Progress, before: int, total: int, done: int) -> None:
