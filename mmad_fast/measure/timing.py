@@ -10,7 +10,6 @@ import numpy as np
 
 from mmad_fast.errors import InvalidInputError
 
-
 MIN_RUNS = {95: 20, 99: 100}
 """Calls from which on a percentile is reported: with fewer it would only name the slowest one."""
 

@@ -18,7 +18,13 @@ def test_percentiles_and_rate_by_hand():
 
 @pytest.mark.parametrize(
     ("runs", "has_p95", "has_p99"),
-    [(1, False, False), (19, False, False), (20, True, False), (99, True, False), (100, True, True)],
+    [
+        (1, False, False),
+        (19, False, False),
+        (20, True, False),
+        (99, True, False),
+        (100, True, True),
+    ],
 )
 def test_no_percentile_that_would_only_be_the_slowest_call(runs, has_p95, has_p99):
     result = Timing.from_latencies([10.0] * runs)
