@@ -61,8 +61,8 @@ def bench(
         Protocol,
         typer.Option(
             "--protocol",
-            help="end-to-end: raw arrays to score, peak memory; paper: prepared arrays to "
-            "smoothed map, parameter bytes.",
+            help="end-to-end: raw arrays to score, peak memory; paper: prepared scan to "
+            "smoothed map, parameters only as memory.",
         ),
     ] = Protocol.end_to_end,
     speed_only: Annotated[
@@ -88,7 +88,8 @@ def bench(
         Path | None, typer.Option("--output", "-o", help="Keep the fitted artifacts here.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option("--results", help="Append each row to this JSONL file.")
+        Path | None,
+        typer.Option("--results", help="Append each row to this JSONL file as soon as it is made."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +104,13 @@ def bench(
     apply_threads(threads)
     from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
     from mmad_fast.measure.environment import environment
-    from mmad_fast.measure.tables import append_jsonl, render_rows, rows_to_json
+    from mmad_fast.measure.tables import (
+        BenchRow,
+        append_jsonl,
+        check_results_file,
+        render_rows,
+        rows_to_json,
+    )
     from mmad_fast.methods.fitting import FitRequest
 
     fit_request = FitRequest(
@@ -131,6 +138,13 @@ def bench(
         speed_only=speed_only,
         compare_reference=compare is not None,
     )
+    if results is not None:
+        check_results_file(results)
+
+    def keep(row: BenchRow) -> None:
+        if results is not None:
+            append_jsonl(results, row, environment())
+
     with progress_bar("bench") as update:
         rows = run_benchmark(
             data,
@@ -140,10 +154,8 @@ def bench(
             output=output,
             progress=update,
             notice=notice,
+            on_row=keep,
         )
-    if results is not None:
-        for row in rows:
-            append_jsonl(results, row, environment())
     if as_json:
         print_json(rows_to_json(rows, environment()))
     else:

@@ -12,35 +12,36 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tifffile
 from PIL import Image
 
-from mmad_fast.backbones.weights import cache_root, resolve_weights
+from mmad_fast.backbones.weights import resolve_weights
 from mmad_fast.data.dataset import Dataset, open_dataset
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.data.selection import pick_category
-from mmad_fast.data.synthetic import CATEGORIES, write_synthetic
-from mmad_fast.detector import Detector
-from mmad_fast.errors import DataError, WeightsError
+from mmad_fast.detector import Detector, Scores
+from mmad_fast.engines import check_engine
+from mmad_fast.errors import DataError, MmadFastError, WeightsError
+from mmad_fast.measure.built_in_set import built_in_set
+from mmad_fast.measure.configuration import configuration_of, is_variants_own
 from mmad_fast.measure.evaluation import Accuracy, AuproMode, evaluate
 from mmad_fast.measure.memory import measure_detector_process
 from mmad_fast.measure.published import PublishedRow, published_for
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, BenchRow, mean_row
 from mmad_fast.measure.timing import Timing
 from mmad_fast.methods.fitting import FitRequest, Progress, fit_detector
+from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.methods.variants import FAMILY_REFERENCES, Variant, get_variant
 from mmad_fast.scan import Unit
 from mmad_fast.stage_clock import StageClock
 from mmad_fast.threads import get_num_threads
 
-# The set of a bench without --data: what fits, with its fit, into minutes on two cores.
-BUILT_IN_CATEGORIES = CATEGORIES[:1]
-BUILT_IN_COUNTS = {"num_train": 8, "num_validation": 2, "num_good": 4, "num_per_defect": 2}
-BUILT_IN_FOLDER = "procedural-8-2-4-2"
-
 SPEED_ONLY_TRAIN_SCANS = 2
-SPEED_RUNS = 10
+SPEED_RUNS = 20
 REFERENCE_RUNS = 3
+REFERENCE_TOLERANCE = 1e-3
+"""Largest relative difference of map and score to the published pipeline that lets it be timed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class MeasureRequest:
     """What to measure.
 
     Attributes:
-        protocol: "end-to-end" (raw arrays to score) or "paper" (prepared scan to anomaly map).
+        protocol: "end-to-end" (raw arrays to score, peak memory) or "paper" (prepared scan to
+            smoothed map, parameters only as memory).
         aupro_mode: "published" or "exact".
         engine: Engine of the graphs.
         device: Device of the engine.
@@ -75,6 +77,7 @@ def run_benchmark(
     output: Path | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
+    on_row: Callable[[BenchRow], None] | None = None,
 ) -> list[BenchRow]:
     """One row per category, a mean row where there are several, and rows of the reference if asked.
 
@@ -86,15 +89,22 @@ def run_benchmark(
         output: Keeps the artifacts here, one folder per category; None: they are discarded.
         progress: Called with (what, done, total).
         notice: Called with lines for the user, such as that weights are random.
+        on_row: Called with each row as soon as it is made, so that none is lost with a later one.
 
     Raises:
         InvalidInputError: unknown method or category.
+        BackendUnavailableError: no such engine or device.
         DataError: the data set is missing or unreadable.
         WeightsError: a weights file that was named does not serve.
+        MmadFastError: the detector differs from the published pipeline that it is compared with.
     """
     say = notice or (lambda line: None)
+    keep = on_row or (lambda row: None)
     get_variant(fit_request.method)
-    dataset = open_dataset(_built_in_set(progress) if data is None else data)
+    check_engine(request.engine, request.device)
+    if data is None:
+        data = built_in_set(None if progress is None else _stage(progress, "write procedural set"))
+    dataset = open_dataset(data)
     names = [pick_category(dataset, name) for name in categories] or list(dataset.categories())
     fit_request = _with_available_weights(fit_request, say)
     if request.speed_only:
@@ -116,11 +126,14 @@ def run_benchmark(
             rows.append(
                 measure_artifact(detector, dataset, name, request, progress=_nested(progress, name))
             )
+            keep(rows[-1])
             if request.compare_reference:
                 _tell(progress, f"{name}: published pipeline", done, len(names))
-                scans = _test_scans(dataset, name)
-                reference_rows.append(_reference_row(detector, scans, name, fit_request, request))
+                reference_rows.append(_reference_row(detector, dataset, name, fit_request, request))
+                keep(reference_rows[-1])
     means = [mean_row(rows)] if len(rows) > 1 and not request.speed_only else []
+    for mean in means:
+        keep(mean)
     return [*rows, *means, *reference_rows]
 
 
@@ -175,7 +188,7 @@ def measure_artifact(
     }
     accuracy: dict[str, Any] = {} if overall is None else _accuracy_columns(overall)
     return replace(
-        _row(detector, category, request, engine=request.engine),
+        _row(detector, dataset, category, request, engine=request.engine),
         **_timing_columns(latencies),
         **accuracy,
         weights_mib=report["weights_mib"],
@@ -188,8 +201,13 @@ def measure_artifact(
     )
 
 
-def _row(detector: Detector, category: str, request: MeasureRequest, *, engine: str) -> BenchRow:
-    variant = get_variant(detector.method)
+def _row(
+    detector: Detector, dataset: Dataset, category: str, request: MeasureRequest, *, engine: str
+) -> BenchRow:
+    configuration = configuration_of(detector.artifact.manifest.parameters)
+    published = None
+    if is_variants_own(detector.method, configuration):
+        published = _published(get_variant(detector.method), category)
     return BenchRow(
         method=detector.method,
         category=category,
@@ -198,7 +216,9 @@ def _row(detector: Detector, category: str, request: MeasureRequest, *, engine: 
         engine=engine,
         threads=get_num_threads(),
         weights=_describe_weights(detector),
-        published=_published(variant, category),
+        published=published,
+        data=dataset.root.resolve().name,
+        configuration=configuration,
     )
 
 
@@ -221,16 +241,20 @@ def _accuracy_columns(accuracy: Accuracy) -> dict[str, float | None]:
     }
 
 
+@torch_threads()
 def _reference_row(
     detector: Detector,
-    scans: Sequence[ScanFile],
+    dataset: Dataset,
     category: str,
     fit_request: FitRequest,
     request: MeasureRequest,
 ) -> BenchRow:
-    """The published pipeline, timed on the same scans and weights as the detector.
+    """The published pipeline, timed on the same scans, weights and threads as the detector.
 
     Its preprocessing is the detector's: the published one takes seconds and is run off-line.
+
+    Raises:
+        MmadFastError: the detector's answer differs from the reference's.
     """
     module, name = FAMILY_REFERENCES[detector.artifact.manifest.family].split(":")
     make_reference: Any = getattr(import_module(module), name)
@@ -239,7 +263,8 @@ def _reference_row(
         rgb_weights=fit_request.rgb_weights,
         point_weights=fit_request.point_weights,
     )
-    latencies_ms, stages = [], []
+    scans = _test_scans(dataset, category)
+    latencies_ms, stages, differences = [], [], []
     for run in range(1 + REFERENCE_RUNS):  # the first one warms up
         scan = scans[run % len(scans)].load(unit=request.unit)
         start = time.perf_counter()
@@ -247,14 +272,38 @@ def _reference_row(
         if request.protocol == "paper":
             start = time.perf_counter()
         clock = StageClock()
-        reference(prepared, clock)
+        scores = reference(prepared, clock)
+        latency_ms = (time.perf_counter() - start) * 1e3
+        differences.append(_differences(detector.infer_prepared(prepared), scores))
         if run > 0:
-            latencies_ms.append((time.perf_counter() - start) * 1e3)
+            latencies_ms.append(latency_ms)
             stages.append(clock.stage_ms)
+    largest = np.max(differences, axis=0)  # (2,), NaN where one is
+    map_difference, score_difference = (float(value) for value in largest)
+    if not (largest <= REFERENCE_TOLERANCE).all():
+        raise MmadFastError(
+            f"{category}: the detector differs from the published pipeline by {map_difference:.2e} "
+            f"of the map's maximum and {score_difference:.2e} of the score, at most "
+            f"{REFERENCE_TOLERANCE:g} is allowed; no timing. Check the artifact with `mmad-fast "
+            "doctor`, and that both got the same weights"
+        )
     return replace(
-        _row(detector, category, request, engine="reference"),
+        _row(detector, dataset, category, request, engine="reference"),
         **_timing_columns(latencies_ms),
         stage_ms={name: statistics.median(stage[name] for stage in stages) for name in stages[0]},
+        map_difference=map_difference,
+        score_difference=score_difference,
+    )
+
+
+def _differences(result: Scores, expected: Scores) -> tuple[float, float]:
+    """(map, score) difference of a result, relative to the expected maximum and score."""
+    tiny = float(np.finfo(np.float32).tiny)
+    map_scale = max(float(np.abs(expected.anomaly_map).max()), tiny)
+    score_scale = max(abs(expected.image_score), tiny)
+    return (
+        float(np.abs(result.anomaly_map - expected.anomaly_map).max()) / map_scale,
+        abs(result.image_score - expected.image_score) / score_scale,
     )
 
 
@@ -307,21 +356,6 @@ def _with_available_weights(request: FitRequest, say: Callable[[str], None]) -> 
         if spec == "random":
             say(f"NOTE: {name} runs on seeded random weights: its accuracy means nothing")
     return replace(request, **changes)
-
-
-def _built_in_set(progress: Progress | None) -> Path:
-    """The procedural set in the user's cache, made at the first use."""
-    folder = cache_root() / "data" / BUILT_IN_FOLDER
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_synthetic(
-            folder,
-            categories=BUILT_IN_CATEGORIES,
-            seed=0,
-            progress=None if progress is None else _stage(progress, "write procedural set"),
-            **BUILT_IN_COUNTS,
-        )
-    return folder
 
 
 def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.measure.configuration import describe_method
 from mmad_fast.measure.published import PublishedRow, load_published, published_for
 
 if TYPE_CHECKING:
@@ -48,19 +49,27 @@ class BenchRow:
     Attributes:
         method: Variant, e.g. "cfm-s".
         category: Category of the data set, or "mean".
-        protocol: "paper" (features to smoothed map) or "end-to-end" (raw arrays to score).
+        protocol: "paper" (prepared scan to smoothed map, parameters only as memory) or
+            "end-to-end" (raw arrays to score, peak memory).
         device: e.g. "cpu".
         engine: e.g. "onnxruntime", or "reference" for the dense published pipeline.
         threads: Threads used.
         weights: Where the backbones' weights came from; "random" makes accuracy meaningless.
-        latency_ms_p50, latency_ms_p95, latency_ms_p99, fps: See `timing.Timing`.
+        latency_ms_p50, latency_ms_p95, latency_ms_p99, fps: See `timing.Timing`; p95 is None below
+            20 runs, p99 below 100.
         weights_mib, peak_working_mib, process_peak_mib: See `memory`.
         stage_ms: Median milliseconds per stage.
         i_auroc, p_auroc, aupro_30, aupro_10, aupro_5, aupro_1: See `metrics`.
         aupro_mode: "published" or "exact".
-        published: What the papers print of this method; never a measurement of ours.
+        published: What the papers print of this method; never a measurement of ours. None where
+            backbone or layers are not the method's own.
         runs: Number of measured inferences.
         defects: Accuracy columns per defect type.
+        data: Name of the data set's folder.
+        configuration: What the detector consists of: see `configuration.configuration_of`.
+        map_difference: Of a reference row: largest difference of the detector's anomaly maps to the
+            reference's, relative to their maximum.
+        score_difference: Likewise of the image scores, relative to the reference's.
     """
 
     method: str
@@ -88,6 +97,10 @@ class BenchRow:
     published: tuple[PublishedRow, ...] | None = None
     runs: int | None = None
     defects: Mapping[str, Mapping[str, float | None]] | None = None
+    data: str | None = None
+    configuration: Mapping[str, Any] | None = None
+    map_difference: float | None = None
+    score_difference: float | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidInputError on an unknown protocol or a number that is NaN or infinite."""
@@ -106,6 +119,7 @@ class BenchRow:
         """The row in JSON types, one key per field; what was not measured is None."""
         row = {field.name: getattr(self, field.name) for field in fields(self)}
         row["stage_ms"] = None if self.stage_ms is None else dict(self.stage_ms)
+        row["configuration"] = None if self.configuration is None else dict(self.configuration)
         row["published"] = None
         if self.published:
             row["published"] = [asdict(entry) for entry in self.published]
@@ -117,6 +131,24 @@ class BenchRow:
 def rows_to_json(rows: Sequence[BenchRow], environment: Mapping[str, Any]) -> dict[str, Any]:
     """The object that `--json` prints, in JSON types: {"rows": [...], "environment": {...}}."""
     return {"rows": [row.to_dict() for row in rows], "environment": dict(environment)}
+
+
+def check_results_file(path: Path | str) -> None:
+    """Makes the results file and its folder if they are not there.
+
+    Raises:
+        InvalidInputError: it cannot be written.
+    """
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab"):
+            pass
+    except OSError as error:
+        raise InvalidInputError(
+            f"the results file {file} cannot be written ({error.strerror}); name a file in a "
+            "folder that you may write to"
+        ) from error
 
 
 def append_jsonl(path: Path | str, row: BenchRow, environment: Mapping[str, Any]) -> None:
@@ -138,21 +170,34 @@ def append_jsonl(path: Path | str, row: BenchRow, environment: Mapping[str, Any]
 def mean_row(rows: Sequence[BenchRow]) -> BenchRow:
     """The plain average over categories of each accuracy column; None if one category has none.
 
-    Speed and memory are left out: they are not properties of a category.
+    Speed and memory are left out: they are not properties of a category. Published values are those
+    that the papers print as their mean.
 
     Args:
-        rows: Rows of one method, protocol, device and engine, one per category.
+        rows: Rows of one detector configuration, data set, protocol, device and engine, one per
+            category.
 
     Raises:
         InvalidInputError: no rows, or rows of different methods, protocols or engines.
 
     Source: method facts, section 10 (class means are plain averages of per-class values).
     """
-    kinds = {(row.method, row.protocol, row.device, row.engine, row.aupro_mode) for row in rows}
+    kinds = {
+        (
+            describe_method(row.method, row.configuration),
+            row.data,
+            row.protocol,
+            row.device,
+            row.engine,
+            row.aupro_mode,
+        )
+        for row in rows
+    }
     if len(kinds) != 1:
         raise InvalidInputError(
             f"a mean was asked of {len(rows)} rows of {len(kinds)} kinds {sorted(map(str, kinds))};"
-            " all must have the same method, protocol, device, engine and AUPRO mode"
+            " all must have the same method, configuration, data set, protocol, device, engine and "
+            "AUPRO mode"
         )
     first = rows[0]
     means: dict[str, float | None] = {}
@@ -168,9 +213,20 @@ def mean_row(rows: Sequence[BenchRow]) -> BenchRow:
         threads=first.threads,
         weights=first.weights,
         aupro_mode=first.aupro_mode,
-        published=first.published,
+        published=_published_mean(first.published),
+        data=first.data,
+        configuration=first.configuration,
         **means,  # type: ignore[arg-type]  # only accuracy columns, all float or None
     )
+
+
+def _published_mean(
+    published: tuple[PublishedRow, ...] | None,
+) -> tuple[PublishedRow, ...] | None:
+    """The mean rows of the method that the rows of a category are about."""
+    if not published:
+        return None
+    return published_for(published[0].method, dataset=published[0].dataset, category="mean")
 
 
 def render_rows(rows: Sequence[BenchRow]) -> tuple[Table, ...]:
@@ -191,7 +247,10 @@ def _speed_table(rows: Sequence[BenchRow], protocol: str) -> Table | None:
     timed = [row for row in rows if row.latency_ms_p50 is not None]
     if not timed:
         return None
-    meaning = {"paper": "prepared scan to anomaly map", "end-to-end": "raw arrays to score"}
+    meaning = {
+        "paper": "prepared scan to smoothed map, parameters only as memory",
+        "end-to-end": "raw arrays to score",
+    }
     table = _table(f"Speed and memory, protocol {protocol}: {meaning[protocol]}")
     for name in ("p50 ms", "p95 ms", "p99 ms", "fps", "weights MiB", "working MiB", "process MiB"):
         table.add_column(name, justify="right")
@@ -274,7 +333,9 @@ def _table(title: str) -> Table:
 
 def _identity(row: BenchRow) -> tuple[str, str, str]:
     threads = "" if row.threads is None else f", {row.threads} threads"
-    return row.method, row.category, f"{row.device}, {row.engine}{threads}"
+    method = describe_method(row.method, row.configuration)
+    category = row.category if row.data is None else f"{row.category}, {row.data}"
+    return method, category, f"{row.device}, {row.engine}{threads}"
 
 
 def _published_lines(

@@ -8,7 +8,14 @@ from rich.console import Console
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.measure.published import published_for
-from mmad_fast.measure.tables import BenchRow, append_jsonl, mean_row, render_rows, rows_to_json
+from mmad_fast.measure.tables import (
+    BenchRow,
+    append_jsonl,
+    check_results_file,
+    mean_row,
+    render_rows,
+    rows_to_json,
+)
 
 # The keys that scripts reading --json rely on.
 KEYS = [
@@ -52,6 +59,18 @@ def bench_row(**changes) -> BenchRow:
 
 
 TIMED = {"latency_ms_p50": 812.34, "latency_ms_p95": 900.0, "latency_ms_p99": 950.0, "fps": 1.21}
+
+
+OWN = {
+    "rgb_backbone": "dino-vitb8",
+    "rgb_layers": 4,
+    "point_layers": [1, 2, 3],
+    "num_groups": 1024,
+    "group_size": 128,
+    "batch_norm": "cloud",
+    "aggregation": "product",
+    "mapping": "crossmodal",
+}
 
 
 def text_of(rows) -> str:
@@ -120,7 +139,24 @@ def test_the_mean_is_plain_and_undefined_where_a_category_is():
     assert mean.fps is None
 
 
-@pytest.mark.parametrize("rows", [[], [bench_row(), bench_row(engine="reference")]])
+def test_the_mean_stands_beside_the_published_mean():
+    rows = [
+        bench_row(i_auroc=0.8, published=published_for("CFM-S", category="cookie")),
+        bench_row(category="potato", published=published_for("CFM-S", category="potato")),
+    ]
+    assert mean_row(rows).published == published_for("CFM-S", category="mean")
+    assert mean_row([bench_row(), bench_row(category="potato")]).published is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [bench_row(), bench_row(engine="reference")],
+        [bench_row(data="a"), bench_row(data="b")],
+        [bench_row(configuration=OWN), bench_row(configuration=OWN | {"rgb_layers": 8})],
+    ],
+)
 def test_no_mean_over_nothing_or_over_different_things(rows):
     with pytest.raises(InvalidInputError, match="all must have the same method"):
         mean_row(rows)
@@ -188,3 +224,33 @@ def test_stages_and_defects_have_tables():
 
 def test_rows_without_measurements_make_no_table():
     assert render_rows([bench_row()]) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "cfm-s"),
+        (
+            {"rgb_backbone": "dinov2-vits14", "rgb_layers": 8, "point_layers": [0]},
+            "cfm-s (dinov2-vits14 8 layers, blocks 0)",
+        ),
+        ({"point_layers": [0, 1]}, "cfm-s (dino-vitb8 4 layers, blocks 0, 1)"),
+        ({"group_size": 32, "aggregation": "sum"}, "cfm-s (group_size 32; aggregation sum)"),
+    ],
+)
+def test_a_method_says_what_is_not_its_own(changes, text):
+    row = bench_row(**TIMED, configuration=OWN | changes, data="rendered3d")
+    cells = [cell.strip() for cell in text_of([row]).replace("│", "┃").split("┃")]
+    assert text in cells
+    assert "cookie, rendered3d" in cells
+    assert json.loads(json.dumps(row.to_dict()))["configuration"] == OWN | changes
+
+
+def test_results_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInputError, match="results file .*cannot be written"):
+        check_results_file(tmp_path / "file" / "rows.jsonl")
+    check_results_file(tmp_path / "new" / "rows.jsonl")
+    append_jsonl(tmp_path / "new" / "rows.jsonl", bench_row(), {})
+    check_results_file(tmp_path / "new" / "rows.jsonl")
+    assert len((tmp_path / "new" / "rows.jsonl").read_text().splitlines()) == 1

@@ -1,0 +1,178 @@
+"""What is checked before a benchmark begins, and the gate on the published pipeline's row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tifffile
+from conftest import make_arrays
+from PIL import Image
+
+from mmad_fast.data.dataset import Dataset, open_dataset
+from mmad_fast.detector import Detector, load
+from mmad_fast.errors import BackendUnavailableError, DataError, MmadFastError
+from mmad_fast.measure import benchmark, built_in_set
+from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
+from mmad_fast.measure.tables import BenchRow
+from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.threads import get_num_threads, set_num_threads
+
+torch = pytest.importorskip("torch", reason="the published pipeline needs torch")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    for split in ("train", "test"):
+        folder = tmp_path / "discs" / "disc" / split / "good"
+        for index in range(2):
+            rgb, xyz = make_arrays(index)
+            for kind in ("rgb", "xyz"):
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rgb).save(folder / "rgb" / f"{index:03d}.png")
+            tifffile.imwrite(folder / "xyz" / f"{index:03d}.tiff", xyz, photometric="rgb")
+    return open_dataset(tmp_path / "discs")
+
+
+@pytest.fixture
+def detector(tiny_artifact: Path) -> Detector:
+    return load(tiny_artifact)
+
+
+@pytest.fixture
+def reference_row(
+    dataset: Dataset, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., BenchRow]:
+    """The reference row where the published pipeline's answer is the detector's, changed a bit."""
+
+    def make(*, map_factor: float = 1.0, score_factor: float = 1.0) -> BenchRow:
+        def pipeline(artifact: Any, **weights: str) -> Callable[..., Any]:
+            def run(prepared: Any, clock: Any) -> Any:
+                assert torch.get_num_threads() == get_num_threads()
+                with clock.stage("all"):
+                    result = detector.infer_prepared(prepared)
+                return SimpleNamespace(
+                    anomaly_map=result.anomaly_map * map_factor,
+                    image_score=result.image_score * score_factor,
+                )
+
+            return run
+
+        monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(pipeline=pipeline))
+        monkeypatch.setitem(benchmark.FAMILY_REFERENCES, "cfm", "stand_in:pipeline")
+        return benchmark._reference_row(detector, dataset, "disc", FitRequest(), MeasureRequest())
+
+    return make
+
+
+def test_the_reference_says_how_far_the_detector_is(reference_row) -> None:
+    row = reference_row(map_factor=1.0005, score_factor=0.9996)
+    assert row.map_difference == pytest.approx(5e-4, rel=0.01)
+    assert row.score_difference == pytest.approx(4e-4, rel=0.01)
+    assert (row.engine, row.runs, row.latency_ms_p95) == ("reference", 3, None)
+    assert (row.data, row.configuration["group_size"]) == ("discs", 16)
+
+
+@pytest.mark.parametrize("factor", ["map_factor", "score_factor"])
+@pytest.mark.parametrize("value", [1.002, float("nan")])
+def test_a_detector_that_differs_is_not_timed(reference_row, factor: str, value: float) -> None:
+    with pytest.raises(MmadFastError, match="disc: the detector differs from the published"):
+        reference_row(**{factor: value})
+
+
+def test_the_reference_gets_the_threads_that_its_row_names(reference_row) -> None:
+    before, torch_before = get_num_threads(), torch.get_num_threads()
+    set_num_threads(torch_before + 1)
+    try:
+        assert reference_row().threads == torch_before + 1
+    finally:
+        set_num_threads(before)
+    assert torch.get_num_threads() == torch_before
+
+
+def test_published_values_are_for_the_methods_own_networks_only(
+    dataset: Dataset, detector: Detector
+) -> None:
+    row = benchmark._row(detector, dataset, "disc", MeasureRequest(), engine="x")
+    assert row.published
+    artifact = detector.artifact
+    parameters = artifact.manifest.parameters | {"rgb_layers": 8}
+    pruned = replace(artifact, manifest=replace(artifact.manifest, parameters=parameters))
+    other = SimpleNamespace(method=detector.method, artifact=pruned)
+    row = benchmark._row(other, dataset, "disc", MeasureRequest(), engine="x")
+    assert row.published is None
+
+
+@pytest.mark.parametrize("request_", [{"engine": "abacus"}, {"device": "cuda"}])
+def test_engine_and_device_are_checked_before_anything_is_fitted(
+    tmp_path: Path, request_: dict[str, str]
+) -> None:
+    with pytest.raises(BackendUnavailableError, match="abacus|cuda"):
+        run_benchmark(tmp_path / "absent", (), FitRequest(), MeasureRequest(**request_))
+
+
+def test_rows_are_handed_out_as_they_are_made(
+    dataset: Dataset, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = benchmark._row(detector, dataset, "disc", MeasureRequest(), engine="x")
+    monkeypatch.setattr(benchmark, "fit_detector", lambda *_, **__: detector)
+    monkeypatch.setattr(benchmark, "measure_artifact", lambda *_, **__: row)
+
+    def fail(*_: Any) -> BenchRow:
+        raise MmadFastError("the reference fell over")
+
+    monkeypatch.setattr(benchmark, "_reference_row", fail)
+    kept: list[BenchRow] = []
+    with pytest.raises(MmadFastError, match="fell over"):
+        run_benchmark(
+            dataset.root,
+            ("disc",),
+            FitRequest(rgb_weights="random", point_weights="random"),
+            MeasureRequest(compare_reference=True),
+            on_row=kept.append,
+        )
+    assert kept == [row]
+
+
+@pytest.fixture
+def small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"num_train": 1, "num_validation": 0, "num_good": 1, "num_per_defect": 1, "size": 64}
+    monkeypatch.setattr(built_in_set, "BUILT_IN", built_in_set.BUILT_IN | counts)
+    monkeypatch.setattr(built_in_set, "cache_root", lambda: tmp_path)
+
+
+@pytest.mark.usefixtures("small_set")
+def test_the_built_in_set_is_made_anew_where_its_content_would_be_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = built_in_set.built_in_set()
+    assert built_in_set.built_in_set() == first
+    assert open_dataset(first).root.name == "procedural"
+    monkeypatch.setattr("mmad_fast.__version__", "99.0")
+    newer = built_in_set.built_in_set()
+    assert newer != first
+    monkeypatch.setitem(built_in_set.BUILT_IN, "seed", 1)
+    assert built_in_set.built_in_set() not in (first, newer)
+
+
+@pytest.mark.usefixtures("small_set")
+@pytest.mark.parametrize("is_there", [True, False])
+def test_of_two_that_make_the_built_in_set_the_second_takes_the_firsts(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    def lose_the_race(root: Path, **_: Any) -> None:
+        if is_there:
+            (root / "biscuit").mkdir(parents=True)
+        raise DataError("exists and is not empty")
+
+    monkeypatch.setattr(built_in_set, "write_synthetic", lose_the_race)
+    if is_there:
+        assert built_in_set.built_in_set().is_dir()
+    else:
+        with pytest.raises(DataError, match="not empty"):
+            built_in_set.built_in_set()
