@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mmad_fast.measure.configuration import describe_method
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results" / "bench.jsonl"
@@ -35,15 +37,18 @@ ACCURACY_COLUMNS = {
     "aupro_5": ("AUPRO@5%", 3),
     "aupro_1": ("AUPRO@1%", 3),
 }
-_IDENTITY = ("method", "category", "protocol", "engine", "threads", "weights")
+_IDENTITY = (
+    *("method", "configuration", "data", "category", "protocol"),
+    *("engine", "device", "threads", "weights"),
+)
 
 
 def latest_rows(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """The last row of each method, category, protocol, engine and weights, in order of the file."""
-    rows: dict[tuple, dict[str, Any]] = {}
+    """The last row of each detector, data, protocol, engine and weights, in order of the file."""
+    rows: dict[str, dict[str, Any]] = {}
     for line in lines:
         row = json.loads(line)
-        key = tuple(row[name] for name in _IDENTITY)
+        key = json.dumps([row.get(name) for name in _IDENTITY], sort_keys=True)
         rows.pop(key, None)
         rows[key] = row
     return list(rows.values())
@@ -56,7 +61,7 @@ def render(rows: list[dict[str, Any]]) -> str:
     parts = []
     if timed:
         parts += ["**Speed and memory**", "", *_table(timed, SPEED_COLUMNS, with_run=True), ""]
-        parts += [_machine(timed[-1]), ""]
+        parts += [*_machine_lines(timed), ""]
     if judged:
         parts += ["**Accuracy**", "", *_table(judged, ACCURACY_COLUMNS, with_run=False), ""]
     return "\n".join(parts)
@@ -70,10 +75,15 @@ def _table(
     rows: list[dict[str, Any]], columns: dict[str, tuple[str, int]], *, with_run: bool
 ) -> list[str]:
     run = ["protocol", "engine"] if with_run else ["weights"]
-    head = ["method", "category", *run, *(title for title, _ in columns.values())]
+    machines = _machines(rows) if with_run else []
+    if len(machines) > 1:
+        run.append("machine")
+        rows = [{**row, "machine": str(1 + machines.index(_machine(row)))} for row in rows]
+    head = ["method", "data", "category", *run, *(title for title, _ in columns.values())]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [row["method"], row["category"], *(row[name] for name in run)]
+        cells = [describe_method(row["method"], row.get("configuration"))]
+        cells += [row.get("data") or "–", row["category"], *(row[name] for name in run)]
         cells += [_cell(row[name], digits) for name, (_, digits) in columns.items()]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -83,13 +93,29 @@ def _cell(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _machines(rows: list[dict[str, Any]]) -> list[str]:
+    """Each machine, software and day that rows were measured on, once."""
+    return list(dict.fromkeys(_machine(row) for row in rows))
+
+
 def _machine(row: dict[str, Any]) -> str:
     machine = row["environment"]
-    return (
-        f"{machine['cpu']}, {row['threads']} threads, batch 1, ONNX Runtime "
-        f"{machine['versions']['onnxruntime']}, mmad-fast {machine['mmad_fast']}, "
-        f"{machine['date'][:10]}."
+    versions = ", ".join(
+        f"{name} {machine['versions'][name]}"
+        for name in ("onnxruntime", "torch", "numpy")
+        if machine["versions"].get(name)
     )
+    return (
+        f"{machine['cpu']}, {row['threads']} threads, batch 1, {versions}, mmad-fast "
+        f"{machine['mmad_fast']}, {machine['date'][:10]}."
+    )
+
+
+def _machine_lines(rows: list[dict[str, Any]]) -> list[str]:
+    machines = _machines(rows)
+    if len(machines) == 1:
+        return machines
+    return [f"{number}. {machine}" for number, machine in enumerate(machines, start=1)]
 
 
 def updated(readme: str, tables: str) -> str:
