@@ -18,6 +18,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/python bench/tables/readme.py --check
 
 typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy
