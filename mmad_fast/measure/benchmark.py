@@ -265,17 +265,20 @@ def _reference_row(
     )
     scans = _test_scans(dataset, category)
     latencies_ms, stages, differences = [], [], []
-    for run in range(1 + REFERENCE_RUNS):  # the first one warms up
+    for run in range(1 + REFERENCE_RUNS):
         scan = scans[run % len(scans)].load(unit=request.unit)
         start = time.perf_counter()
         prepared = detector.prepare(scan)
         if request.protocol == "paper":
             start = time.perf_counter()
         clock = StageClock()
-        scores = reference(prepared, clock)
+        # The first run warms up and is compared: it breaks ties between equally near points as the
+        # detector does, which costs a sort. The others are timed as published.
+        scores = reference(prepared, clock, "any" if run else "lowest")
         latency_ms = (time.perf_counter() - start) * 1e3
-        differences.append(_differences(detector.infer_prepared(prepared), scores))
-        if run > 0:
+        if run == 0:
+            differences.append(_differences(detector.infer_prepared(prepared), scores))
+        else:
             latencies_ms.append(latency_ms)
             stages.append(clock.stage_ms)
     largest = np.max(differences, axis=0)  # (2,), NaN where one is

@@ -12,6 +12,7 @@ from mmad_fast.backbones import build_point_backbone
 from mmad_fast.methods.cfm import reference
 from mmad_fast.methods.cfm.parameters import CfmParameters
 from mmad_fast.methods.cfm.reference import ReferenceOptions
+from mmad_fast.ops.knn_grouping import knn_grouping
 
 
 def random_points(num_points: int, seed: int = 0) -> torch.Tensor:
@@ -43,6 +44,20 @@ def test_groups_are_the_nearest_points_centred():
         distances = (points - center).norm(dim=1)
         expected = points[distances.argsort()[:7]] - center
         torch.testing.assert_close(group, expected)
+
+
+def test_equally_near_points_are_taken_by_lowest_index_as_the_op_does():
+    """A lattice, as sensors that quantise give: many points are equally far."""
+    axis = torch.arange(6, dtype=torch.float32)
+    points = torch.cartesian_prod(axis, axis, axis)[
+        torch.randperm(216, generator=torch.Generator().manual_seed(0))
+    ]
+    centers = torch.tensor([0, 100, 215])
+    groups = reference.nearest_groups(points, points[centers], 20)
+    expected = knn_grouping(points.numpy(), centers.numpy(), 20).groups
+    np.testing.assert_array_equal(groups.numpy(), expected)
+    published = reference.nearest_groups(points, points[centers], 20, knn_ties="any")
+    torch.testing.assert_close(published.norm(dim=-1), groups.norm(dim=-1))
 
 
 @pytest.mark.parametrize("idw_distance", ["direct", "expanded"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,8 @@ class ReferenceOptions:
         group_size: K, points per group: 128 in the public code, 32 in the paper.
         skip_near_origin: Sampling skips points within 0.0316 m of the origin, as the published
             kernel does.
+        knn_ties: Of equally near points, "lowest": the lowest index, as the fast detector does;
+            "any": what topk gives, as in the code (and faster).
         idw_weights: "squared" 1 / (d^2 + 1e-8), as in the code; "linear" 1 / (d + 1e-8).
         idw_distance: "direct" differences, or "expanded" |a|^2 - 2ab + |b|^2 as in the code, whose
             rounding makes the weights at the centres themselves noise.
@@ -61,6 +63,7 @@ class ReferenceOptions:
     num_groups: int = 1024
     group_size: int = 128
     skip_near_origin: bool = False
+    knn_ties: str = "lowest"
     idw_weights: str = "squared"
     idw_distance: str = "direct"
     mask: str = "all_zero"
@@ -186,7 +189,9 @@ def reference_infer(
     points = points.to(dtype)
     centers = points[center_indices]  # (G, 3)
     with clock.stage("grouping"):
-        groups = nearest_groups(points, centers, options.group_size)  # (G, K, 3)
+        groups = nearest_groups(
+            points, centers, options.group_size, knn_ties=options.knn_ties
+        )  # (G, K, 3)
     with clock.stage("point_features"):
         point_features = point_mae_features(networks.point, groups, centers)  # (G, C3)
     with clock.stage("interpolation"):
@@ -214,8 +219,9 @@ def reference_infer(
 
 def reference_pipeline(
     artifact: Artifact, *, rgb_weights: str | Path, point_weights: str | Path
-) -> Callable[[PreparedScan, StageClock], ReferenceScores]:
-    """The published pipeline with the parameters and weights of an artifact.
+) -> Callable[..., ReferenceScores]:
+    """The published pipeline with the parameters and weights of an artifact: a function of a
+    prepared scan, a StageClock and, if not "lowest", `ReferenceOptions.knn_ties`.
 
     Args:
         artifact: A CFM artifact.
@@ -238,7 +244,9 @@ def reference_pipeline(
     )
     networks = ReferenceNetworks.of_tensors(rgb, point, artifact.tensors())
     options = ReferenceOptions.of(parameters)
-    return lambda prepared, clock: reference_infer(prepared, networks, options, clock)
+    return lambda prepared, clock, knn_ties="lowest": reference_infer(
+        prepared, networks, replace(options, knn_ties=knn_ties), clock
+    )
 
 
 def farthest_points(points: Tensor, num_samples: int, *, skip_near_origin: bool) -> Tensor:
@@ -260,13 +268,22 @@ def farthest_points(points: Tensor, num_samples: int, *, skip_near_origin: bool)
     return indices
 
 
-def nearest_groups(points: Tensor, centers: Tensor, group_size: int) -> Tensor:
+def nearest_groups(
+    points: Tensor, centers: Tensor, group_size: int, *, knn_ties: str = "lowest"
+) -> Tensor:
     """(G, K, 3) the nearest points (N, 3) of each centre (G, 3), minus the centre.
+
+    Sensors quantise, so many points are equally far. "lowest" takes the lowest index, as the ops
+    do; "any" leaves it to topk, as the published code does.
 
     Source: the public CFM code, which stores all N x G differences; method facts 3.4.
     """
-    distances = (points[:, None] - centers[None]).norm(dim=-1)  # (N, G)
-    indices = distances.topk(group_size, dim=0, largest=False).indices  # (K, G)
+    differences = points[:, None] - centers[None]  # (N, G, 3)
+    if knn_ties == "lowest":
+        x, y, z = differences.unbind(dim=-1)
+        indices = (x * x + y * y + z * z).sort(dim=0, stable=True).indices[:group_size]  # (K, G)
+    else:
+        indices = differences.norm(dim=-1).topk(group_size, dim=0, largest=False).indices
     return points[indices.T] - centers[:, None]
 
 
