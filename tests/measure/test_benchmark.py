@@ -52,7 +52,7 @@ def reference_row(
 
     def make(*, map_factor: float = 1.0, score_factor: float = 1.0) -> BenchRow:
         def pipeline(artifact: Any, **weights: str) -> Callable[..., Any]:
-            def run(prepared: Any, clock: Any) -> Any:
+            def run(prepared: Any, clock: Any, knn_ties: str) -> Any:
                 assert torch.get_num_threads() == get_num_threads()
                 with clock.stage("all"):
                     result = detector.infer_prepared(prepared)
