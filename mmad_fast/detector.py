@@ -36,6 +36,10 @@ class Scores(Protocol):
 class Pipeline(Protocol):
     """The run half of one method family."""
 
+    @property
+    def is_exact(self) -> bool:
+        """The answer is the published pipeline's, up to rounding."""
+
     def score(self, prepared: PreparedScan, clock: StageClock) -> Scores:
         """The anomaly map and image score. Thread-safe."""
 
@@ -92,6 +96,12 @@ class Detector:
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
         self._rgb_size = int(parameters["rgb_size"])
         self._grid_size = int(parameters["grid_size"])
+
+    @property
+    def is_exact(self) -> bool:
+        """The answer is the published pipeline's, up to rounding; not with switches that
+        approximate."""
+        return self._pipeline.is_exact
 
     @property
     def method(self) -> str:

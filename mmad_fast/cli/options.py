@@ -119,6 +119,22 @@ Aggregation = Annotated[
 Mapping = Annotated[
     str | None, typer.Option("--mapping", help="crossmodal (default) or intramodal.")
 ]
+PixelStride = Annotated[
+    int | None,
+    typer.Option(
+        "--pixel-stride",
+        min=1,
+        help="1 (default); 2 or 4: one discrepancy per block of pixels, approximate.",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="float32 (default) or int8 (approximate) backbones."),
+]
+Speed = Annotated[
+    str,
+    typer.Option("--speed", help="exact, or fast: approximations of small price, bundled."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 DataPath = Annotated[
     Path | None,

@@ -9,7 +9,15 @@ from mmad_fast.methods.cfm.parameters import CfmParameters
 from mmad_fast.methods.variants import VARIANTS
 
 _OF_VARIANT = ("rgb_backbone", "rgb_layers", "point_layers")
-_OF_FAMILY = ("num_groups", "group_size", "batch_norm", "aggregation", "mapping")
+_OF_FAMILY = (
+    "num_groups",
+    "group_size",
+    "batch_norm",
+    "aggregation",
+    "mapping",
+    "pixel_stride",
+    "precision",
+)
 
 
 def configuration_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,9 @@ class FitRequest:
         batch_norm: Statistics of Point-MAE's BatchNorm: "cloud", "calibrated" or "checkpoint".
         aggregation: "product", "sum", "max", "psi_2d" or "psi_3d".
         mapping: "crossmodal" or "intramodal".
+        pixel_stride: 1, 2 or 4: the discrepancy is computed at every pixel, or at one per block.
+        precision: "float32" or "int8": of the backbones' matrix products.
+        speed: "exact", or "fast": a bundle of approximations; options that are set win over it.
     """
 
     method: str = "cfm-s"
@@ -66,11 +69,14 @@ class FitRequest:
     batch_norm: str | None = None
     aggregation: str | None = None
     mapping: str | None = None
+    pixel_stride: int | None = None
+    precision: str | None = None
+    speed: str = "exact"
 
     def __post_init__(self) -> None:
         _check_request(self)
         # NumPy's numbers are taken, but the manifest holds Python's.
-        for name in ("rgb_layers", "epochs", "group_size", "seed"):
+        for name in ("rgb_layers", "epochs", "group_size", "pixel_stride", "seed"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, int(getattr(self, name)))
         if self.point_layers is not None:
@@ -98,6 +104,9 @@ def fit(
     batch_norm: str | None = None,
     aggregation: str | None = None,
     mapping: str | None = None,
+    pixel_stride: int | None = None,
+    precision: str | None = None,
+    speed: str = "exact",
     progress: Progress | None = None,
 ) -> Detector:
     """The detector fitted on a data set's nominal scans, loaded from the artifact it wrote.
@@ -122,6 +131,10 @@ def fit(
         batch_norm: "cloud", "calibrated" or "checkpoint"; None: "cloud".
         aggregation: "product", "sum", "max", "psi_2d" or "psi_3d"; None: the method's own.
         mapping: "crossmodal" or "intramodal"; None: the method's own.
+        pixel_stride: 1 (exact), 2 or 4: the discrepancy at one pixel per block of that side.
+        precision: "float32" (exact) or "int8": of the backbones' matrix products.
+        speed: "exact", or "fast": approximations that cost little accuracy, bundled. Options that
+            are set win over it.
         progress: Called with (what, done, total).
 
     Raises:
@@ -148,6 +161,9 @@ def fit(
         batch_norm=batch_norm,
         aggregation=aggregation,
         mapping=mapping,
+        pixel_stride=pixel_stride,
+        precision=precision,
+        speed=speed,
     )
     return fit_detector(data, output, category=category, request=request, progress=progress)
 
@@ -208,10 +224,11 @@ def _check_request(request: FitRequest) -> None:
     for name in ("rgb_weights", "point_weights"):
         is_text = isinstance(getattr(request, name), (str, Path))
         _require(is_text, request, name, "'auto', 'random' or a checkpoint's path")
-    for name in ("rgb_backbone", "batch_norm", "aggregation", "mapping"):
+    _require(isinstance(request.speed, str), request, "speed", "'exact' or 'fast'")
+    for name in ("rgb_backbone", "batch_norm", "aggregation", "mapping", "precision"):
         value = getattr(request, name)
         _require(value is None or isinstance(value, str), request, name, "a name or None")
-    for name in ("rgb_layers", "epochs", "group_size"):
+    for name in ("rgb_layers", "epochs", "group_size", "pixel_stride"):
         if getattr(request, name) is not None:
             check_integer(getattr(request, name), name, minimum=1)
     check_integer(request.seed, "seed", minimum=0, maximum=MAX_SEED)

@@ -93,3 +93,28 @@ def test_evaluation_maps_are_the_published_ones():
     np.testing.assert_allclose(aupro_map, psi / nonzero_mean, rtol=1e-5)
     np.testing.assert_allclose(pixel_auroc_map, psi / np.sqrt(psi.mean()), rtol=1e-5)
     assert anomaly_map.max() == pytest.approx((psi / np.sqrt(nonzero_mean)).max(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_every_block_is_represented_by_its_most_central_pixel(stride: int) -> None:
+    side = 23  # the last blocks overhang
+    pixels = np.flatnonzero(np.random.default_rng(stride).random(side * side) < 0.3)
+    chosen, number = scoring.representative_pixels(pixels, grid_size=side, stride=stride)
+    blocks = {}
+    for position, pixel in enumerate(pixels):
+        row, column = divmod(int(pixel), side)
+        center = np.array([row // stride, column // stride]) * stride + (stride - 1) / 2
+        distance = float(((np.array([row, column]) - center) ** 2).sum())
+        blocks.setdefault((row // stride, column // stride), []).append((distance, position))
+    expected = [min(blocks[block])[1] for block in sorted(blocks)]
+    assert chosen.tolist() == expected
+    numbers = {block: index for index, block in enumerate(sorted(blocks))}
+    of_pixel = [numbers[divmod(int(p), side)[0] // stride, p % side // stride] for p in pixels]
+    assert number.tolist() == of_pixel
+    if stride == 1:
+        assert chosen.tolist() == number.tolist() == list(range(len(pixels)))
+
+
+def test_no_pixel_is_represented_by_none() -> None:
+    chosen, number = scoring.representative_pixels(np.empty(0, np.int64), grid_size=8, stride=2)
+    assert len(chosen) == len(number) == 0

@@ -8,7 +8,7 @@ algebra that allows the short way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,15 @@ class CfmFeatures:
     point_features: NDArray[np.float32]
     point_rows: SparseRows
     pixel_indices: NDArray[np.int64]
+
+    def select(self, pixels: NDArray[np.int64]) -> CfmFeatures:
+        """The same scan with the pixels at these positions (R,) only."""
+        return replace(
+            self,
+            token_rows=self.token_rows.select(pixels),
+            point_rows=self.point_rows.select(pixels),
+            pixel_indices=self.pixel_indices[pixels],
+        )
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,11 @@ class CfmPipeline:
         networks = mapping_networks(artifact.tensors(), parameters)
         return cls(FeatureExtractor(rgb, points, parameters), networks, parameters)
 
+    @property
+    def is_exact(self) -> bool:
+        """The answer is the published pipeline's, up to rounding."""
+        return self.parameters.is_exact
+
     def score(self, prepared: PreparedScan, clock: StageClock) -> CfmScores:
         """The anomaly map and image score of a prepared scan.
 
@@ -188,8 +202,9 @@ class CfmPipeline:
         """The anomaly map and image score of extracted features."""
         parameters = self.parameters
         with clock.stage("mapping"):
+            evaluated, owner = self._evaluated(features)
             psi = {
-                name: self._discrepancy(features, network)
+                name: self._discrepancy(evaluated, network)[owner]
                 for name, network in parameters.networks.items()
             }
         with clock.stage("scoring"):
@@ -208,6 +223,17 @@ class CfmPipeline:
         if self.parameters.score_norm == "raw":
             return anomaly_map, anomaly_map
         return scoring.published_evaluation_maps(anomaly_map)
+
+    def _evaluated(self, features: CfmFeatures) -> tuple[CfmFeatures, NDArray[np.int64] | slice]:
+        """The features of the pixels whose discrepancy is computed, and where each pixel finds its
+        own among them."""
+        stride = self.parameters.pixel_stride
+        if stride == 1:
+            return features, slice(None)
+        chosen, owner = scoring.representative_pixels(
+            features.pixel_indices, grid_size=self.parameters.grid_size, stride=stride
+        )
+        return features.select(chosen), owner
 
     def _discrepancy(self, features: CfmFeatures, network: str) -> NDArray[np.float32]:
         """(P,) distance of unit vectors: the target's features and their prediction."""

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.cfm.training import TrainingRecipe
 from mmad_fast.methods.fitting import FitRequest
 from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.scan import Unit
+
+SPEEDS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "fast": {
+        "pixel_stride": 2,
+        "group_size": 32,
+        "batch_norm": "calibrated",
+        "precision": "int8",
+    },
+}
+"""What a speed stands for; a switch that is set itself wins. The price of each is in README.md."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class CfmFitOptions:
         rgb_backbone, rgb_layers, point_layers: Override the variant's.
         rgb_weights, point_weights: "auto" (cache or download), "random", or a file.
         num_groups, group_size, batch_norm, aggregation, mapping, score_norm, smoothing, hidden,
-        skip_near_origin: As in CfmParameters.
+        skip_near_origin, pixel_stride, precision: As in CfmParameters.
         recipe: Name of the preprocessing recipe.
         epochs, pixels_per_step, learning_rate, schedule, batch_scans, patience: As in
             TrainingRecipe.
@@ -48,6 +59,8 @@ class CfmFitOptions:
     hidden: str = "published"
     score_norm: str = "cfm"
     smoothing: str = "boxes53"
+    pixel_stride: int = 1
+    precision: Literal["float32", "int8"] = "float32"
     recipe: str = "cfm"
     epochs: int | None = None
     pixels_per_step: int | None = 512
@@ -86,5 +99,16 @@ class CfmFitOptions:
 
     @classmethod
     def of(cls, request: FitRequest) -> CfmFitOptions:
-        """The options of a request; what it leaves open has the defaults."""
-        return cls(**{key: value for key, value in asdict(request).items() if value is not None})
+        """The options of a request; what it leaves open is what its speed stands for, else the
+        default.
+
+        Raises:
+            InvalidInputError: no such speed, or an option is out of range.
+        """
+        if request.speed not in SPEEDS:
+            raise InvalidInputError(
+                f"speed is {request.speed!r}; it must be one of {', '.join(SPEEDS)}"
+            )
+        chosen = {key: value for key, value in asdict(request).items() if value is not None}
+        del chosen["speed"]
+        return cls(**{**SPEEDS[request.speed], **chosen})

@@ -15,6 +15,7 @@ from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.engines import open_graph
 from mmad_fast.errors import EmptyScanError
 from mmad_fast.export.onnx_graph import export_graph
+from mmad_fast.export.quantization import quantize_graph
 from mmad_fast.methods.cfm.detector import (
     POINT_GRAPH,
     RGB_GRAPH,
@@ -94,6 +95,8 @@ def build_frozen_part(
         score_norm=options.score_norm,
         smoothing=options.smoothing,
         hidden=options.hidden,
+        pixel_stride=options.pixel_stride,
+        precision=options.precision,
     )
     if options.batch_norm == "calibrated":
         point.calibrate(_calibration_groups(train, parameters, options))
@@ -174,6 +177,8 @@ def _export(
     point_path = export_graph(
         point, examples, scratch / f"{POINT_GRAPH}.onnx", output_name="features"
     )
+    if parameters.precision == "int8":
+        rgb_path, point_path = quantize_graph(rgb_path), quantize_graph(point_path)
     progress("export", 2, 2)
     return {RGB_GRAPH: rgb_path, POINT_GRAPH: point_path}
 

@@ -26,13 +26,15 @@ MAPPINGS: dict[str, dict[str, str]] = {
 POINT_STATISTICS_PREFIX = "point_statistics."
 """Of the tensors that hold the point backbone's calibrated BatchNorm statistics."""
 
-KNOWN_VALUES: dict[str, tuple[str, ...]] = {
+KNOWN_VALUES: dict[str, tuple[str | int, ...]] = {
     "aggregation": tuple(PSI_MAPS),
     "mapping": tuple(MAPPINGS),
     "score_norm": ("cfm", "raw"),
     "smoothing": ("boxes53", "sigma4"),
     "batch_norm": ("cloud", "calibrated", "checkpoint"),
     "hidden": ("published", "big"),
+    "pixel_stride": (1, 2, 4),
+    "precision": ("float32", "int8"),
 }
 
 
@@ -58,6 +60,9 @@ class CfmParameters:
         score_norm: "cfm" (divide by the root of the mean non-zero discrepancy) or "raw".
         smoothing: "boxes53" (the published boxes) or "sigma4" (the paper's Gaussian).
         hidden: Width and depth of the mapping networks: "published" or "big".
+        pixel_stride: 1, 2 or 4: the discrepancy is computed at one pixel per block of that side and
+            holds for the block's other foreground pixels. Above 1 it approximates.
+        precision: Of the backbones' matrix products: "float32", or "int8", which approximates.
     """
 
     rgb_backbone: str
@@ -75,16 +80,24 @@ class CfmParameters:
     score_norm: str = "cfm"
     smoothing: str = "boxes53"
     hidden: str = "published"
+    pixel_stride: int = 1
+    precision: Literal["float32", "int8"] = "float32"
 
     def __post_init__(self) -> None:
         for name, known in KNOWN_VALUES.items():
             if getattr(self, name) not in known:
+                listed = ", ".join(map(str, known))
                 raise InvalidInputError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
+                    f"{name} is {getattr(self, name)!r}; it must be one of {listed}"
                 )
         for name in ("rgb_size", "token_grid", "grid_size", "num_groups", "group_size"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def is_exact(self) -> bool:
+        """The detector gives the published pipeline's answer, up to rounding."""
+        return self.pixel_stride == 1 and self.precision == "float32"
 
     @property
     def networks(self) -> dict[str, str]:

@@ -44,6 +44,31 @@ def scatter_to_map(psi: Map, pixel_indices: NDArray[np.int64], *, grid_size: int
     return dense.reshape(grid_size, grid_size)
 
 
+def representative_pixels(
+    pixel_indices: NDArray[np.int64], *, grid_size: int, stride: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(positions (R,) of one pixel per block of stride x stride, its number (P,) for each pixel).
+
+    A block is represented by that of its given pixels which is nearest to the block's centre, of
+    equals by the first.
+
+    Args:
+        pixel_indices: (P,) int64 row-major index on the S x S grid, ascending.
+        grid_size: S.
+        stride: Side of the blocks in pixels.
+    """
+    rows, columns = np.divmod(pixel_indices, grid_size)
+    blocks_per_row = -(-grid_size // stride)
+    block = rows // stride * blocks_per_row + columns // stride
+    # Twice the offset from the centre, squared: integers, so that ties are exact.
+    offset = (2 * (rows % stride) - stride + 1) ** 2 + (2 * (columns % stride) - stride + 1) ** 2
+    order = np.lexsort((offset, block))  # stable: of equals the first pixel
+    is_first = np.diff(block[order], prepend=-1) > 0
+    number = np.empty_like(block)
+    number[order] = np.cumsum(is_first) - 1
+    return order[is_first], number
+
+
 def smooth(psi_map: Map, *, smoothing: str) -> Map:
     """The smoothed map (S, S) float32: "boxes53" as published, "sigma4" as in the paper.
 
