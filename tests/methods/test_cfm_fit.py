@@ -173,3 +173,46 @@ def test_request_of_the_front_door_is_understood():
     assert (options.method, options.epochs, options.rgb_layers, options.seed) == ("cfm-t", 7, 2, 3)
     assert options.training.seed == 3
     assert options.num_groups == 1024
+
+
+def test_speed_is_a_bundle_that_single_options_override():
+    options = CfmFitOptions.of(FitRequest(speed="fast", group_size=64))
+    assert (options.pixel_stride, options.precision, options.group_size) == (2, "int8", 64)
+    assert options.batch_norm == "calibrated"
+    assert CfmFitOptions.of(FitRequest(speed="exact")) == CfmFitOptions()
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"speed": "ludicrous"}, "speed is 'ludicrous'; it must be one of exact, fast"),
+        ({"pixel_stride": 3}, "pixel_stride is 3; it must be one of 1, 2, 4"),
+        ({"precision": "int4"}, "precision is 'int4'; it must be one of float32, int8"),
+    ],
+)
+def test_unknown_switches_are_errors(
+    domes: list[Scan], tmp_path: Path, switches: dict[str, str | int], message: str
+):
+    request = replace(FitRequest(rgb_weights="random", point_weights="random"), **switches)
+    with pytest.raises(InvalidInputError, match=message):
+        fit_cfm(domes[:1], domes[3:4], tmp_path / "dome", request)
+    assert not (tmp_path / "dome").exists()
+
+
+def test_the_approximations_give_nearly_the_same_map(
+    artifact_path: Path, domes: list[Scan], tmp_path: Path
+):
+    switches = {"pixel_stride": 2, "precision": "int8"}
+    path = fit_cfm(domes[:3], domes[3:], tmp_path / "dome", replace(OPTIONS, **switches))
+    exact, fast = load(artifact_path), load(path)
+    assert exact.is_exact
+    assert not fast.is_exact
+    sizes = [
+        sum(file.stat().st_size for file in folder.glob("*.onnx*"))
+        for folder in (path / "graphs", artifact_path / "graphs")
+    ]
+    assert sizes[0] < 0.4 * sizes[1]
+    maps = [
+        detector.infer(domes[4].rgb, domes[4].xyz).anomaly_map.ravel() for detector in (exact, fast)
+    ]
+    assert np.corrcoef(maps)[0, 1] > 0.95
