@@ -62,6 +62,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=5, help="of each detector per round")
+    parser.add_argument(
+        "--before",
+        nargs=2,
+        metavar=("PYTHON", "ARTIFACT"),
+        help="another version's interpreter and an artifact of the (one) method fitted by it, as "
+        "the setting 'before'",
+    )
     parser.add_argument("--results", type=Path)
     return parser.parse_args()
 
@@ -100,6 +107,8 @@ def measure(method: str, folder: Path, arguments: argparse.Namespace) -> list[di
     difference = _difference(exact, reference, prepared[0])
     paths = [(scan.rgb_path, scan.xyz_path) for scan in scans]
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.setting or SETTINGS}
+    if arguments.before is not None:
+        reports["before"] = []
     reference_ms, reference_stages = [], []
     for scan in prepared[1:]:
         clock = StageClock()
@@ -108,14 +117,16 @@ def measure(method: str, folder: Path, arguments: argparse.Namespace) -> list[di
         reference_ms.append((time.perf_counter() - start) * 1e3)
         reference_stages.append(clock.stage_ms)
         for name, of_setting in reports.items():
+            python, artifact = arguments.before if name == "before" else (None, folder / name)
             of_setting.append(
                 measure_detector_process(
-                    folder / name,
+                    artifact,
                     paths,
                     num_threads=arguments.threads,
                     num_warmup=1,
                     num_runs=arguments.runs,
                     engine=arguments.engine,
+                    python=python,
                 )
             )
     facts = {

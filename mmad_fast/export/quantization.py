@@ -27,6 +27,7 @@ def quantize_graph(path: str | Path) -> Path:
         MissingDependencyError: onnx is not installed.
     """
     try:
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         raise MissingDependencyError(
@@ -39,8 +40,12 @@ def quantize_graph(path: str | Path) -> Path:
     # It advises to preprocess the graph; the exporter has done that already.
     logging.disable(logging.WARNING)
     try:
+        model = onnx.load_model(target)
+        # The quantiser infers the inner shapes itself, and does not cope with given ones that its
+        # inference cannot repeat.
+        del model.graph.value_info[:]
         quantize_dynamic(
-            target,
+            model,
             partial,
             per_channel=True,
             weight_type=QuantType.QInt8,

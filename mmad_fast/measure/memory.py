@@ -82,6 +82,7 @@ def measure_detector_process(
     engine: str = "onnxruntime",
     device: str = "cpu",
     timeout_s: float = 600.0,
+    python: str | None = None,
 ) -> dict[str, Any]:
     """What a detector costs in a process of its own, that never imported the fit half.
 
@@ -95,6 +96,8 @@ def measure_detector_process(
         engine: Engine that runs the graphs.
         device: Device of the engine.
         timeout_s: Seconds after which the process is stopped.
+        python: Interpreter of the process, for a comparison with another installation; None means
+            this one.
 
     Returns:
         load_ms; latencies_ms (raw arrays to score, per run); prepared_latencies_ms (without the
@@ -121,7 +124,7 @@ def measure_detector_process(
         "engine": engine,
         "device": device,
     }
-    report = _run_child(json.dumps(request), timeout_s)
+    report = _run_child(json.dumps(request), timeout_s, python or sys.executable)
     if report["torch_imported"]:
         raise MmadFastError(
             "the detector process imported torch, so its memory is not that of the run half; "
@@ -131,8 +134,8 @@ def measure_detector_process(
     return report
 
 
-def _run_child(request: str, timeout_s: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "mmad_fast.measure.detector_process"]
+def _run_child(request: str, timeout_s: float, python: str) -> dict[str, Any]:
+    command = [python, "-m", "mmad_fast.measure.detector_process"]
     try:
         done = subprocess.run(
             command, input=request, capture_output=True, text=True, timeout=timeout_s, check=False
