@@ -30,12 +30,14 @@ TITLE = """# Detectors on a CPU: speed, memory, and what the approximations cost
 
 Made by `bench/tables/detectors.py` from `bench/results/{end_to_end,approximations}.jsonl`.
 """
-SPEED_NOTE = """The published pipeline is `methods/cfm/reference.py`: the published operations in torch, dense, on the
-same weights. Prepared arrays to score, batch 1; detectors run in a torch-free process of their own,
+SPEED_NOTE = """\
+The published pipeline is `methods/cfm/reference.py`: the published operations in torch, dense, on
+the same weights. Prepared arrays to score, batch 1; detectors run in a torch-free process of their own,
 all in turns. "Exact" gives the published answer (largest difference of the map below); the other
 settings are switches that approximate, "fast" is what `--speed fast` bundles.
 """
-PRICE_NOTE = """Difference to the exact detector fitted with the same seed, mean over the categories and seeds, and
+PRICE_NOTE = """\
+Difference to the exact detector fitted with the same seed, mean over the categories and seeds, and
 in brackets the smallest and the largest of them.
 """
 
@@ -144,8 +146,8 @@ def price_tables(rows: list[dict[str, Any]]) -> list[str]:
 def _describe(parameters: dict[str, Any]) -> str:
     blocks = ", ".join(map(str, parameters["point_layers"]))
     return (
-        f"{parameters['rgb_backbone']}, {parameters['rgb_layers']} layers, Point-MAE blocks {blocks} "
-        "with random weights."
+        f"{parameters['rgb_backbone']}, {parameters['rgb_layers']} layers, Point-MAE blocks "
+        f"{blocks} with random weights."
     )
 
 
