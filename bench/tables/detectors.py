@@ -32,9 +32,10 @@ Made by `bench/tables/detectors.py` from `bench/results/{end_to_end,approximatio
 """
 SPEED_NOTE = """\
 The published pipeline is `methods/cfm/reference.py`: the published operations in torch, dense, on
-the same weights. Prepared arrays to score, batch 1; detectors run in a torch-free process of their own,
-all in turns. "Exact" gives the published answer (largest difference of the map below); the other
-settings are switches that approximate, "fast" is what `--speed fast` bundles.
+the same weights. Prepared arrays to score, batch 1; detectors run in torch-free processes of their
+own, all in turns. "Exact" gives the published answer (largest difference of the map below); the
+other settings are switches that approximate, "fast" is what `--speed fast` bundles, "before" is the
+version without compiled point embedding, rotated mapping and shared point index.
 """
 PRICE_NOTE = """\
 Difference to the exact detector fitted with the same seed, mean over the categories and seeds, and
