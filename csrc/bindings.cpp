@@ -230,15 +230,17 @@ void bind_pixel_mapping(py::module_& m) {
   using Offsets = py::array_t<int64_t, py::array::c_style>;
   using Columns = py::array_t<int32_t, py::array::c_style>;
   py::class_<mmad_fast::PackedNetwork>(m, "PackedNetwork")
-      .def(py::init([](const std::vector<std::pair<Floats, Floats>>& layers) {
+      .def(py::init([](const std::vector<std::pair<Floats, Floats>>& layers,
+                       const Floats& rotation) {
              std::vector<mmad_fast::LinearView> views;
              for (const auto& [weight, bias] : layers) {
                views.push_back({weight.data(), bias.data(), weight.shape(0), weight.shape(1)});
              }
+             const float* basis = rotation.data();
              py::gil_scoped_release release;
-             return mmad_fast::pack_network(views);
+             return mmad_fast::pack_network(views, basis);
            }),
-           py::arg("layers"));
+           py::arg("layers"), py::arg("rotation").noconvert());
   m.def(
       "pixel_mapping",
       [](const Floats& source_features, const Offsets& source_offsets,
@@ -246,15 +248,16 @@ void bind_pixel_mapping(py::module_& m) {
          const Offsets& target_offsets, const Columns& target_columns, const Floats& target_values,
          const mmad_fast::PackedNetwork& network, Floats& psi) {
         const float *source = source_features.data(), *target = target_features.data();
-        const int64_t num_tokens = source_features.shape(0), num_pixels = psi.size();
+        const int64_t num_sources = source_features.shape(0);
+        const int64_t num_targets = target_features.shape(0), num_pixels = psi.size();
         const mmad_fast::SparseRowsView source_rows{source_offsets.data(), source_columns.data(),
                                                     source_values.data(), num_pixels};
         const mmad_fast::SparseRowsView target_rows{target_offsets.data(), target_columns.data(),
                                                     target_values.data(), num_pixels};
         float* result = psi.mutable_data();
         py::gil_scoped_release release;
-        mmad_fast::pixel_mapping(source, num_tokens, source_rows, target, target_rows, network,
-                                 result);
+        mmad_fast::pixel_mapping(source, num_sources, source_rows, target, num_targets, target_rows,
+                                 network, result);
       },
       py::arg("source_features").noconvert(), py::arg("source_offsets").noconvert(),
       py::arg("source_columns").noconvert(), py::arg("source_values").noconvert(),

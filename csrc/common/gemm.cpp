@@ -1,6 +1,7 @@
 #include "common/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "common/parallel.h"
@@ -119,6 +120,16 @@ void multiply_overhanging(const Tile& tile, const float* a, const float* b, int6
   }
 }
 
+// How many leading entries are zero in all rows.
+int64_t num_leading_zeros(const float* rows, int64_t num_rows, int64_t k, int64_t stride) {
+  int64_t count = k;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const float* values = rows + row * stride;
+    count = std::find_if(values, values + count, [](float x) { return x != 0.0f; }) - values;
+  }
+  return count;
+}
+
 int64_t num_depth_blocks(int64_t k) { return (k + kDepthBlock - 1) / kDepthBlock; }
 
 }  // namespace
@@ -147,19 +158,25 @@ PackedMatrix pack_matrix(const float* b, int64_t n, int64_t k, int64_t stride,
   packed.n = n;
   packed.k = k;
   packed.instruction_set = instruction_set;
-  packed.panel_width = tile_of(instruction_set).columns;
-  packed.panels.resize(packed.padded_n() * k);
-  const int64_t width = packed.panel_width;
+  const int64_t width = packed.panel_width = tile_of(instruction_set).columns;
+  packed.first_depths.resize(packed.num_panels());
+  packed.panel_offsets.resize(packed.num_panels());
+  int64_t size = 0;
+  for (int64_t panel = 0; panel < packed.num_panels(); ++panel) {
+    const int64_t columns = std::min(width, n - panel * width);
+    packed.first_depths[panel] = num_leading_zeros(b + panel * width * stride, columns, k, stride);
+    packed.panel_offsets[panel] = size;
+    size += width * (k - packed.first_depths[panel]);
+  }
+  packed.panels.resize(size);
   parallel_for(packed.num_panels(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t columns = std::min(width, n - panel * width);
-      for (int64_t first = 0; first < k; first += kDepthBlock) {
-        const int64_t depth = std::min(kDepthBlock, k - first);
-        float* target = packed.panels.data() + packed.padded_n() * first + panel * width * depth;
-        for (int64_t column = 0; column < columns; ++column) {
-          const float* source = b + (panel * width + column) * stride + first;
-          for (int64_t d = 0; d < depth; ++d) target[d * width + column] = source[d];
-        }
+      const int64_t first = packed.first_depths[panel];
+      float* target = packed.panels.data() + packed.panel_offsets[panel];
+      for (int64_t column = 0; column < columns; ++column) {
+        const float* source = b + (panel * width + column) * stride;
+        for (int64_t d = first; d < k; ++d) target[(d - first) * width + column] = source[d];
       }
     }
   });
@@ -168,64 +185,88 @@ PackedMatrix pack_matrix(const float* b, int64_t n, int64_t k, int64_t stride,
 
 Strip::Strip(int64_t k) : k_(k), floats_(num_depth_blocks(k) * kStripRows * kDepthBlock) {}
 
-void Strip::fill(const float* a, int64_t rows, int64_t stride) {
+void Strip::fill_row(const float* a, int64_t row) {
   for (int64_t first = 0; first < k_; first += kDepthBlock) {
     const int64_t depth = std::min(kDepthBlock, k_ - first);
-    for (int64_t row = 0; row < rows; ++row) {
-      std::memcpy(block(first / kDepthBlock, row), a + row * stride + first, depth * sizeof(float));
-    }
+    std::memcpy(block(first / kDepthBlock, row), a + first, depth * sizeof(float));
   }
+}
+
+void Strip::fill(const float* a, int64_t rows, int64_t stride) {
+  for (int64_t row = 0; row < rows; ++row) fill_row(a + row * stride, row);
 }
 
 void multiply_strip(const Strip& a, int64_t rows, const PackedMatrix& b, int64_t panel_begin,
                     int64_t panel_end, float* c, int64_t stride) {
   const Tile tile = tile_of(b.instruction_set);
-  const int64_t width = tile.columns;
-  if (b.k == 0) {
-    const int64_t columns = std::min(panel_end * width, b.n) - panel_begin * width;
-    for (int64_t row = 0; row < rows; ++row) std::fill_n(c + row * stride, columns, 0.0f);
-  }
-  for (int64_t first = 0; first < b.k; first += kDepthBlock) {
-    const int64_t depth = std::min(kDepthBlock, b.k - first);
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const float* panel_b = b.panels.data() + b.padded_n() * first + panel * width * depth;
-      const int64_t columns = std::min(width, b.n - panel * width);
-      float* panel_c = c + (panel - panel_begin) * width;
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    const int64_t columns = std::min<int64_t>(tile.columns, b.n - panel * tile.columns);
+    const float* panel_b = b.panels.data() + b.panel_offsets[panel];
+    float* panel_c = c + (panel - panel_begin) * tile.columns;
+    int64_t first = b.first_depths[panel];
+    if (first == b.k) {
+      for (int64_t row = 0; row < rows; ++row) std::fill_n(panel_c + row * stride, columns, 0.0f);
+    }
+    for (bool accumulate = false; first < b.k; accumulate = true) {
+      const int64_t depth = std::min(kDepthBlock - first % kDepthBlock, b.k - first);
       for (int64_t row = 0; row < rows; row += tile.rows) {
-        const float* block = a.block(first / kDepthBlock, row);
+        const float* block = a.block(first / kDepthBlock, row) + first % kDepthBlock;
         float* target = panel_c + row * stride;
-        if (columns == width && row + tile.rows <= rows) {
-          tile.kernel(block, panel_b, depth, target, stride, first > 0);
+        if (columns == tile.columns && row + tile.rows <= rows) {
+          tile.kernel(block, panel_b, depth, target, stride, accumulate);
         } else {
           multiply_overhanging(tile, block, panel_b, depth, target, stride,
-                               std::min<int64_t>(tile.rows, rows - row), columns, first > 0);
+                               std::min<int64_t>(tile.rows, rows - row), columns, accumulate);
         }
       }
+      panel_b += depth * tile.columns;
+      first += depth;
     }
   }
 }
 
-void gemm(const float* a, int64_t m, int64_t a_stride, const PackedMatrix& b, float* c,
-          int64_t c_stride) {
+namespace {
+
+// C = A * B^T on all threads, row i of A starting at row_of(i).
+template <typename RowOf>
+void multiply_rows(const RowOf& row_of, int64_t m, const PackedMatrix& b, float* c,
+                   int64_t c_stride) {
   if (m == 0 || b.n == 0) return;
   // Few rows: divide the columns too, so that every thread has work.
   const int64_t strips = (m + kStripRows - 1) / kStripRows;
   const int64_t wanted = (4 * num_threads() + strips - 1) / strips;
   const int64_t group = std::max<int64_t>(1, b.num_panels() / wanted);
   const int64_t groups = (b.num_panels() + group - 1) / group;
-  parallel_for(strips * groups, 1, [&](int64_t begin, int64_t end) {
+  const int64_t tasks = strips * groups;
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min<int64_t>(num_threads(), tasks), 1, [&](int64_t, int64_t) {
     Strip strip(b.k);
     int64_t filled = -1;
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task = next++; task < tasks; task = next++) {
       const int64_t first_row = task / groups * kStripRows;
       const int64_t rows = std::min(kStripRows, m - first_row);
-      if (filled != first_row) strip.fill(a + first_row * a_stride, rows, a_stride);
-      filled = first_row;
+      if (filled != first_row) {
+        for (int64_t row = 0; row < rows; ++row) strip.fill_row(row_of(first_row + row), row);
+        filled = first_row;
+      }
       const int64_t panel = task % groups * group;
       multiply_strip(strip, rows, b, panel, std::min(panel + group, b.num_panels()),
                      c + first_row * c_stride + panel * b.panel_width, c_stride);
     }
   });
+}
+
+}  // namespace
+
+void gemm(const float* a, int64_t m, int64_t a_stride, const PackedMatrix& b, float* c,
+          int64_t c_stride) {
+  multiply_rows([=](int64_t row) { return a + row * a_stride; }, m, b, c, c_stride);
+}
+
+void gemm_of_rows(const float* a, const std::vector<int64_t>& rows, int64_t a_stride,
+                  const PackedMatrix& b, float* c, int64_t c_stride) {
+  multiply_rows([&](int64_t row) { return a + rows[row] * a_stride; },
+                static_cast<int64_t>(rows.size()), b, c, c_stride);
 }
 
 }  // namespace mmad_fast

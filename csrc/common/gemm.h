@@ -5,9 +5,13 @@
 // in blocks of kDepthBlock terms whose sums are added in order; the order depends neither on the
 // number of threads nor on how the rows are divided. Instruction sets differ in rounding: the
 // baseline of x86-64 has no fused multiply-add.
+//
+// Zeros that lead all columns of a panel are neither stored nor multiplied: an upper triangular B
+// costs half of a full one.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common/aligned_buffer.h"
 
@@ -19,20 +23,23 @@ bool has_instruction_set(InstructionSet instruction_set);
 InstructionSet best_instruction_set();
 
 // Terms of a dot product that are summed before C is touched; also the row stride of a packed
-// strip.
-constexpr int64_t kDepthBlock = 256;
+// strip. A multiple of every panel width. That many rows of a panel (36 KB) stay in the first level
+// cache while a strip passes.
+constexpr int64_t kDepthBlock = 192;
 
 // Rows that a thread packs and multiplies at a time: a multiple of every micro-kernel's height.
 constexpr int64_t kStripRows = 112;
 
-// B (n x k): for each depth block, panels of `panel_width` columns of B^T, stored depth-major and
-// filled up with zeros.
+// B (n x k): panels of `panel_width` columns of B^T, one after the other, each depth-major from its
+// first depth that is not all zero, and filled up with columns of zeros.
 struct PackedMatrix {
   int64_t n = 0;
   int64_t k = 0;
   int64_t panel_width = 1;
   InstructionSet instruction_set = InstructionSet::kBaseline;
   AlignedFloats panels;
+  std::vector<int64_t> first_depths;   // per panel, k if all is zero
+  std::vector<int64_t> panel_offsets;  // per panel, into `panels`
 
   int64_t num_panels() const { return (n + panel_width - 1) / panel_width; }
   int64_t padded_n() const { return num_panels() * panel_width; }
@@ -55,6 +62,8 @@ class Strip {
   }
   // Copies `rows` rows of A, row i starting at a + i * stride.
   void fill(const float* a, int64_t rows, int64_t stride);
+  // Copies one row of A.
+  void fill_row(const float* a, int64_t row);
 
  private:
   int64_t k_;
@@ -69,5 +78,9 @@ void multiply_strip(const Strip& a, int64_t rows, const PackedMatrix& b, int64_t
 // C (m x n, row stride c_stride) = A (m x k, row stride a_stride) * B^T on all threads.
 void gemm(const float* a, int64_t m, int64_t a_stride, const PackedMatrix& b, float* c,
           int64_t c_stride);
+
+// The same for the rows of A that are listed: row i of C belongs to row rows[i] of A.
+void gemm_of_rows(const float* a, const std::vector<int64_t>& rows, int64_t a_stride,
+                  const PackedMatrix& b, float* c, int64_t c_stride);
 
 }  // namespace mmad_fast

@@ -1,8 +1,10 @@
-// Algorithm: interpolation is linear, so the first weight multiplies the few tokens. Then every
-// thread takes strips of kStripRows pixels through all layers: expand the first layer's output,
-// bias, GELU, next layer, ..., and compares the prediction with the expanded target, a pixel at a
-// time. A strip's activations (about 1 MB) stay in the thread's cache; nothing of size pixels x
-// channels is stored. Accumulation: float32 in the layers (see gemm.h), float64 in norms and
+// Algorithm: interpolation is linear, so the first weight multiplies the few tokens, and the rotation
+// that makes the last weight triangular the few targets. Then every thread takes strips of
+// kStripRows pixels through all layers: expand the first layer's output, bias, GELU, next layer,
+// ..., and compares the prediction with the expanded target. Each panel of a layer's output gets
+// its bias and GELU while it is in the first level cache and goes straight into the next layer's
+// strip. A strip's activations (about 1.4 MB) stay in the thread's cache; nothing of size pixels x
+// channels is stored. Accumulation: float32 in layers and expansions, float64 in norms and
 // differences. A pixel's result depends neither on the number of threads nor on its neighbours.
 #include <algorithm>
 #include <atomic>
@@ -15,6 +17,11 @@
 
 namespace mmad_fast {
 namespace pixel_mapping_kernels {
+
+// As many floats as the widest registers hold; narrower instruction sets take several.
+constexpr int64_t kLanes = 16;
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
+constexpr int64_t kExpandedLanes = 8;  // vectors that are summed side by side
 
 // gelu(x) = max(x, 0) - z Q(z) with z = |x| and Q the upper tail of the normal distribution.
 // Written like this nothing cancels, and only the small product z Q(z) <= 0.17 is approximate. Q(z)
@@ -44,29 +51,60 @@ MMAD_FAST_MULTIVERSION void gelu_all(const float* __restrict__ values, int64_t c
   for (int64_t i = 0; i < count; ++i) result[i] = gelu_of(values[i]);
 }
 
-MMAD_FAST_MULTIVERSION void add_bias_gelu(const float* __restrict__ values,
-                                          const float* __restrict__ bias, int64_t count,
-                                          float* __restrict__ result) {
-  for (int64_t i = 0; i < count; ++i) result[i] = gelu_of(values[i] + bias[i]);
+// result[i][j] = gelu(values[i][j] + bias[j]); rows of `result` are kDepthBlock apart.
+MMAD_FAST_MULTIVERSION void add_bias_gelu(const float* __restrict__ values, int64_t stride,
+                                          const float* __restrict__ bias, int64_t rows,
+                                          int64_t columns, float* __restrict__ result) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      result[i * kDepthBlock + j] = gelu_of(values[i * stride + j] + bias[j]);
+    }
+  }
+}
+
+// sum[0 .. vectors * kLanes) = sum_k weights[k] * tokens[columns[k]][first ..]
+template <int kVectors>
+static inline __attribute__((always_inline)) void expand_lanes(const float* const* tokens,
+                                                              const int32_t* columns,
+                                                              const float* weights, int64_t count,
+                                                              int64_t first, float* sum) {
+  Lanes sums[kVectors] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    const Lanes* source = reinterpret_cast<const Lanes*>(tokens[columns[k]] + first);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[v] += weights[k] * source[v];
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) reinterpret_cast<Lanes*>(sum + first)[v] = sums[v];
+}
+
+// Rows begin .. begin + count - 1, each `width` floats (a multiple of kLanes, aligned), one part of
+// the columns after the other: neighbouring pixels use the same tokens, whose parts then are still
+// in the first level cache.
+MMAD_FAST_MULTIVERSION void expand_rows(const float* const* tokens, const int64_t* offsets,
+                                        const int32_t* columns, const float* weights,
+                                        int64_t begin, int64_t count, int64_t width,
+                                        float* expanded) {
+  int64_t first = 0;
+  for (; first + kExpandedLanes * kLanes <= width; first += kExpandedLanes * kLanes) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t k = offsets[begin + i];
+      expand_lanes<kExpandedLanes>(tokens, columns + k, weights + k, offsets[begin + i + 1] - k,
+                                   first, expanded + i * width);
+    }
+  }
+  for (; first < width; first += kLanes) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t k = offsets[begin + i];
+      expand_lanes<1>(tokens, columns + k, weights + k, offsets[begin + i + 1] - k, first,
+                      expanded + i * width);
+    }
+  }
 }
 
 MMAD_FAST_MULTIVERSION void add_bias(float* __restrict__ values, const float* __restrict__ bias,
                                      int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] += bias[i];
-}
-
-MMAD_FAST_MULTIVERSION void add_scaled(const float* __restrict__ values, float scale, int64_t count,
-                                       float* __restrict__ sum) {
-  for (int64_t i = 0; i < count; ++i) sum[i] += scale * values[i];
-}
-
-MMAD_FAST_MULTIVERSION void add_four_scaled(const float* const* sources, const float* scales,
-                                            int64_t count, float* __restrict__ sum) {
-  const float *a = sources[0], *b = sources[1], *c = sources[2], *d = sources[3];
-  const float wa = scales[0], wb = scales[1], wc = scales[2], wd = scales[3];
-  for (int64_t i = 0; i < count; ++i) {
-    sum[i] = (((sum[i] + wa * a[i]) + wb * b[i]) + wc * c[i]) + wd * d[i];
-  }
 }
 
 MMAD_FAST_MULTIVERSION double sum_squared_differences(const float* a, double a_scale,
@@ -94,30 +132,42 @@ namespace {
 using namespace pixel_mapping_kernels;
 
 constexpr double kNormFloor = 1e-12;  // torch.nn.functional.normalize
+constexpr int64_t kGroupRows = 16;    // pixels that are expanded together
 
-// One pixel's feature: sum (width floats) of the row's tokens, zero for an empty row.
-void expand_row(const SparseRowsView& rows, int64_t pixel, const float* features, int64_t width,
-                float* sum) {
-  std::fill_n(sum, width, 0.0f);
-  int64_t k = rows.offsets[pixel];
-  const int64_t end = rows.offsets[pixel + 1];
-  for (; k + 4 <= end; k += 4) {
-    const float* sources[4];
-    for (int i = 0; i < 4; ++i) sources[i] = features + rows.columns[k + i] * width;
-    add_four_scaled(sources, rows.values + k, width, sum);
-  }
-  for (; k < end; ++k) {
-    add_scaled(features + rows.columns[k] * width, rows.values[k], width, sum);
-  }
-}
+int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-// Row of a strip = gelu(values + bias).
-void activate(const float* values, const float* bias, int64_t width, int64_t row, Strip& strip) {
-  for (int64_t first = 0; first < width; first += kDepthBlock) {
-    add_bias_gelu(values + first, bias + first, std::min(kDepthBlock, width - first),
-                  strip.block(first / kDepthBlock, row));
+// The features of the tokens that occur in some row, multiplied by a matrix. A row's length is
+// filled up with zeros to whole vectors.
+class MappedTokens {
+ public:
+  MappedTokens(const float* features, int64_t num_tokens, const SparseRowsView& rows,
+               const PackedMatrix& matrix)
+      : rows_(rows), width_(round_up(matrix.n, kLanes)), tokens_(num_tokens) {
+    std::vector<char> is_used(num_tokens);
+    for (int64_t k = 0; k < rows.offsets[rows.num_rows]; ++k) is_used[rows.columns[k]] = 1;
+    std::vector<int64_t> used;
+    for (int64_t token = 0; token < num_tokens; ++token) {
+      if (is_used[token]) used.push_back(token);
+    }
+    mapped_.resize(used.size() * width_);
+    gemm_of_rows(features, used, matrix.k, matrix, mapped_.data(), width_);
+    for (std::size_t i = 0; i < used.size(); ++i) tokens_[used[i]] = mapped_.data() + i * width_;
   }
-}
+
+  int64_t width() const { return width_; }
+
+  // Pixels begin .. begin + count - 1 into rows of width() floats.
+  void expand(int64_t begin, int64_t count, float* expanded) const {
+    expand_rows(tokens_.data(), rows_.offsets, rows_.columns, rows_.values, begin, count, width_,
+                expanded);
+  }
+
+ private:
+  const SparseRowsView& rows_;
+  int64_t width_;
+  std::vector<const float*> tokens_;  // null where unused
+  AlignedFloats mapped_;
+};
 
 // |prediction / |prediction| - target / |target||
 float normalized_distance(const float* prediction, const float* target, int64_t width) {
@@ -131,84 +181,106 @@ float normalized_distance(const float* prediction, const float* target, int64_t 
 // What one thread needs for its strips.
 class Worker {
  public:
-  Worker(const PackedNetwork& network, const float* first, const SparseRowsView& source_rows,
-         const float* target_features, const SparseRowsView& target_rows, float* psi)
-      : network_(network),
-        first_(first),
-        source_rows_(source_rows),
-        target_features_(target_features),
-        target_rows_(target_rows),
-        psi_(psi) {
-    int64_t widest = 0;
+  Worker(const PackedNetwork& network, const MappedTokens& sources, const MappedTokens& targets,
+         float* psi)
+      : network_(network), sources_(sources), targets_(targets), psi_(psi) {
+    int64_t widest_panel = 1;
     for (const PackedMatrix& weight : network.weights) {
-      widest = std::max(widest, weight.n);
+      widest_panel = std::max(widest_panel, weight.panel_width);
       if (&weight != &network.weights.front()) inputs_.emplace_back(weight.k);
     }
-    row_.resize(widest);
-    outputs_.resize(widest * kStripRows);
+    panel_.resize(widest_panel * kStripRows);
+    expanded_.resize(kGroupRows * std::max(sources.width(), targets.width()));
+    prediction_.resize(kStripRows * targets.width());
   }
 
   void run(int64_t begin, int64_t rows) {
-    const int64_t hidden = network_.weights.front().n;
-    for (int64_t row = 0; row < rows; ++row) {
-      expand_row(source_rows_, begin + row, first_, hidden, row_.data());
-      activate(row_.data(), network_.biases.front().data(), hidden, row, inputs_.front());
+    for (int64_t row = 0; row < rows; row += kGroupRows) {
+      expand_first_layer(begin, row, std::min(kGroupRows, rows - row));
     }
-    for (std::size_t layer = 1; layer < network_.weights.size(); ++layer) {
-      const PackedMatrix& weight = network_.weights[layer];
-      multiply_strip(inputs_[layer - 1], rows, weight, 0, weight.num_panels(), outputs_.data(),
-                     weight.n);
-      if (layer + 1 == network_.weights.size()) break;
-      for (int64_t row = 0; row < rows; ++row) {
-        activate(outputs_.data() + row * weight.n, network_.biases[layer].data(), weight.n, row,
-                 inputs_[layer]);
-      }
+    for (std::size_t layer = 1; layer + 1 < network_.weights.size(); ++layer) {
+      apply_hidden_layer(layer, rows);
     }
-    const int64_t width = network_.weights.back().n;
-    for (int64_t row = 0; row < rows; ++row) {
-      float* prediction = outputs_.data() + row * width;
-      add_bias(prediction, network_.biases.back().data(), width);
-      expand_row(target_rows_, begin + row, target_features_, width, row_.data());
-      psi_[begin + row] = normalized_distance(prediction, row_.data(), width);
+    const PackedMatrix& last = network_.weights.back();
+    multiply_strip(inputs_.back(), rows, last, 0, last.num_panels(), prediction_.data(),
+                   targets_.width());
+    for (int64_t row = 0; row < rows; row += kGroupRows) {
+      compare(begin, row, std::min(kGroupRows, rows - row));
     }
   }
 
  private:
+  void expand_first_layer(int64_t begin, int64_t row, int64_t count) {
+    sources_.expand(begin + row, count, expanded_.data());
+    const int64_t hidden = network_.weights.front().n;
+    for (int64_t first = 0; first < hidden; first += kDepthBlock) {
+      add_bias_gelu(expanded_.data() + first, sources_.width(),
+                    network_.biases.front().data() + first, count,
+                    std::min(kDepthBlock, hidden - first),
+                    inputs_.front().block(first / kDepthBlock, row));
+    }
+  }
+
+  void apply_hidden_layer(std::size_t layer, int64_t rows) {
+    const PackedMatrix& weight = network_.weights[layer];
+    const int64_t width = weight.panel_width;  // divides kDepthBlock
+    for (int64_t panel = 0; panel < weight.num_panels(); ++panel) {
+      const int64_t first = panel * width;
+      multiply_strip(inputs_[layer - 1], rows, weight, panel, panel + 1, panel_.data(), width);
+      add_bias_gelu(panel_.data(), width, network_.biases[layer].data() + first, rows,
+                    std::min(width, weight.n - first),
+                    inputs_[layer].block(first / kDepthBlock, 0) + first % kDepthBlock);
+    }
+  }
+
+  void compare(int64_t begin, int64_t row, int64_t count) {
+    targets_.expand(begin + row, count, expanded_.data());
+    const int64_t width = network_.weights.back().n;
+    for (int64_t i = 0; i < count; ++i) {
+      float* prediction = prediction_.data() + (row + i) * targets_.width();
+      add_bias(prediction, network_.biases.back().data(), width);
+      psi_[begin + row + i] =
+          normalized_distance(prediction, expanded_.data() + i * targets_.width(), width);
+    }
+  }
+
   const PackedNetwork& network_;
-  const float* first_;
-  const SparseRowsView& source_rows_;
-  const float* target_features_;
-  const SparseRowsView& target_rows_;
+  const MappedTokens& sources_;
+  const MappedTokens& targets_;
   float* psi_;
   std::vector<Strip> inputs_;  // of every layer but the first
-  AlignedFloats outputs_;
-  AlignedFloats row_;
+  AlignedFloats panel_;
+  AlignedFloats expanded_;
+  AlignedFloats prediction_;
 };
 
 }  // namespace
 
-PackedNetwork pack_network(const std::vector<LinearView>& layers) {
+PackedNetwork pack_network(const std::vector<LinearView>& layers, const float* rotation) {
   PackedNetwork network;
   for (const LinearView& layer : layers) {
     network.weights.push_back(pack_matrix(layer.weight, layer.out, layer.in, layer.in));
     network.biases.emplace_back(layer.bias, layer.bias + layer.out);
   }
+  const int64_t out = layers.back().out;
+  network.rotation = pack_matrix(rotation, out, out, out);
   return network;
 }
 
-void pixel_mapping(const float* source_features, int64_t num_tokens,
+void pixel_mapping(const float* source_features, int64_t num_source_tokens,
                    const SparseRowsView& source_rows, const float* target_features,
-                   const SparseRowsView& target_rows, const PackedNetwork& network, float* psi) {
+                   int64_t num_target_tokens, const SparseRowsView& target_rows,
+                   const PackedNetwork& network, float* psi) {
   const int64_t pixels = source_rows.num_rows;
   if (pixels == 0) return;
-  const PackedMatrix& weight = network.weights.front();
-  AlignedFloats first(num_tokens * weight.n);
-  gemm(source_features, num_tokens, weight.k, weight, first.data(), weight.n);
+  const MappedTokens sources(source_features, num_source_tokens, source_rows,
+                             network.weights.front());
+  const MappedTokens targets(target_features, num_target_tokens, target_rows, network.rotation);
 
   const int64_t strips = (pixels + kStripRows - 1) / kStripRows;
   std::atomic<int64_t> next{0};
   parallel_for(std::min<int64_t>(num_threads(), strips), 1, [&](int64_t, int64_t) {
-    Worker worker(network, first.data(), source_rows, target_features, target_rows, psi);
+    Worker worker(network, sources, targets, psi);
     for (int64_t strip = next++; strip < strips; strip = next++) {
       const int64_t begin = strip * kStripRows;
       worker.run(begin, std::min(kStripRows, pixels - begin));

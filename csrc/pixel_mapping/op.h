@@ -30,18 +30,23 @@ struct LinearView {
 struct PackedNetwork {
   std::vector<PackedMatrix> weights;
   std::vector<AlignedFloats> biases;
+  PackedMatrix rotation;
 };
 
-PackedNetwork pack_network(const std::vector<LinearView>& layers);
+// The last layer's outputs are in an orthogonal basis in which its weight has few non-zeros;
+// rotation (out x out, row-major, out that of the last layer) takes targets there.
+PackedNetwork pack_network(const std::vector<LinearView>& layers, const float* rotation);
 
-// psi[p] = | network(source pixel p) / |.| - target pixel p / |.| |, norms not below 1e-12.
+// psi[p] = | network(source pixel p) / |.| - rotation * target pixel p / |.| |, norms not below
+// 1e-12.
 //
-// Args: source_features (num_tokens x in of the first layer), target_features (any x out of the
-// last layer), both row-major; source_rows and target_rows have the same number of rows and columns
-// in range; psi has one float per row. Two or more layers.
-void pixel_mapping(const float* source_features, int64_t num_tokens,
+// Args: source_features (num_source_tokens x in of the first layer), target_features
+// (num_target_tokens x out of the last layer), both row-major; source_rows and target_rows have the
+// same number of rows and columns in range; psi has one float per row. Two or more layers.
+void pixel_mapping(const float* source_features, int64_t num_source_tokens,
                    const SparseRowsView& source_rows, const float* target_features,
-                   const SparseRowsView& target_rows, const PackedNetwork& network, float* psi);
+                   int64_t num_target_tokens, const SparseRowsView& target_rows,
+                   const PackedNetwork& network, float* psi);
 
 // result[i] = gelu(values[i]) = values[i] * Phi(values[i]), absolute error below 3e-7 + 6e-8 *
 // |value|.

@@ -71,8 +71,9 @@ def pixel_mapping(
     if not np.isfinite(psi).all():
         raise InvalidInputError(
             f"psi is not finite at {np.count_nonzero(~np.isfinite(psi))} of {len(psi)} pixels: the "
-            "network's activations leave the range of float32; check the scale of source_features "
-            f"(largest magnitude {np.abs(source).max(initial=0):.3g}) and of the weights"
+            "network's activations, or the targets in its basis, leave the range of float32; check "
+            f"the scale of source_features (largest magnitude {np.abs(source).max(initial=0):.3g}),"
+            f" of target_features ({np.abs(target).max(initial=0):.3g}) and of the weights"
         )
     return psi
 

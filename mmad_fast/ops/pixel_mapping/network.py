@@ -108,4 +108,17 @@ class MappingNetwork:
         meet there pack twice, with equal content."""
         from mmad_fast import _kernels
 
-        return _kernels.PackedNetwork(list(zip(self.weights, self.biases, strict=True)))
+        rotation, weight, bias = rotated_layer(self.weights[-1], self.biases[-1])
+        inner = zip(self.weights[:-1], self.biases[:-1], strict=True)
+        return _kernels.PackedNetwork([*inner, (weight, bias)], rotation)
+
+
+def rotated_layer(
+    weight: NDArray[np.float32], bias: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """An orthogonal rotation (out, out), and the layer followed by it: weight (out, in), exactly 0
+    below the diagonal, and bias (out,). All float32, rounded once from float64."""
+    basis, triangle = np.linalg.qr(weight.astype(np.float64), mode="complete")
+    with np.errstate(over="ignore"):  # found later: psi is not finite
+        rotated = [array.astype(np.float32) for array in (triangle, basis.T @ bias)]
+    return np.ascontiguousarray(basis.T, np.float32), rotated[0], rotated[1]
