@@ -230,16 +230,16 @@ void bind_pixel_mapping(py::module_& m) {
   using Offsets = py::array_t<int64_t, py::array::c_style>;
   using Columns = py::array_t<int32_t, py::array::c_style>;
   py::class_<mmad_fast::PackedNetwork>(m, "PackedNetwork")
-      .def(py::init([](const std::vector<std::pair<Floats, Floats>>& layers,
-                       const Floats& rotation) {
-             std::vector<mmad_fast::LinearView> views;
-             for (const auto& [weight, bias] : layers) {
-               views.push_back({weight.data(), bias.data(), weight.shape(0), weight.shape(1)});
-             }
-             const float* basis = rotation.data();
-             py::gil_scoped_release release;
-             return mmad_fast::pack_network(views, basis);
-           }),
+      .def(py::init(
+               [](const std::vector<std::pair<Floats, Floats>>& layers, const Floats& rotation) {
+                 std::vector<mmad_fast::LinearView> views;
+                 for (const auto& [weight, bias] : layers) {
+                   views.push_back({weight.data(), bias.data(), weight.shape(0), weight.shape(1)});
+                 }
+                 const float* basis = rotation.data();
+                 py::gil_scoped_release release;
+                 return mmad_fast::pack_network(views, basis);
+               }),
            py::arg("layers"), py::arg("rotation").noconvert());
   m.def(
       "pixel_mapping",

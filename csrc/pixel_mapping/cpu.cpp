@@ -1,5 +1,5 @@
-// Algorithm: interpolation is linear, so the first weight multiplies the few tokens, and the rotation
-// that makes the last weight triangular the few targets. Then every thread takes strips of
+// Algorithm: interpolation is linear, so the first weight multiplies the few tokens, and the
+// rotation that makes the last weight triangular the few targets. Then every thread takes strips of
 // kStripRows pixels through all layers: expand the first layer's output, bias, GELU, next layer,
 // ..., and compares the prediction with the expanded target. Each panel of a layer's output gets
 // its bias and GELU while it is in the first level cache and goes straight into the next layer's
@@ -20,6 +20,7 @@ namespace pixel_mapping_kernels {
 
 // As many floats as the widest registers hold; narrower instruction sets take several.
 constexpr int64_t kLanes = 16;
+static_assert(kLanes % kSumLanes == 0, "rows of whole vectors need no remainder in sums");
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
 constexpr int64_t kExpandedLanes = 8;  // vectors that are summed side by side
 
@@ -65,9 +66,9 @@ MMAD_FAST_MULTIVERSION void add_bias_gelu(const float* __restrict__ values, int6
 // sum[0 .. vectors * kLanes) = sum_k weights[k] * tokens[columns[k]][first ..]
 template <int kVectors>
 static inline __attribute__((always_inline)) void expand_lanes(const float* const* tokens,
-                                                              const int32_t* columns,
-                                                              const float* weights, int64_t count,
-                                                              int64_t first, float* sum) {
+                                                               const int32_t* columns,
+                                                               const float* weights, int64_t count,
+                                                               int64_t first, float* sum) {
   Lanes sums[kVectors] = {};
   for (int64_t k = 0; k < count; ++k) {
     const Lanes* source = reinterpret_cast<const Lanes*>(tokens[columns[k]] + first);
@@ -82,9 +83,8 @@ static inline __attribute__((always_inline)) void expand_lanes(const float* cons
 // the columns after the other: neighbouring pixels use the same tokens, whose parts then are still
 // in the first level cache.
 MMAD_FAST_MULTIVERSION void expand_rows(const float* const* tokens, const int64_t* offsets,
-                                        const int32_t* columns, const float* weights,
-                                        int64_t begin, int64_t count, int64_t width,
-                                        float* expanded) {
+                                        const int32_t* columns, const float* weights, int64_t begin,
+                                        int64_t count, int64_t width, float* expanded) {
   int64_t first = 0;
   for (; first + kExpandedLanes * kLanes <= width; first += kExpandedLanes * kLanes) {
     for (int64_t i = 0; i < count; ++i) {
@@ -102,25 +102,37 @@ MMAD_FAST_MULTIVERSION void expand_rows(const float* const* tokens, const int64_
   }
 }
 
-MMAD_FAST_MULTIVERSION void add_bias(float* __restrict__ values, const float* __restrict__ bias,
-                                     int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] += bias[i];
+struct SquaredNorms {
+  double prediction;
+  double target;
+};
+
+// prediction += bias; count is a multiple of kSumLanes here and below.
+MMAD_FAST_MULTIVERSION SquaredNorms add_bias_and_measure(float* __restrict__ prediction,
+                                                         const float* __restrict__ bias,
+                                                         const float* __restrict__ target,
+                                                         int64_t count) {
+  double predictions[kSumLanes] = {}, targets[kSumLanes] = {};
+  for (int64_t i = 0; i < count; i += kSumLanes) {
+    for (int64_t lane = 0; lane < kSumLanes; ++lane) {
+      const float sum = prediction[i + lane] + bias[i + lane];
+      prediction[i + lane] = sum;
+      predictions[lane] += static_cast<double>(sum) * sum;
+      targets[lane] += static_cast<double>(target[i + lane]) * target[i + lane];
+    }
+  }
+  return {add_lanes(predictions), add_lanes(targets)};
 }
 
 MMAD_FAST_MULTIVERSION double sum_squared_differences(const float* a, double a_scale,
                                                       const float* b, double b_scale,
                                                       int64_t count) {
   double lanes[kSumLanes] = {};
-  int64_t i = 0;
-  for (; i + kSumLanes <= count; i += kSumLanes) {
+  for (int64_t i = 0; i < count; i += kSumLanes) {
     for (int64_t lane = 0; lane < kSumLanes; ++lane) {
       const double difference = a[i + lane] * a_scale - b[i + lane] * b_scale;
       lanes[lane] += difference * difference;
     }
-  }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    const double difference = a[i] * a_scale - b[i] * b_scale;
-    lanes[lane] += difference * difference;
   }
   return add_lanes(lanes);
 }
@@ -169,13 +181,14 @@ class MappedTokens {
   AlignedFloats mapped_;
 };
 
-// |prediction / |prediction| - target / |target||
-float normalized_distance(const float* prediction, const float* target, int64_t width) {
-  const double prediction_norm = std::sqrt(sum_squares(prediction, width));
-  const double target_norm = std::sqrt(sum_squares(target, width));
-  return static_cast<float>(
-      std::sqrt(sum_squared_differences(prediction, 1.0 / std::max(prediction_norm, kNormFloor),
-                                        target, 1.0 / std::max(target_norm, kNormFloor), width)));
+// |(prediction + bias) / |.| - target / |.||; the bias is added in place.
+float normalized_distance(float* prediction, const float* bias, const float* target,
+                          int64_t width) {
+  const SquaredNorms norms = add_bias_and_measure(prediction, bias, target, width);
+  const double prediction_scale = 1.0 / std::max(std::sqrt(norms.prediction), kNormFloor);
+  const double target_scale = 1.0 / std::max(std::sqrt(norms.target), kNormFloor);
+  return static_cast<float>(std::sqrt(
+      sum_squared_differences(prediction, prediction_scale, target, target_scale, width)));
 }
 
 // What one thread needs for its strips.
@@ -214,10 +227,9 @@ class Worker {
     sources_.expand(begin + row, count, expanded_.data());
     const int64_t hidden = network_.weights.front().n;
     for (int64_t first = 0; first < hidden; first += kDepthBlock) {
-      add_bias_gelu(expanded_.data() + first, sources_.width(),
-                    network_.biases.front().data() + first, count,
-                    std::min(kDepthBlock, hidden - first),
-                    inputs_.front().block(first / kDepthBlock, row));
+      add_bias_gelu(
+          expanded_.data() + first, sources_.width(), network_.biases.front().data() + first, count,
+          std::min(kDepthBlock, hidden - first), inputs_.front().block(first / kDepthBlock, row));
     }
   }
 
@@ -235,12 +247,11 @@ class Worker {
 
   void compare(int64_t begin, int64_t row, int64_t count) {
     targets_.expand(begin + row, count, expanded_.data());
-    const int64_t width = network_.weights.back().n;
+    const int64_t width = targets_.width();
     for (int64_t i = 0; i < count; ++i) {
-      float* prediction = prediction_.data() + (row + i) * targets_.width();
-      add_bias(prediction, network_.biases.back().data(), width);
       psi_[begin + row + i] =
-          normalized_distance(prediction, expanded_.data() + i * targets_.width(), width);
+          normalized_distance(prediction_.data() + (row + i) * width, network_.biases.back().data(),
+                              expanded_.data() + i * width, width);
     }
   }
 
@@ -251,7 +262,8 @@ class Worker {
   std::vector<Strip> inputs_;  // of every layer but the first
   AlignedFloats panel_;
   AlignedFloats expanded_;
-  AlignedFloats prediction_;
+  AlignedFloats
+      prediction_;  // rows of targets_.width() floats, zero behind the last layer's outputs
 };
 
 }  // namespace
@@ -260,7 +272,8 @@ PackedNetwork pack_network(const std::vector<LinearView>& layers, const float* r
   PackedNetwork network;
   for (const LinearView& layer : layers) {
     network.weights.push_back(pack_matrix(layer.weight, layer.out, layer.in, layer.in));
-    network.biases.emplace_back(layer.bias, layer.bias + layer.out);
+    network.biases.emplace_back(round_up(layer.out, kLanes));
+    std::copy_n(layer.bias, layer.out, network.biases.back().begin());
   }
   const int64_t out = layers.back().out;
   network.rotation = pack_matrix(rotation, out, out, out);

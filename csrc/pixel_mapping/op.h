@@ -29,7 +29,7 @@ struct LinearView {
 // Linear layers with a GELU between them, ready to be multiplied.
 struct PackedNetwork {
   std::vector<PackedMatrix> weights;
-  std::vector<AlignedFloats> biases;
+  std::vector<AlignedFloats> biases;  // filled up with zeros to whole vectors
   PackedMatrix rotation;
 };
 

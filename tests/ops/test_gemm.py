@@ -82,6 +82,21 @@ def test_rows_do_not_depend_on_their_neighbours(instruction_set: _kernels.Instru
     np.testing.assert_array_equal(multiply(a[5:18].copy(), b, instruction_set), whole[5:18])
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 3), (49, 400), (400, 200), (200, 800)])
+def test_leading_zeros_are_left_out_and_change_nothing(
+    n: int, k: int, instruction_set: _kernels.InstructionSet
+) -> None:
+    """Upper triangles: panels that begin anywhere in a depth block, and panels of zeros alone."""
+    rng = np.random.default_rng(4)
+    a = rng.integers(-50, 50, (113, k)).astype(np.float32)
+    full = rng.integers(-50, 50, (n, k)).astype(np.float32)
+    flat = np.repeat(np.triu(full)[::8], 8, axis=0)[:n]
+    for b in (np.triu(full), np.triu(full, 2), flat, np.zeros_like(full), -np.zeros_like(full)):
+        np.testing.assert_array_equal(
+            multiply(a, b, instruction_set), a.astype(int) @ b.astype(int).T
+        )
+
+
 def test_no_terms_give_zero_and_no_rows_give_nothing(
     instruction_set: _kernels.InstructionSet,
 ) -> None:

@@ -16,6 +16,7 @@ from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.pixel_mapping import MappingNetwork, bilinear_rows, pixel_mapping
 from mmad_fast.ops.pixel_mapping import reference as definition
+from mmad_fast.ops.pixel_mapping.network import rotated_layer
 from mmad_fast.ops.sparse_rows import SparseRows
 
 GUARD = 64
@@ -67,6 +68,81 @@ def test_cpu_error_is_at_most_twice_that_of_plain_float32(name: str) -> None:
     found = pixel_mapping(*case.arguments, backend="cpu")
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() <= 2 * plain + 5e-7
+
+
+def last_weight(name: str, out: int, hidden: int) -> NDArray[np.float32]:
+    """Weights (out, hidden) that a decomposition may stumble over."""
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((out, hidden)) / np.sqrt(hidden)
+    if name == "rank deficient":
+        weight[:, 1::2] = weight[:, : len(weight[0]) // 2]
+        weight[out // 2 :] = weight[: out - out // 2]
+    elif name == "zero":
+        weight[:] = 0
+    elif name == "zero columns first":
+        weight[:, : hidden // 2] = 0
+    elif name == "orthogonal":
+        weight = np.linalg.qr(rng.standard_normal((max(out, hidden),) * 2))[0][:out, :hidden]
+    return weight.astype(np.float32)
+
+
+LAST_SHAPES = [(1, 1), (1, 7), (7, 1), (63, 97), (65, 65), (257, 130), (130, 257)]
+LAST_WEIGHTS = ["random", "rank deficient", "zero", "zero columns first", "orthogonal"]
+
+
+@pytest.mark.parametrize("name", LAST_WEIGHTS)
+@pytest.mark.parametrize(("out", "hidden"), LAST_SHAPES)
+@pytest.mark.parametrize("bias_scale", [0, 1])
+def test_rotated_last_layer(name: str, out: int, hidden: int, bias_scale: int) -> None:
+    case = mapping_case(70, sizes=(9, hidden, out))
+    biases = (case.network.biases[0], case.network.biases[1] * np.float32(bias_scale))
+    weights = (case.network.weights[0], last_weight(name, out, hidden))
+    case = replace(case, network=MappingNetwork(weights, biases))
+    expected = truth(case)
+    plain = np.abs(plain_float32(case) - expected).max()
+    assert np.abs(pixel_mapping(*case.arguments) - expected).max() <= 2 * plain + 5e-7
+
+
+@pytest.mark.parametrize("name", LAST_WEIGHTS)
+@pytest.mark.parametrize(("out", "hidden"), LAST_SHAPES)
+def test_rotation_is_orthogonal_and_makes_the_weight_triangular(
+    name: str, out: int, hidden: int
+) -> None:
+    weight = last_weight(name, out, hidden)
+    bias = np.random.default_rng(0).standard_normal(out).astype(np.float32)
+    rotation, rotated_weight, rotated_bias = rotated_layer(weight, bias)
+    assert {array.dtype for array in (rotation, rotated_weight, rotated_bias)} == {
+        np.dtype(np.float32)
+    }
+    exact = rotation.astype(np.float64)
+    np.testing.assert_allclose(exact @ exact.T, np.eye(out), atol=1e-6)
+    np.testing.assert_allclose(exact.T @ rotated_weight, weight, atol=1e-6)
+    np.testing.assert_allclose(exact.T @ rotated_bias, bias, atol=2e-6)
+    assert not np.tril(rotated_weight, -1).any()
+
+
+def test_tokens_that_no_pixel_uses_change_no_bit() -> None:
+    case = mapping_case(30, token_grid=9)
+    expected = pixel_mapping(*case.arguments)
+    source, target = case.source_features.copy(), case.target_features.copy()
+    unused = np.setdiff1d(np.arange(len(source)), case.source_rows.columns)
+    assert len(unused)
+    source[unused] = 1e18
+    target[np.setdiff1d(np.arange(len(target)), case.target_rows.columns)] = 1e18
+    other = replace(case, source_features=source, target_features=target)
+    np.testing.assert_array_equal(pixel_mapping(*other.arguments), expected)
+
+
+def test_packed_network_gives_the_same_on_the_cpu_backend_alone() -> None:
+    case = mapping_case(63)
+    *arrays, network = case.arguments
+    packed = network.packed
+    assert (packed.in_channels, packed.out_channels) == (20, 17)
+    np.testing.assert_array_equal(
+        pixel_mapping(*arrays, packed, backend="cpu"), pixel_mapping(*arrays, network)
+    )
+    with pytest.raises(InvalidInputError, match="packed for the cpu backend .* reference"):
+        pixel_mapping(*arrays, packed, backend="reference")
 
 
 @pytest.mark.parametrize("layers", [3, 7])

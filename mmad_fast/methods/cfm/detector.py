@@ -29,7 +29,12 @@ from mmad_fast.ops.inverse_distance_interpolation import (
 from mmad_fast.ops.knn_grouping import OP as GROUPING_OP
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.ops.pixel_mapping import OP as MAPPING_OP
-from mmad_fast.ops.pixel_mapping import MappingNetwork, bilinear_rows, pixel_mapping
+from mmad_fast.ops.pixel_mapping import (
+    MappingNetwork,
+    PackedMappingNetwork,
+    bilinear_rows,
+    pixel_mapping,
+)
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
@@ -158,7 +163,7 @@ class CfmPipeline:
     def __init__(
         self,
         extractor: FeatureExtractor,
-        networks: Mapping[str, MappingNetwork],
+        networks: Mapping[str, MappingNetwork | PackedMappingNetwork],
         parameters: CfmParameters,
     ) -> None:
         """Takes the mapping networks by name, see parameters.MAPPINGS; use `from_artifact`."""
@@ -182,8 +187,12 @@ class CfmPipeline:
             for name in (RGB_GRAPH, POINT_GRAPH)
         )
         _check_shapes(artifact, rgb, points, parameters)
-        networks = mapping_networks(artifact.tensors(), parameters)
-        return cls(FeatureExtractor(rgb, points, parameters), networks, parameters)
+        extractor = FeatureExtractor(rgb, points, parameters)
+        plain = mapping_networks(artifact.tensors(), parameters)
+        if extractor.backends.mapping != "cpu":
+            return cls(extractor, plain, parameters)
+        packed = {name: network.packed for name, network in plain.items()}
+        return cls(extractor, packed, parameters)
 
     @property
     def is_exact(self) -> bool:

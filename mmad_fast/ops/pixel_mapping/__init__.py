@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.ops.pixel_mapping.backends import OP
 from mmad_fast.ops.pixel_mapping.bilinear import bilinear_rows
-from mmad_fast.ops.pixel_mapping.network import MappingNetwork
+from mmad_fast.ops.pixel_mapping.network import MappingNetwork, PackedMappingNetwork
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.ops.validation import check_float_matrix
 
-__all__ = ["OP", "MappingNetwork", "bilinear_rows", "pixel_mapping"]
+__all__ = ["OP", "MappingNetwork", "PackedMappingNetwork", "bilinear_rows", "pixel_mapping"]
 
 
 def pixel_mapping(
@@ -21,7 +21,7 @@ def pixel_mapping(
     source_rows: SparseRows,
     target_features: NDArray[np.float32],
     target_rows: SparseRows,
-    network: MappingNetwork,
+    network: MappingNetwork | PackedMappingNetwork,
     *,
     backend: str = "auto",
 ) -> NDArray[np.float32]:
@@ -35,7 +35,7 @@ def pixel_mapping(
         source_rows: P rows over T: how each pixel's source feature is combined.
         target_features: (U, Ct) float32, finite: what the network predicts.
         target_rows: P rows over U.
-        network: Cs -> Ct.
+        network: Cs -> Ct; packed ones run on the cpu backend only.
         backend: "auto", or a name of the table in backends.py.
 
     Returns:
@@ -44,7 +44,8 @@ def pixel_mapping(
     Raises:
         InvalidInputError: features that are not matrices of finite floats; rows that do not fit
             them, or have different numbers of pixels, or are inconsistent in themselves; a network
-            of another width; activations beyond the range of float32.
+            of another width, or a packed one for another backend than cpu; activations beyond the
+            range of float32.
         BackendUnavailableError: the named backend does not exist or cannot run here.
 
     Source: CFM, section 3.3 (the discrepancy maps); method facts 6.3. The published code expands
@@ -52,6 +53,11 @@ def pixel_mapping(
         expansion.
     """
     implementation = OP.resolve(backend)
+    if isinstance(network, PackedMappingNetwork) and implementation.name != "cpu":
+        raise InvalidInputError(
+            f"the network is packed for the cpu backend and the backend is {implementation.name}; "
+            "pass the MappingNetwork that it was packed from"
+        )
     source = check_float_matrix(source_features, "source_features")
     target = check_float_matrix(target_features, "target_features")
     source_rows = _check_rows(source_rows, "source_rows", source)
@@ -71,9 +77,8 @@ def pixel_mapping(
     if not np.isfinite(psi).all():
         raise InvalidInputError(
             f"psi is not finite at {np.count_nonzero(~np.isfinite(psi))} of {len(psi)} pixels: the "
-            "network's activations, or the targets in its basis, leave the range of float32; check "
-            f"the scale of source_features (largest magnitude {np.abs(source).max(initial=0):.3g}),"
-            f" of target_features ({np.abs(target).max(initial=0):.3g}) and of the weights"
+            "network's activations leave the range of float32; check the scale of source_features "
+            f"(largest magnitude {np.abs(source).max(initial=0):.3g}) and of the weights"
         )
     return psi
 

@@ -12,7 +12,7 @@ from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_ref
 from mmad_fast.ops.sparse_rows import SparseRows
 
 if TYPE_CHECKING:
-    from mmad_fast.ops.pixel_mapping.network import MappingNetwork
+    from mmad_fast.ops.pixel_mapping.network import MappingNetwork, PackedMappingNetwork
 
 
 def _cpu(
@@ -20,7 +20,7 @@ def _cpu(
     source_rows: SparseRows,
     target_features: NDArray[np.float32],
     target_rows: SparseRows,
-    network: MappingNetwork,
+    network: MappingNetwork | PackedMappingNetwork,
 ) -> NDArray[np.float32]:
     from mmad_fast import _kernels
 

@@ -15,6 +15,22 @@ from mmad_fast.ops.validation import check_float_matrix
 
 
 @dataclass(frozen=True, eq=False)
+class PackedMappingNetwork:
+    """A mapping network for the cpu backend alone: `MappingNetwork.packed` without the plain
+    weights, which cost as much memory again.
+
+    Attributes:
+        in_channels: Width of the source features.
+        out_channels: Width of the target features.
+        kernel_network: What the compiled kernel reads.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_network: Any
+
+
+@dataclass(frozen=True, eq=False)
 class MappingNetwork:
     """Two or more Linear layers, y = W x + b, with an exact (erf) GELU between them.
 
@@ -103,14 +119,19 @@ class MappingNetwork:
         return int(self.weights[-1].shape[0])
 
     @cached_property
-    def kernel_network(self) -> Any:
-        """The weights as the compiled kernel reads them, packed at the first use. Two threads that
-        meet there pack twice, with equal content."""
+    def packed(self) -> PackedMappingNetwork:
+        """The network as the cpu backend reads it, packed at the first use. Two threads that meet
+        there pack twice, with equal content."""
         from mmad_fast import _kernels
 
         rotation, weight, bias = rotated_layer(self.weights[-1], self.biases[-1])
         inner = zip(self.weights[:-1], self.biases[:-1], strict=True)
-        return _kernels.PackedNetwork([*inner, (weight, bias)], rotation)
+        kernel_network = _kernels.PackedNetwork([*inner, (weight, bias)], rotation)
+        return PackedMappingNetwork(self.in_channels, self.out_channels, kernel_network)
+
+    @property
+    def kernel_network(self) -> Any:
+        return self.packed.kernel_network
 
 
 def rotated_layer(
