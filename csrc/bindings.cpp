@@ -17,6 +17,7 @@
 #include "knn_grouping/op.h"
 #include "nearest_neighbor_scoring/op.h"
 #include "pixel_mapping/op.h"
+#include "point_embedding/op.h"
 
 namespace py = pybind11;
 
@@ -276,6 +277,34 @@ void bind_pixel_mapping(py::module_& m) {
       py::arg("values").noconvert(), py::arg("result").noconvert());
 }
 
+// point_embedding: groups (G, K, 3) float32; tokens (G, 384) float32 are written. The embedder's
+// arrays are in the order of EmbedderView, the last four empty where no statistics are taken.
+void bind_point_embedding(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using mmad_fast::InstructionSet;
+  py::class_<mmad_fast::PackedEmbedder>(m, "PackedEmbedder")
+      .def(py::init([](const std::vector<Floats>& arrays, InstructionSet instruction_set) {
+             const auto at = [&](std::size_t i) {
+               return arrays.at(i).size() == 0 ? nullptr : arrays[i].data();
+             };
+             const mmad_fast::EmbedderView view{at(0), at(1), at(2), at(3), at(4),  at(5),
+                                                at(6), at(7), at(8), at(9), at(10), at(11)};
+             py::gil_scoped_release release;
+             return mmad_fast::pack_embedder(view, instruction_set);
+           }),
+           py::arg("arrays"), py::arg("instruction_set"));
+  m.def(
+      "point_embedding",
+      [](const Floats& groups, const mmad_fast::PackedEmbedder& embedder, Floats& tokens) {
+        const float* source = groups.data();
+        float* target = tokens.mutable_data();
+        const int64_t num_groups = groups.shape(0), group_size = groups.shape(1);
+        py::gil_scoped_release release;
+        return mmad_fast::point_embedding(source, num_groups, group_size, embedder, target);
+      },
+      py::arg("groups").noconvert(), py::arg("embedder"), py::arg("tokens").noconvert());
+}
+
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "CPU kernels of mmad-fast";
   m.def("num_threads", &mmad_fast::num_threads);
@@ -287,4 +316,5 @@ PYBIND11_MODULE(_kernels, m) {
   bind_gemm(m);
   bind_nearest_neighbor_scoring(m);
   bind_pixel_mapping(m);
+  bind_point_embedding(m);
 }

@@ -20,6 +20,8 @@ computed here without that:
 So the wide activations are needed for a few groups at a time only: 41 instead of 64 GMAC for
 1024 x 128 points, and megabytes instead of hundreds of them.
 
+The op point_embedding computes the same without torch, see its README.md.
+
 Source: method facts, sections 0.1 and 3.1.
 """
 
@@ -33,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.ops.point_embedding import EmbedderWeights
 
 GROUPS_PER_CHUNK = 64
 """Groups whose wide activations are held at once: 64 x 128 points x 512 channels are 17 MB."""
@@ -77,6 +80,22 @@ class GroupEmbedder(nn.Module):
         """
         self._compose_first(folds_norm=not self.uses_cloud_statistics)
         self._compose_second(folds_norm=not self.uses_cloud_statistics)
+
+    def to_embedder_weights(self) -> EmbedderWeights:
+        """The weights of the forward pass as the op point_embedding reads them."""
+        arrays = {
+            name: buffer
+            for name, buffer in self.named_buffers(recurse=False)
+            if name.endswith(("_weight", "_bias"))
+        }
+        arrays["final_bias"] = _bias(self._layers.final)
+        if self.uses_cloud_statistics:
+            for name in ("first_norm", "second_norm"):
+                norm = getattr(self._layers, name)
+                arrays |= {f"{name}_weight": norm.weight, f"{name}_bias": norm.bias}
+        return EmbedderWeights(
+            **{name: array.detach().numpy().copy() for name, array in arrays.items()}
+        )
 
     @property
     def _layers(self) -> _OfficialLayers:

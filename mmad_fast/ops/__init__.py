@@ -16,11 +16,13 @@ def all_ops() -> tuple[Op, ...]:
         knn_grouping,
         nearest_neighbor_scoring,
         pixel_mapping,
+        point_embedding,
     )
 
     return (
         farthest_point_sampling.OP,
         knn_grouping.OP,
+        point_embedding.OP,
         inverse_distance_interpolation.OP,
         nearest_neighbor_scoring.OP,
         pixel_mapping.OP,

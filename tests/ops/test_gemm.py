@@ -1,4 +1,4 @@
-"""The packed GEMM under nearest_neighbor_scoring and pixel_mapping, on every instruction set."""
+"""The packed GEMM under three of the ops, on every instruction set."""
 
 from __future__ import annotations
 
