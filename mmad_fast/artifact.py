@@ -31,7 +31,8 @@ from safetensors import SafetensorError
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: the point embedder is no longer part of the graph "points"; its weights are tensors."""
 MANIFEST_FILE = "manifest.json"
 TENSORS_FILE = "tensors.safetensors"
 GOLDEN_FILE = "golden.safetensors"
@@ -61,7 +62,7 @@ class Manifest:
     """The contents of manifest.json.
 
     Attributes:
-        schema: Version of this layout; a reader refuses newer ones.
+        schema: Version of this layout; a reader takes its own only.
         method: The variant's name, e.g. "cfm-s".
         family: The folder of methods/ that runs it, e.g. "cfm".
         created: ISO date and time, UTC.
@@ -297,7 +298,7 @@ def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
     Raises:
         InvalidInputError: `path` is no path.
         ArtifactError: the folder or a file is missing or may not be read, a byte has changed, the
-            manifest is not readable or its schema is newer than this version knows.
+            manifest is not readable or its schema is not the one of this version.
     """
     folder = _as_path(path)
     try:
@@ -332,8 +333,13 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from error
     if schema > SCHEMA_VERSION:
         raise ArtifactError(
-            f"{file}: has schema {schema}, this version reads up to {SCHEMA_VERSION}; upgrade with:"
+            f"{file}: has schema {schema}, this version reads {SCHEMA_VERSION}; upgrade with:"
             " pip install --upgrade mmad-fast"
+        )
+    if schema < SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{file}: has schema {schema}, this version reads {SCHEMA_VERSION}; fit the detector "
+            "again: mmad-fast fit"
         )
     digest = content.pop(_DIGEST_KEY, None)
     if digest != _digest(content):

@@ -10,9 +10,11 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from ops.embedding_cases import embedder_weights
 
 from mmad_fast.artifact import Golden, write_artifact
-from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX, CfmParameters
+from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
 from mmad_fast.preprocess.recipes import RECIPES
 
 RGB_SIZE, TOKEN_GRID, RGB_DIM = 56, 7, 8
@@ -63,7 +65,7 @@ def scan_arrays() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
 
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete CFM artifact of a few KB, with hand-made graphs: no torch, no training."""
+    """A complete CFM artifact of 2 MB, with hand-made graphs: no torch, no training."""
     from mmad_fast.detector import load
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -75,6 +77,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {
         **_mapping("rgb_to_point", RGB_DIM, POINT_DIM, rng),
         **_mapping("point_to_rgb", POINT_DIM, RGB_DIM, rng),
+        **embedder_weights(uses_cloud_statistics=True).to_tensors(EMBEDDER_PREFIX),
     }
     rgb, xyz = make_arrays()
     arguments = {
@@ -123,19 +126,17 @@ def _rgb_graph(rng: np.random.Generator) -> onnx.ModelProto:
 
 
 def _point_graph(rng: np.random.Generator) -> onnx.ModelProto:
-    """groups (1, 24, 16, 3), centers (1, 24, 3) -> features (1, 24, 6): max-pooled linear map."""
+    """tokens (1, 24, 384), centers (1, 24, 3) -> features (1, 24, 6): two linear maps."""
     nodes = [
-        helper.make_node("MatMul", ["groups", "local"], ["lifted"]),
-        helper.make_node("ReduceMax", ["lifted", "axis"], ["pooled"], keepdims=0),
+        helper.make_node("MatMul", ["tokens", "local"], ["mixed"]),
         helper.make_node("MatMul", ["centers", "position"], ["placed"]),
-        helper.make_node("Add", ["pooled", "placed"], ["features"]),
+        helper.make_node("Add", ["mixed", "placed"], ["features"]),
     ]
     constants = {
-        "local": rng.normal(0, 50, (3, POINT_DIM)).astype(np.float32),
+        "local": rng.normal(0, 0.05, (TOKEN_CHANNELS, POINT_DIM)).astype(np.float32),
         "position": rng.normal(0, 5, (3, POINT_DIM)).astype(np.float32),
-        "axis": np.array([2], np.int64),
     }
-    inputs = {"groups": (1, NUM_GROUPS, GROUP_SIZE, 3), "centers": (1, NUM_GROUPS, 3)}
+    inputs = {"tokens": (1, NUM_GROUPS, TOKEN_CHANNELS), "centers": (1, NUM_GROUPS, 3)}
     return _model(nodes, inputs, {"features": (1, NUM_GROUPS, POINT_DIM)}, constants)
 
 

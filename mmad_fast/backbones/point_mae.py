@@ -129,7 +129,10 @@ class PointMae(nn.Module):
                 "batch_norm is 'calibrated' and there are no statistics yet; call "
                 ".calibrate(groups of nominal clouds) first"
             )
-        tokens = self.encoder(groups)  # (B, G, 384)
+        return self.transform(self.encoder(groups), centers)
+
+    def transform(self, tokens: Tensor, centers: Tensor) -> Tensor:
+        """The features of the groups from the embedder's tokens (B, G, 384); see `forward`."""
         position = self.pos_embed(centers)
         fetched = []
         for index, block in enumerate(self.blocks.blocks):
@@ -160,6 +163,19 @@ class PointMae(nn.Module):
     def reseed(self, seed: int) -> None:
         """Starts the draws of dropped branches anew."""
         self._generator.manual_seed(seed)
+
+
+class PointTransformer(nn.Module):
+    """The part of Point-MAE behind the group embedder, as a network of its own: for export, since
+    a detector runs the embedder as the op point_embedding."""
+
+    def __init__(self, network: PointMae) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, centers: Tensor) -> Tensor:
+        """(B, G, 384 * len(layers)) of tokens (B, G, 384) and centers (B, G, 3)."""
+        return self.network.transform(tokens, centers)
 
 
 def build_point_mae(

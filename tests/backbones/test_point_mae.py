@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmad_fast.backbones import build_point_backbone
+from mmad_fast.backbones.point_mae import PointTransformer
 from mmad_fast.errors import InvalidInputError
 
 
@@ -135,6 +136,14 @@ def test_features_equal_plain_torch(layers):
     assert ours.shape == (1, 70, 384 * len(layers))
     assert network.dim == 384 * len(layers)
     assert_no_worse_than_plain(ours, plain, truth)
+
+
+def test_the_part_behind_the_embedder_continues_from_its_tokens():
+    network = randomised_backbone(layers=(0, 2))
+    groups, centers = make_cloud(num_groups=20)
+    with torch.inference_mode():
+        found = PointTransformer(network)(network.encoder(groups), centers)
+        assert torch.equal(found, network(groups, centers))
 
 
 def test_cutting_equals_hooks_on_the_full_network():

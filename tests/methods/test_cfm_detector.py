@@ -185,6 +185,7 @@ def test_every_stage_is_timed(fitted: Fitted):
         "rgb_tokens",
         "sampling",
         "grouping",
+        "point_embedding",
         "point_features",
         "interpolation",
         "mapping",
@@ -266,4 +267,4 @@ def test_backends_are_chosen_when_a_detector_is_loaded(
 
     monkeypatch.setattr(Op, "resolve", record)
     detector.infer(*scan_arrays)
-    assert asked == ["cpu"] * 6  # four for the features, one per direction of the mapping
+    assert asked == ["cpu"] * 7  # five for the features, one per direction of the mapping

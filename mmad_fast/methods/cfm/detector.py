@@ -17,7 +17,7 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine, open_graph
 from mmad_fast.errors import ArtifactError, EmptyScanError
 from mmad_fast.methods.cfm import scoring
-from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX, CfmParameters
 from mmad_fast.ops.farthest_point_sampling import OP as SAMPLING_OP
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.inverse_distance_interpolation import OP as INTERPOLATION_OP
@@ -35,6 +35,9 @@ from mmad_fast.ops.pixel_mapping import (
     bilinear_rows,
     pixel_mapping,
 )
+from mmad_fast.ops.point_embedding import OP as EMBEDDING_OP
+from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
+from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
@@ -90,6 +93,7 @@ class OpBackends:
 
     sampling: str
     grouping: str
+    embedding: str
     interpolation: str
     pooled_rows: str
     mapping: str
@@ -100,6 +104,7 @@ class OpBackends:
         return cls(
             sampling=SAMPLING_OP.resolve().name,
             grouping=GROUPING_OP.resolve().name,
+            embedding=EMBEDDING_OP.resolve().name,
             interpolation=INTERPOLATION_OP.resolve().name,
             pooled_rows=POOLED_ROWS_OP.resolve().name,
             mapping=MAPPING_OP.resolve().name,
@@ -109,11 +114,15 @@ class OpBackends:
 class FeatureExtractor:
     """Both frozen backbones and the geometry between them. `extract` is thread-safe."""
 
-    def __init__(self, rgb: Engine, points: Engine, parameters: CfmParameters) -> None:
-        """Takes the graph "rgb" (image (1, 3, R, R) -> tokens (1, T, C2)) and the graph "points"
-        (groups (1, G, K, 3), centers (1, G, 3) -> features (1, G, C3))."""
+    def __init__(
+        self, rgb: Engine, points: Engine, embedder: EmbedderWeights, parameters: CfmParameters
+    ) -> None:
+        """Takes the graph "rgb" (image (1, 3, R, R) -> tokens (1, T, C2)), the graph "points"
+        (tokens (1, G, 384), centers (1, G, 3) -> features (1, G, C3)), and the embedder that makes
+        the latter's tokens."""
         self._rgb = rgb
         self._points = points
+        self._embedder = embedder
         self._parameters = parameters
         self.backends = OpBackends.resolve()
 
@@ -139,8 +148,10 @@ class FeatureExtractor:
             groups = knn_grouping(
                 points, center_indices, parameters.group_size, backend=backends.grouping
             ).groups
+        with clock.stage("point_embedding"):
+            group_tokens = point_embedding(groups, self._embedder, backend=backends.embedding)
         with clock.stage("point_features"):
-            inputs = {"groups": groups[None], "centers": centers[None]}
+            inputs = {"tokens": group_tokens[None], "centers": centers[None]}
             point_features = self._points.run(inputs)["features"][0]  # (G, C3)
         with clock.stage("interpolation"):
             point_rows, pixel_indices = pooled_interpolation_rows(
@@ -187,8 +198,10 @@ class CfmPipeline:
             for name in (RGB_GRAPH, POINT_GRAPH)
         )
         _check_shapes(artifact, rgb, points, parameters)
-        extractor = FeatureExtractor(rgb, points, parameters)
-        plain = mapping_networks(artifact.tensors(), parameters)
+        tensors = artifact.tensors()
+        embedder = EmbedderWeights.from_tensors(tensors, EMBEDDER_PREFIX)
+        extractor = FeatureExtractor(rgb, points, embedder, parameters)
+        plain = mapping_networks(tensors, parameters)
         if extractor.backends.mapping != "cpu":
             return cls(extractor, plain, parameters)
         packed = {name: network.packed for name, network in plain.items()}
@@ -266,7 +279,7 @@ def _check_shapes(
     side, num_groups = parameters.rgb_size, parameters.num_groups
     wanted = {
         "image": (1, 3, side, side),
-        "groups": (1, num_groups, parameters.group_size, 3),
+        "tokens": (1, num_groups, POINT_TOKEN_CHANNELS),
         "centers": (1, num_groups, 3),
     }
     found = {**rgb.input_shapes, **points.input_shapes}

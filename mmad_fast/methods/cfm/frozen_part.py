@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmad_fast.backbones import WeightsSource, build_point_backbone, build_rgb_backbone
+from mmad_fast.backbones.point_mae import PointTransformer
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.engines import open_graph
 from mmad_fast.errors import EmptyScanError
@@ -25,10 +26,15 @@ from mmad_fast.methods.cfm.detector import (
     mapping_networks,
 )
 from mmad_fast.methods.cfm.fit_options import CfmFitOptions
-from mmad_fast.methods.cfm.parameters import POINT_STATISTICS_PREFIX, CfmParameters
+from mmad_fast.methods.cfm.parameters import (
+    EMBEDDER_PREFIX,
+    POINT_STATISTICS_PREFIX,
+    CfmParameters,
+)
 from mmad_fast.methods.variants import get_variant
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
 from mmad_fast.preprocess import check_resolution, prepare
 from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.scan import PreparedScan, Scan, Unit
@@ -52,9 +58,10 @@ class FrozenPart:
     Attributes:
         parameters: The detector's constants.
         graphs: ONNX file by graph name.
-        extractor: Both graphs loaded.
+        extractor: Both graphs and the point embedder, loaded.
         weights: Where the backbones' weights came from, JSON types.
-        tensors: What the dense reference needs to rebuild the backbones, by name.
+        tensors: The point embedder's weights, and what the dense reference needs to rebuild the
+            backbones, by name.
     """
 
     parameters: CfmParameters
@@ -101,12 +108,14 @@ def build_frozen_part(
     if options.batch_norm == "calibrated":
         point.calibrate(_calibration_groups(train, parameters, options))
     graphs = _export(rgb, point, parameters, scratch, progress)
+    embedder = point.encoder.to_embedder_weights()
     return FrozenPart(
         parameters,
         graphs,
         FeatureExtractor(
             open_graph(graphs[RGB_GRAPH], num_threads=options.num_threads),
             open_graph(graphs[POINT_GRAPH], num_threads=options.num_threads),
+            embedder,
             parameters,
         ),
         {
@@ -114,7 +123,7 @@ def build_frozen_part(
             "point": _source_record("point-mae", point.weights_source),
             "seed": options.seed,
         },
-        _point_statistics(point),
+        {**embedder.to_tensors(EMBEDDER_PREFIX), **_point_statistics(point)},
     )
 
 
@@ -144,7 +153,8 @@ def _source_record(name: str, source: WeightsSource) -> dict[str, Any]:
 
 
 def _point_statistics(point: torch.nn.Module) -> dict[str, NDArray]:
-    """The calibrated BatchNorm statistics, for the reference: the graph has them folded in."""
+    """The calibrated BatchNorm statistics, for the reference: the embedder has them folded
+    in."""
     if point.batch_norm != "calibrated":
         return {}
     return {
@@ -156,7 +166,7 @@ def _point_statistics(point: torch.nn.Module) -> dict[str, NDArray]:
 
 def _export(
     rgb: torch.nn.Module,
-    point: torch.nn.Module,
+    point: PointMae,
     parameters: CfmParameters,
     scratch: Path,
     progress: Progress,
@@ -169,13 +179,16 @@ def _export(
     )
     progress("export", 1, 2)
     generator = torch.Generator().manual_seed(0)
-    shape = (1, parameters.num_groups, parameters.group_size, 3)
+    batch = (1, parameters.num_groups)
     examples = {
-        "groups": 0.01 * torch.randn(shape, generator=generator),
-        "centers": 0.1 * torch.randn((1, parameters.num_groups, 3), generator=generator),
+        "tokens": torch.randn((*batch, POINT_TOKEN_CHANNELS), generator=generator),
+        "centers": 0.1 * torch.randn((*batch, 3), generator=generator),
     }
     point_path = export_graph(
-        point, examples, scratch / f"{POINT_GRAPH}.onnx", output_name="features"
+        PointTransformer(point).eval(),
+        examples,
+        scratch / f"{POINT_GRAPH}.onnx",
+        output_name="features",
     )
     if parameters.precision == "int8":
         rgb_path, point_path = quantize_graph(rgb_path), quantize_graph(point_path)

@@ -26,6 +26,9 @@ MAPPINGS: dict[str, dict[str, str]] = {
 POINT_STATISTICS_PREFIX = "point_statistics."
 """Of the tensors that hold the point backbone's calibrated BatchNorm statistics."""
 
+EMBEDDER_PREFIX = "embedder."
+"""Of the tensors that hold the weights of the point embedder."""
+
 KNOWN_VALUES: dict[str, tuple[str | int, ...]] = {
     "aggregation": tuple(PSI_MAPS),
     "mapping": tuple(MAPPINGS),

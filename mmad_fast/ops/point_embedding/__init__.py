@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.ops.point_embedding.backends import OP
-from mmad_fast.ops.point_embedding.weights import EmbedderWeights
+from mmad_fast.ops.point_embedding.weights import TOKEN_CHANNELS, EmbedderWeights
 from mmad_fast.ops.validation import check_float_matrix
 
-__all__ = ["OP", "EmbedderWeights", "point_embedding"]
+__all__ = ["OP", "TOKEN_CHANNELS", "EmbedderWeights", "point_embedding"]
 
 
 def point_embedding(
@@ -51,7 +51,7 @@ def point_embedding(
         )
     points = check_float_matrix(groups.reshape(-1, 3), "groups", num_columns=3)
     if shape[0] == 0:
-        return np.empty((0, len(embedder.final_weight)), np.float32)
+        return np.empty((0, TOKEN_CHANNELS), np.float32)
     tokens = implementation.function(points.reshape(shape), embedder)
     if tokens is None or not np.isfinite(tokens).all():
         raise InvalidInputError(
