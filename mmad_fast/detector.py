@@ -206,7 +206,7 @@ def load(
 
     Args:
         path: The artifact's folder, as written by `mmad_fast.fit` or `mmad-fast fit`.
-        engine: What runs the graphs: "onnxruntime".
+        engine: What runs the graphs: "onnxruntime", or "openvino" (extra `openvino`).
         device: "cpu".
         num_threads: Threads of the engine; None means mmad_fast.threads.get_num_threads(), which
             the compiled kernels use as well.

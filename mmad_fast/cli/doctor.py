@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,19 +84,17 @@ def _op_rows() -> list[dict[str, Any]]:
 
 
 def _engine_rows() -> list[dict[str, Any]]:
-    from mmad_fast.engines import DEVICES, ENGINES
+    """Versions are those of the modules: several packages provide one (onnxruntime-gpu)."""
+    from mmad_fast.engines import DEVICES, ENGINES, engine_refusal, engine_version
 
-    return [_engine_row(name) | {"devices": list(DEVICES)} for name in ENGINES]
-
-
-def _engine_row(name: str) -> dict[str, Any]:
-    """Version from the module: several packages provide the same one (onnxruntime-gpu)."""
-    try:
-        version = import_module(name).__version__
-    except ImportError as error:
-        reason = f"{name} cannot be imported ({error}); install with: pip install {name}"
-        return {"engine": name, "version": None, "reason": reason}
-    return {"engine": name, "version": version, "reason": None}
+    rows = []
+    for name in ENGINES:
+        reason = engine_refusal(name)
+        version = engine_version(name) if reason is None else None
+        rows.append(
+            {"engine": name, "version": version, "devices": list(DEVICES), "reason": reason}
+        )
+    return rows
 
 
 def _replay_golden(path: Path) -> dict[str, Any]:

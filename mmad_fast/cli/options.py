@@ -65,7 +65,9 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads; default: all cores of this process."),
 ]
-Engine = Annotated[str, typer.Option("--engine", help="What runs the graphs: onnxruntime.")]
+Engine = Annotated[
+    str, typer.Option("--engine", help="What runs the graphs: onnxruntime (default) or openvino.")
+]
 Device = Annotated[str, typer.Option("--device", help="cpu.")]
 RgbBackbone = Annotated[
     str | None,

@@ -5,14 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 
-ENGINES: dict[str, str] = {"onnxruntime": "mmad_fast.engines.onnx_runtime:OnnxRuntimeEngine"}
-"""Engine classes by name, in the order of preference. Imported when used."""
+
+class EngineEntry(NamedTuple):
+    """Where an engine is implemented, and how to get what it needs.
+
+    Attributes:
+        module: Imported when the engine is used; has VERSION, that of the library behind it.
+        class_name: The engine's class in it.
+        install: The command that installs what the module imports.
+    """
+
+    module: str
+    class_name: str
+    install: str
+
+
+ENGINES: dict[str, EngineEntry] = {
+    "onnxruntime": EngineEntry(
+        "mmad_fast.engines.onnx_runtime", "OnnxRuntimeEngine", "pip install onnxruntime"
+    ),
+    "openvino": EngineEntry(
+        "mmad_fast.engines.openvino", "OpenVinoEngine", "pip install 'mmad-fast[openvino]'"
+    ),
+}
+"""The engines by name, in the order of preference (docs/decisions.md has the measurements)."""
 
 DEVICES: tuple[str, ...] = ("cpu",)
 
@@ -44,12 +67,12 @@ def open_graph(
         num_threads: Threads per run; None means mmad_fast.threads.get_num_threads().
 
     Raises:
-        BackendUnavailableError: no such engine or device.
+        BackendUnavailableError: no such engine or device, or the engine is not installed.
         ArtifactError: the file is no graph that the engine can load.
     """
     check_engine(engine, device)
-    module, name = ENGINES[engine].split(":")
-    factory: Any = getattr(import_module(module), name)
+    entry = ENGINES[engine]
+    factory: Any = getattr(import_module(entry.module), entry.class_name)
     return factory(path, num_threads=num_threads)
 
 
@@ -58,7 +81,8 @@ def check_engine(engine: str, device: str) -> None:
 
     Raises:
         InvalidInputError: a name is no string.
-        BackendUnavailableError: no such engine or device; the message lists the known ones.
+        BackendUnavailableError: no such engine or device; the message lists the known ones. Or the
+            engine is not installed; the message has the command that installs it.
     """
     for what, name, known in (("engine", engine, ENGINES), ("device", device, DEVICES)):
         if not isinstance(name, str):
@@ -74,3 +98,55 @@ def check_engine(engine: str, device: str) -> None:
             f"engine {engine!r} cannot run on device {device!r}; this version runs on "
             f"{', '.join(DEVICES)}"
         )
+    reason = engine_refusal(engine)
+    if reason is not None:
+        raise BackendUnavailableError(f"engine {engine!r} cannot run here: {reason}")
+
+
+def engine_refusal(engine: str) -> str | None:
+    """Why an engine of ENGINES cannot run here, with what to do; None where it can."""
+    try:
+        import_module(ENGINES[engine].module)
+    except ImportError as error:
+        return f"{engine} cannot be imported ({error}); install with: {ENGINES[engine].install}"
+    return None
+
+
+def engine_version(engine: str) -> str:
+    """The version of the library behind an engine of ENGINES that `engine_refusal` accepts."""
+    return str(import_module(ENGINES[engine].module).VERSION)
+
+
+def checked_inputs(
+    path: Path, inputs: Mapping[str, NDArray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[np.float32]]:
+    """The inputs as contiguous float32, in the order of `shapes`; for engines.
+
+    Args:
+        path: The graph's file, for messages.
+        inputs: Array by name.
+        shapes: What the graph takes: shape by name.
+
+    Raises:
+        InvalidInputError: a missing or unknown name, or a wrong shape.
+    """
+    if set(inputs) != set(shapes):
+        raise InvalidInputError(
+            f"{path.name}: got inputs {sorted(inputs)}, the graph needs {sorted(shapes)}"
+        )
+    feed = {name: np.ascontiguousarray(inputs[name], np.float32) for name in shapes}
+    for name, array in feed.items():
+        if array.shape != shapes[name]:
+            raise InvalidInputError(
+                f"{path.name}: input {name!r} has shape {array.shape}, the graph needs "
+                f"{shapes[name]}"
+            )
+    return feed
+
+
+def dynamic_shape_error(path: Path, name: str, shape: object) -> ArtifactError:
+    """The error of a graph with an axis that is not fixed; for engines."""
+    return ArtifactError(
+        f"{path}: {name!r} has the dynamic shape {shape}; detector graphs have static shapes, "
+        "export it again"
+    )

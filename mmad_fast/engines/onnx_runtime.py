@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
-from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.engines import checked_inputs, dynamic_shape_error
+from mmad_fast.errors import ArtifactError
 from mmad_fast.threads import resolve_num_threads
 
+VERSION: str = onnxruntime.__version__
 _ERRORS_ONLY = 3
 # ONNX Runtime raises one class per status code; they share no base below Exception.
 _LOAD_ERRORS = (
@@ -45,12 +47,8 @@ class OnnxRuntimeEngine:
             InvalidInputError: num_threads is not in 1..1024.
             ArtifactError: the file cannot be loaded or has dynamic shapes.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = resolve_num_threads(num_threads)
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        # Idle threads that spin would take the cores from the compiled kernels between two graphs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(resolve_num_threads(num_threads))
+        _share_arena()
         self._path = path
         try:
             self._session = onnxruntime.InferenceSession(
@@ -58,7 +56,7 @@ class OnnxRuntimeEngine:
             )
         except _LOAD_ERRORS as error:
             raise ArtifactError(
-                f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}"
+                f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error}"
             ) from error
         self.input_shapes = _static_shapes(path, self._session.get_inputs())
         self.output_shapes = _static_shapes(path, self._session.get_outputs())
@@ -72,29 +70,51 @@ class OnnxRuntimeEngine:
         Raises:
             InvalidInputError: a missing or unknown name, or a wrong shape.
         """
-        if set(inputs) != set(self.input_shapes):
-            raise InvalidInputError(
-                f"{self._path.name}: got inputs {sorted(inputs)}, the graph needs "
-                f"{sorted(self.input_shapes)}"
-            )
-        feed = {name: np.ascontiguousarray(array, np.float32) for name, array in inputs.items()}
-        for name, array in feed.items():
-            if array.shape != self.input_shapes[name]:
-                raise InvalidInputError(
-                    f"{self._path.name}: input {name!r} has shape {array.shape}, the graph needs "
-                    f"{self.input_shapes[name]}"
-                )
+        feed = checked_inputs(self._path, inputs, self.input_shapes)
         outputs = self._session.run(list(self.output_shapes), feed)
         return dict(zip(self.output_shapes, outputs, strict=True))
+
+
+def session_options(num_threads: int) -> onnxruntime.SessionOptions:
+    """The options of a session, chosen by bench/engines.py; docs/decisions.md has the figures.
+
+    Args:
+        num_threads: Threads per run, the caller's included.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # Idle threads that spin would take the cores from the compiled kernels between two graphs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # One arena for all graphs: they run one after the other, so the largest one's need is enough.
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # The pattern of the first run is laid out in a second block beside the arena that already
+    # serves it; the planned reuse keeps a buffer until the last of its tensors is dead. Without
+    # both, a tensor is returned to the arena when it is dead: less memory at the same speed.
+    options.enable_mem_pattern = False
+    options.enable_mem_reuse = False
+    return options
+
+
+@lru_cache(maxsize=1)
+def _share_arena() -> None:
+    """Makes the arena that the sessions with use_env_allocators share, for this process."""
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo(
+            "Cpu",
+            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+            0,
+            onnxruntime.OrtMemType.DEFAULT,
+        ),
+        onnxruntime.OrtArenaCfg({"max_mem": 0}),
+    )
 
 
 def _static_shapes(path: Path, arguments: list) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for argument in arguments:
         if not all(isinstance(axis, int) for axis in argument.shape):
-            raise ArtifactError(
-                f"{path}: {argument.name!r} has the dynamic shape {argument.shape}; detector "
-                "graphs have static shapes, export it again"
-            )
+            raise dynamic_shape_error(path, argument.name, argument.shape)
         shapes[argument.name] = tuple(argument.shape)
     return shapes

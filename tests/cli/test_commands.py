@@ -315,5 +315,5 @@ def test_doctor_takes_the_version_of_whatever_provides_the_engine() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)["engines"]
+    row = json.loads(done.stdout)["engines"][0]
     assert (row["version"], row["reason"]) == (onnxruntime.__version__, None)

@@ -1,0 +1,116 @@
+"""OpenVINO on the CPU. Needs the `openvino` extra."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mmad_fast.engines import checked_inputs, dynamic_shape_error
+from mmad_fast.errors import ArtifactError
+from mmad_fast.threads import resolve_num_threads
+
+_TELEMETRY = "openvino_telemetry"
+
+
+def _import_openvino() -> Any:
+    """The package `openvino`, which would report its import to a server otherwise.
+
+    Where its telemetry package cannot be imported, it takes a stub of its own. A process that
+    imported openvino before has decided on its own.
+    """
+    if "openvino" in sys.modules or _TELEMETRY in sys.modules:
+        return import_module("openvino")
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # what makes an import fail
+    try:
+        return import_module("openvino")
+    finally:
+        del sys.modules[_TELEMETRY]
+
+
+openvino = _import_openvino()
+VERSION: str = openvino.__version__.split("-")[0]
+
+
+class OpenVinoEngine:
+    """A graph of static shapes run by OpenVINO. `run` may be called from several threads.
+
+    Attributes:
+        input_shapes: Shape by input name.
+        output_shapes: Shape by output name.
+    """
+
+    def __init__(self, path: Path, *, num_threads: int | None = None) -> None:
+        """Loads and compiles the graph.
+
+        Args:
+            path: The ONNX file.
+            num_threads: Threads per run; None means mmad_fast.threads.get_num_threads().
+
+        Raises:
+            InvalidInputError: num_threads is not in 1..1024.
+            ArtifactError: the file cannot be loaded or has dynamic shapes.
+        """
+        settings = compile_settings(resolve_num_threads(num_threads))
+        self._path = path
+        try:
+            core = openvino.Core()
+            model = core.read_model(str(path))
+            self.input_shapes = _static_shapes(path, model.inputs)
+            self.output_shapes = _static_shapes(path, model.outputs)
+            self._compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{path}: OpenVINO {VERSION} cannot load the graph: {error}"
+            ) from error
+        self._idle_requests: list[Any] = []
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """The outputs by name.
+
+        Args:
+            inputs: One float32 array per graph input, of exactly its shape.
+
+        Raises:
+            InvalidInputError: a missing or unknown name, or a wrong shape.
+        """
+        feed = checked_inputs(self._path, inputs, self.input_shapes)
+        try:
+            request = self._idle_requests.pop()  # atomic: no two threads get the same one
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            results = request.infer(feed, share_inputs=True)  # its outputs are copies
+            return {name: results[name] for name in self.output_shapes}
+        finally:
+            self._idle_requests.append(request)
+
+
+def compile_settings(num_threads: int) -> dict[str, Any]:
+    """The settings of a compiled graph, chosen by bench/engines.py.
+
+    Args:
+        num_threads: Threads per run, the caller's included.
+    """
+    return {
+        # bfloat16 is OpenVINO's own choice on some processors, and changes the answer.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        # The compiled kernels use the same cores, between two graphs and from other threads.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _static_shapes(path: Path, ports: list) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for port in ports:
+        if port.partial_shape.is_dynamic:
+            raise dynamic_shape_error(path, port.any_name, port.partial_shape)
+        shapes[port.any_name] = tuple(port.shape)
+    return shapes
