@@ -12,7 +12,7 @@ from typing import Any
 
 import mmad_fast
 
-PACKAGES = ("numpy", "onnxruntime", "torch", "scikit-learn", "scipy", "pillow")
+PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "scikit-learn", "scipy", "pillow")
 _GIT_TIMEOUT_S = 5.0
 
 
