@@ -196,19 +196,35 @@ void bind_gemm(py::module_& m) {
       py::arg("a").noconvert(), py::arg("b"), py::arg("c").noconvert());
 }
 
-// nearest_neighbor_scoring: rows (M, C), queries (Q, C) float32; distances (Q,) float32 and indices
-// (Q,) int64 are written. A Bank keeps the array of its rows alive.
+// nearest_neighbor_scoring: rows (M, C) float32, or uint16 that hold half precision; mean (C,) and
+// basis (C, R) float64, R may be 0; queries (Q, C) float32; distances (Q,) float32 and indices (Q,)
+// int64 are written. A Bank keeps the array of its rows alive.
 void bind_nearest_neighbor_scoring(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
+  using Halves = py::array_t<uint16_t, py::array::c_style>;
+  using Doubles = py::array_t<double, py::array::c_style>;
   using Indices = py::array_t<int64_t, py::array::c_style>;
-  py::class_<mmad_fast::Bank>(m, "Bank").def(
-      py::init([](const Floats& rows) {
-        const float* source = rows.data();
-        const int64_t num_rows = rows.shape(0), width = rows.shape(1);
-        py::gil_scoped_release release;
-        return mmad_fast::prepare_bank(source, num_rows, width);
-      }),
-      py::arg("rows").noconvert(), py::keep_alive<1, 2>());
+  const auto prepare = [](mmad_fast::BankRows rows, const Doubles& mean, const Doubles& basis) {
+    const double *mean_source = mean.data(), *basis_source = basis.data();
+    const int64_t rank = basis.shape(1);
+    py::gil_scoped_release release;
+    return mmad_fast::prepare_bank(std::move(rows), mean_source, basis_source, rank);
+  };
+  py::class_<mmad_fast::Bank>(m, "Bank")
+      .def(py::init([prepare](const Floats& rows, const Doubles& mean, const Doubles& basis) {
+             return prepare({rows.data(), nullptr, rows.shape(0), rows.shape(1), {}}, mean, basis);
+           }),
+           py::arg("rows").noconvert(), py::arg("mean").noconvert(), py::arg("basis").noconvert(),
+           py::keep_alive<1, 2>())
+      .def(py::init([prepare](const Halves& rows, const Doubles& mean, const Doubles& basis) {
+             return prepare({nullptr, rows.data(), rows.shape(0), rows.shape(1), {}}, mean, basis);
+           }),
+           py::arg("rows").noconvert(), py::arg("mean").noconvert(), py::arg("basis").noconvert(),
+           py::keep_alive<1, 2>());
+  py::class_<mmad_fast::ScoringStatistics>(m, "ScoringStatistics")
+      .def_readonly("measured_rows", &mmad_fast::ScoringStatistics::measured_rows)
+      .def_readonly("opened_groups", &mmad_fast::ScoringStatistics::opened_groups)
+      .def_readonly("plain_queries", &mmad_fast::ScoringStatistics::plain_queries);
   m.def(
       "nearest_neighbor_scoring",
       [](const Floats& queries, const mmad_fast::Bank& bank, Floats& distances, Indices& indices) {
@@ -217,8 +233,8 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
         int64_t* index_target = indices.mutable_data();
         const int64_t num_queries = distances.size();
         py::gil_scoped_release release;
-        mmad_fast::nearest_neighbor_scoring(source, num_queries, bank, distance_target,
-                                            index_target);
+        return mmad_fast::nearest_neighbor_scoring(source, num_queries, bank, distance_target,
+                                                   index_target);
       },
       py::arg("queries").noconvert(), py::arg("bank"), py::arg("distances").noconvert(),
       py::arg("indices").noconvert());

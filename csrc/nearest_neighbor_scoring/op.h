@@ -4,21 +4,53 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/aligned_buffer.h"
+
 namespace mmad_fast {
 
-// A bank's rows (num_rows x width, row-major, the caller's memory) and what scoring needs of them.
-struct Bank {
-  const float* rows;
-  int64_t num_rows;
-  int64_t width;
-  std::vector<double> squared_norms;
+// Rows (num_rows x width, row-major, the caller's memory): either floats or IEEE half precision.
+struct BankRows {
+  const float* floats = nullptr;
+  const uint16_t* halves = nullptr;
+  int64_t num_rows = 0;
+  int64_t width = 0;
+  std::vector<float> half_norms;  // |row|^2 / 2
 };
 
-Bank prepare_bank(const float* rows, int64_t num_rows, int64_t width);
+// Coordinates of a row relative to `mean` in `rank` directions, and the length of what is left of
+// it. Made of orthonormal directions that are shortened by a trace (see cpu.cpp), so that no two
+// rows are further apart here than they are.
+struct Projection {
+  int64_t rank = 0;  // 0: none
+  std::vector<double> mean;
+  std::vector<double> basis;  // width x padded_rank, zeros behind the rank
+  int64_t padded_rank() const;
+};
+
+struct Bank {
+  Bank() = default;
+  Bank(Bank&&) = default;  // no copies: projected points into projected_floats
+  BankRows rows;
+  Projection projection;
+  AlignedFloats projected_floats;  // what projected.floats points to
+  BankRows projected;              // num_rows x (rank + 1); empty without a projection
+};
+
+// Where `rank` > 0: mean (width,) and basis (width x rank, row-major, orthonormal columns). Not
+// copied: the rows.
+Bank prepare_bank(BankRows rows, const double* mean, const double* basis, int64_t rank);
+
+// How the queries of a call were answered.
+struct ScoringStatistics {
+  int64_t measured_rows = 0;  // exact distances
+  int64_t opened_groups = 0;  // groups of bank rows that the bound of the group did not exclude
+  int64_t plain_queries = 0;  // queries that the projection could not help
+};
 
 // distances[q] = min over m of |queries[q] - bank[m]|, indices[q] = the lowest m that reaches it.
-// Both are what float64 arithmetic on the float32 inputs gives; see cpu.cpp. bank.num_rows >= 1.
-void nearest_neighbor_scoring(const float* queries, int64_t num_queries, const Bank& bank,
-                              float* distances, int64_t* indices);
+// Both are what float64 arithmetic on the float32 queries and the bank's rows gives; see cpu.cpp.
+// rows.num_rows >= 1.
+ScoringStatistics nearest_neighbor_scoring(const float* queries, int64_t num_queries,
+                                           const Bank& bank, float* distances, int64_t* indices);
 
 }  // namespace mmad_fast
