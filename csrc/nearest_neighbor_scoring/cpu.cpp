@@ -6,13 +6,11 @@
 //    all groups whose bound does not exclude a row as near as that. In an opened group the bound is
 //    taken again row by row, and the rows that are left are measured in float64.
 // The rows of step 1 are those of the bank or, where the bank has a projection, the projected ones:
-// a tenth of the arithmetic, and the bounds still exclude nearly all rows of a feature bank. A query
-// whose bounds exclude too little goes through the plain rows instead.
-// Bounds are float32 and account for their rounding (README.md derives this), so that the result
-// depends neither on the number of threads nor on the instruction set. Memory: per thread a strip
-// of the bank and a tile; one float per query of the block and group; never Q x M.
-#include "nearest_neighbor_scoring/op.h"
-
+// a tenth of the arithmetic, and the bounds still exclude nearly all rows of a feature bank. A
+// query whose bounds exclude too little goes through the plain rows instead. Bounds are float32 and
+// account for their rounding (README.md derives this), so that the result depends neither on the
+// number of threads nor on the instruction set. Memory: per thread a strip of the bank and a tile;
+// one float per query of the block and group; never Q x M.
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
@@ -26,6 +24,7 @@
 #include "common/parallel.h"
 #include "common/simd.h"
 #include "common/sum_squares.h"
+#include "nearest_neighbor_scoring/op.h"
 
 namespace mmad_fast {
 namespace nearest_neighbor_kernels {
@@ -35,6 +34,11 @@ constexpr int64_t kGroupRows = 16;
 static_assert(kStripRows % kGroupRows == 0, "groups do not straddle strips");
 constexpr int64_t kProjectedRows = 4;      // rows that are projected together
 constexpr int64_t kProjectedColumns = 32;  // directions that are taken together
+
+// Vectors of 64 bytes: the compiler makes them of the registers that there are.
+typedef float Floats __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+static_assert(sizeof(Floats) == kLanes * sizeof(float), "a batch is a vector");
 
 MMAD_FAST_MULTIVERSION double squared_distance(const float* a, const float* b, int64_t count) {
   double lanes[kSumLanes] = {};
@@ -75,19 +79,15 @@ MMAD_FAST_MULTIVERSION float rough_squared_distance(const float* a, const float*
 // largest[lane] = max over the rows of products[row * stride + lane] - half_norms[row]; a NaN never
 // is the largest.
 MMAD_FAST_MULTIVERSION void reduce_group(const float* products, int64_t stride,
-                                         const float* half_norms, int64_t rows,
-                                         float* __restrict__ largest) {
-  float lanes[kLanes];
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    lanes[lane] = -std::numeric_limits<float>::infinity();
-  }
+                                         const float* half_norms, int64_t rows, float* largest) {
+  Floats maximum = Floats{} - std::numeric_limits<float>::infinity();
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const float value = products[row * stride + lane] - half_norms[row];
-      lanes[lane] = value > lanes[lane] ? value : lanes[lane];
-    }
+    Floats value;
+    std::memcpy(&value, products + row * stride, sizeof(value));
+    value -= half_norms[row];
+    maximum = value > maximum ? value : maximum;
   }
-  for (int64_t lane = 0; lane < kLanes; ++lane) largest[lane] = lanes[lane];
+  std::memcpy(largest, &maximum, sizeof(maximum));
 }
 
 // best[lane] = the group with the largest value, the first of them.
@@ -144,27 +144,36 @@ MMAD_FAST_MULTIVERSION void widen_halves(const uint16_t* halves, int64_t count,
   }
 }
 
-// A vector that the compiler keeps in registers, in one of the widest or in several.
-typedef double Doubles __attribute__((vector_size(64)));
-
 // sums[row][column] of kProjectedRows rows (values[d * kProjectedRows + row]) and
 // kProjectedColumns columns of the basis.
 MMAD_FAST_MULTIVERSION void project_rows(const double* values, int64_t width, const double* basis,
                                          int64_t stride, double* sums) {
   constexpr int kVectors = kProjectedColumns / 8;
-  Doubles totals[kProjectedRows][kVectors] = {};
+  Doubles totals[kProjectedRows][kVectors];
+#pragma GCC unroll 4
+  for (int row = 0; row < kProjectedRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) totals[row][v] = Doubles{};
+  }
   for (int64_t d = 0; d < width; ++d) {
-    Doubles columns[kVectors];
-    std::memcpy(columns, basis + d * stride, sizeof(columns));
 #pragma GCC unroll 4
-    for (int row = 0; row < kProjectedRows; ++row) {
+    for (int v = 0; v < kVectors; ++v) {
+      Doubles column;
+      std::memcpy(&column, basis + d * stride + v * 8, sizeof(column));
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        totals[row][v] += values[d * kProjectedRows + row] * columns[v];
+      for (int row = 0; row < kProjectedRows; ++row) {
+        totals[row][v] += values[d * kProjectedRows + row] * column;
       }
     }
   }
-  std::memcpy(sums, totals, sizeof(totals));
+#pragma GCC unroll 4
+  for (int row = 0; row < kProjectedRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const Doubles total = totals[row][v];
+      std::memcpy(sums + row * kProjectedColumns + v * 8, &total, sizeof(total));
+    }
+  }
 }
 
 }  // namespace nearest_neighbor_kernels
@@ -173,16 +182,17 @@ namespace {
 
 using namespace nearest_neighbor_kernels;
 
-constexpr int64_t kTileColumns = 480;                       // queries of a tile, about
-constexpr int64_t kMaxBlock = 1024;                         // queries of a block
-constexpr int64_t kMinBlock = 96;                           //
-constexpr int64_t kBoundBytes = 12 << 20;                   // of a block's bounds
+constexpr int64_t kTileColumns = 48;       // queries of a tile, about: it stays in L1
+constexpr int64_t kMaxBlock = 1024;        // queries of a block
+constexpr int64_t kMinBlock = 96;          //
+constexpr int64_t kBoundBytes = 12 << 20;  // of a block's bounds
 constexpr double kRounding = FLT_EPSILON / 2;
 constexpr double kOverflow = 1e37;  // squared lengths from here on may overflow in float32
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kShortening = 1 - 1e-9;  // of the directions; more than their orthonormality is off
+constexpr double kShortening =
+    1 - 1e-9;  // of the directions; more than their orthonormality is off
 // A term of a dot product costs about this many times more outside of the matrix product.
-constexpr int64_t kScatteredCost = 8;
+constexpr int64_t kScatteredCost = 32;
 
 int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
@@ -192,6 +202,18 @@ const float* row_of(const BankRows& rows, int64_t row, float* scratch) {
   if (rows.floats) return rows.floats + row * rows.width;
   widen_halves(rows.halves + row * rows.width, rows.width, scratch);
   return scratch;
+}
+
+// The beginning of a row and of its next pages; the hardware goes on from there.
+void prefetch_row(const BankRows& rows, int64_t row) {
+  const int64_t bytes = rows.width * (rows.floats ? sizeof(float) : sizeof(uint16_t));
+  const char* begin = rows.floats ? reinterpret_cast<const char*>(rows.floats)
+                                  : reinterpret_cast<const char*>(rows.halves);
+  begin += row * bytes;
+  for (int64_t offset = 0; offset < std::min<int64_t>(bytes, 256); offset += 64) {
+    __builtin_prefetch(begin + offset);
+  }
+  for (int64_t offset = 4096; offset < bytes; offset += 4096) __builtin_prefetch(begin + offset);
 }
 
 void fill_strip(const BankRows& rows, int64_t first_row, int64_t count, Strip& strip) {
@@ -281,7 +303,7 @@ struct Nearest {
 
 // The queries of a block as the bounds see them: themselves, or projected.
 struct BoundQueries {
-  const float* rows;            // count x width
+  const float* rows;  // count x width
   int64_t count;
   int64_t width;
   double coordinate_error;      // of a projected row, relative to its length
@@ -289,13 +311,14 @@ struct BoundQueries {
   std::vector<double> squared_norms;
 };
 
-// Step 1: for batches of kLanes queries and every group, kLanes values. Rows behind the last query
-// of the last batch hold anything.
+// Step 1: for batches of kLanes queries and every group, kLanes values; those behind the last query
+// of the last batch are anything. `values` is the memory for it.
 class GroupBounds {
  public:
-  GroupBounds(const BoundQueries& queries, const BankRows& bank)
-      : num_groups_((bank.num_rows + kGroupRows - 1) / kGroupRows),
-        values_(round_up(queries.count, kLanes) * num_groups_) {
+  GroupBounds(const BoundQueries& queries, const BankRows& bank, AlignedFloats& values)
+      : num_groups_((bank.num_rows + kGroupRows - 1) / kGroupRows), values_(values) {
+    const std::size_t size = round_up(queries.count, kLanes) * num_groups_;
+    if (values_.size() < size) values_.resize(size);
     const PackedMatrix packed =
         pack_matrix(queries.rows, queries.count, queries.width, queries.width);
     // A tile is whole batches, and so begins at one.
@@ -332,15 +355,15 @@ class GroupBounds {
       const int64_t group = (first_row + row) / kGroupRows;
       for (int64_t column = 0; column < count; column += kLanes) {
         const int64_t batch = (first_query + column) / kLanes;
-        reduce_group(tile + row * stride + column, stride,
-                     bank.half_norms.data() + first_row + row, std::min(kGroupRows, rows - row),
+        reduce_group(tile + row * stride + column, stride, bank.half_norms.data() + first_row + row,
+                     std::min(kGroupRows, rows - row),
                      values_.data() + (batch * num_groups_ + group) * kLanes);
       }
     }
   }
 
   int64_t num_groups_;
-  AlignedFloats values_;
+  AlignedFloats& values_;
 };
 
 // Step 2 for one query.
@@ -371,6 +394,7 @@ class Search {
       if (rough <= limit_) left[num_left++] = {rough, row};
     }
     std::sort(left, left + num_left);
+    for (int64_t i = 0; i < num_left; ++i) prefetch_row(rows_, left[i].second);
     for (int64_t i = 0; i < num_left && left[i].first <= limit_; ++i) measure(left[i].second);
   }
 
@@ -398,10 +422,10 @@ class Search {
     const double norm = std::sqrt(squared_norm_);
     const double row_norm = norm + reach;  // of a row in reach, at most
     if (row_norm * row_norm > kOverflow) return;
-    const double terms = static_cast<double>(std::min(width, kDepthBlock) + width / kDepthBlock + 3);
+    const double terms =
+        static_cast<double>(std::min(width, kDepthBlock) + width / kDepthBlock + 3);
     const double underflow = 2 * static_cast<double>(width + 2) * FLT_MIN;
-    const double error =
-        1.01 * kRounding * row_norm * ((terms + 1) * norm + row_norm) + underflow;
+    const double error = 1.01 * kRounding * row_norm * ((terms + 1) * norm + row_norm) + underflow;
     const double lowest = (squared_norm_ - reach * reach) / 2 - error;
     threshold_ = static_cast<float>(lowest - 2 * kRounding * std::abs(lowest) - FLT_MIN);
     const double roundings = static_cast<double>(width / kLanes + 8);
@@ -427,8 +451,8 @@ struct BlockSearch {
   int64_t max_groups;  // a query that would have to open more is given up
 
   // nearest[i] of every query; one that was given up keeps the index it had.
-  ScoringStatistics run(Nearest* nearest) const {
-    const GroupBounds bounds(bound_queries, bound_rows);
+  ScoringStatistics run(Nearest* nearest, AlignedFloats& memory) const {
+    const GroupBounds bounds(bound_queries, bound_rows, memory);
     const int64_t batches = (bound_queries.count + kLanes - 1) / kLanes;
     ScoringStatistics statistics;
     std::mutex mutex;
@@ -487,8 +511,8 @@ struct BlockSearch {
 };
 
 BoundQueries plain_queries(const float* queries, int64_t count, int64_t width) {
-  BoundQueries bound{queries, count, width, 0.0, std::vector<double>(count),
-                     std::vector<double>(count)};
+  BoundQueries bound{
+      queries, count, width, 0.0, std::vector<double>(count), std::vector<double>(count)};
   for (int64_t query = 0; query < count; ++query) {
     bound.squared_norms[query] = sum_squares(queries + query * width, width);
   }
@@ -563,6 +587,7 @@ ScoringStatistics nearest_neighbor_scoring(const float* queries, int64_t num_que
   const int64_t num_groups = (bank.rows.num_rows + kGroupRows - 1) / kGroupRows;
   ScoringStatistics statistics;
   std::vector<Nearest> nearest(num_queries);
+  AlignedFloats memory;
   if (bank.projection.rank > 0) {
     const int64_t max_groups = num_groups * kGroupRows * width / kScatteredCost /
                                (kGroupRows * bank.projected.width + 2 * width);
@@ -572,7 +597,7 @@ ScoringStatistics nearest_neighbor_scoring(const float* queries, int64_t num_que
       const BoundQueries bound = projected_queries(
           bank.projection, part, std::min(block, num_queries - first), width, projected);
       const BlockSearch search{part, bank.rows, bound, bank.projected, max_groups};
-      add(statistics, search.run(nearest.data() + first));
+      add(statistics, search.run(nearest.data() + first, memory));
     }
   }
   std::vector<int64_t> left;
@@ -594,7 +619,7 @@ ScoringStatistics nearest_neighbor_scoring(const float* queries, int64_t num_que
     }
     const BoundQueries bound = plain_queries(part, count, width);
     const BlockSearch search{part, bank.rows, bound, bank.rows, num_groups};
-    add(statistics, search.run(found.data()));
+    add(statistics, search.run(found.data(), memory));
     for (int64_t i = 0; i < count; ++i) nearest[left[first + i]] = found[i];
   }
   for (int64_t query = 0; query < num_queries; ++query) {

@@ -148,7 +148,7 @@ def test_kernel_writes_its_outputs_and_nothing_else(size: tuple[int, int, int]) 
     indices = np.full(len(queries) + 2 * GUARD, -7, np.int64)
     inner = slice(GUARD, GUARD + len(queries))
     _kernels.nearest_neighbor_scoring(
-        queries, _kernels.Bank(bank), distances[inner], indices[inner]
+        queries, PreparedBank(bank).kernel_bank, distances[inner], indices[inner]
     )
     assert np.isfinite(distances[inner]).all()
     assert np.isnan(np.delete(distances, inner)).all()

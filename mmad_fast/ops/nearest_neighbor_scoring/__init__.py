@@ -70,7 +70,9 @@ class PreparedBank:
 
         rows = self.rows
         mean, basis = choose_projection(rows) if self._prune else no_projection(rows.shape[1])
-        return _kernels.Bank(rows.view(np.uint16) if rows.dtype == np.float16 else rows, mean, basis)
+        return _kernels.Bank(
+            rows.view(np.uint16) if rows.dtype == np.float16 else rows, mean, basis
+        )
 
 
 def _check_half_matrix(bank: NDArray[np.float16]) -> NDArray[np.float16]:

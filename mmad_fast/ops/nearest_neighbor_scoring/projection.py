@@ -14,7 +14,7 @@ NUM_TRIALS = 128
 WIDTHS = (32, 64, 128)
 """Numbers of projected channels that are tried, the last of them being the length of the rest."""
 NUM_ITERATIONS = 4
-SCATTERED_COST = 8
+SCATTERED_COST = 32
 """How many times more a term of a dot product costs outside of the matrix product (measured)."""
 MAX_RELATIVE_COST = 0.7
 
