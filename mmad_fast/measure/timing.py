@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +82,34 @@ def time_calls(
         function()
         latencies_ms.append((time.perf_counter() - start) * 1e3)
     return Timing.from_latencies(latencies_ms)
+
+
+def time_interleaved(
+    functions: Mapping[str, Callable[[], object]], *, num_runs: Mapping[str, int]
+) -> dict[str, list[float]]:
+    """The latencies in milliseconds of each function, called in turns.
+
+    A B C A B C ...: a machine that gets slower or faster on the way does so for all of them, so
+    their ratios hold where their times do not. A function with fewer runs than the others has its
+    turns spread evenly over the rounds. Nothing is warmed up here.
+
+    Args:
+        functions: By name; each returns when its work is done.
+        num_runs: Of each function, by the same names, >= 1.
+
+    Raises:
+        InvalidInputError: other names, or a number of runs below 1.
+    """
+    if set(num_runs) != set(functions) or any(count < 1 for count in num_runs.values()):
+        raise InvalidInputError(
+            f"num_runs is {dict(num_runs)}; each of {', '.join(functions)} needs at least 1 run"
+        )
+    num_rounds = max(num_runs.values(), default=0)
+    latencies_ms: dict[str, list[float]] = {name: [] for name in functions}
+    for round_index in range(num_rounds):
+        for name, function in functions.items():
+            if round_index * num_runs[name] % num_rounds < num_runs[name]:
+                start = time.perf_counter()
+                function()
+                latencies_ms[name].append((time.perf_counter() - start) * 1e3)
+    return latencies_ms

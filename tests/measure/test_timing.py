@@ -4,7 +4,7 @@ import pytest
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.measure import timing
-from mmad_fast.measure.timing import Timing, time_calls
+from mmad_fast.measure.timing import Timing, time_calls, time_interleaved
 
 
 def test_percentiles_and_rate_by_hand():
@@ -60,3 +60,20 @@ def test_counts_that_make_no_sense_are_refused(options):
 def test_latencies_that_make_no_sense_are_refused(latencies):
     with pytest.raises(InvalidInputError, match="positive finite"):
         Timing.from_latencies(latencies)
+
+
+def test_functions_are_called_in_turns_and_the_slow_ones_spread_over_the_rounds(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "abc"}
+    latencies = time_interleaved(functions, num_runs={"a": 6, "b": 2, "c": 1})
+    assert "".join(calls) == "abc" + "a" + "a" + "ab" + "a" + "a"
+    assert {name: len(values) for name, values in latencies.items()} == {"a": 6, "b": 2, "c": 1}
+    assert set(latencies["a"]) == {1000.0}  # one tick of a second between start and end
+
+
+@pytest.mark.parametrize("num_runs", [{"a": 0}, {}, {"a": 1, "b": 1}])
+def test_every_function_needs_its_number_of_runs(num_runs):
+    with pytest.raises(InvalidInputError, match="at least 1 run"):
+        time_interleaved({"a": lambda: None}, num_runs=num_runs)
