@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
+# Arguments for `make peers`, e.g. make peers PEERS="--data DATA_SET --frames FOLDER --resume"
+PEERS ?=
 # Arguments for `make bench`, e.g. make bench ARGS="--method cfm --data mvtec3d"
 ARGS ?= --method cfm-s
 
-.PHONY: bench test lint typecheck format clean
+.PHONY: bench peers test lint typecheck format clean
 
 bench: $(VENV)/.installed-fit
 	$(BIN)/mmad-fast bench $(ARGS)
+
+peers: $(VENV)/.installed-bench
+	$(BIN)/python bench/peers/run_all.py $(PEERS)
+	$(BIN)/python bench/tables/peers.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
@@ -19,6 +25,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/python bench/tables/readme.py --check
+	$(BIN)/python bench/tables/peers.py --check
 
 typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy

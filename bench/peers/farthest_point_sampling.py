@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 from clouds import PARTS, clouds
 from numpy.typing import NDArray
-from peer_rows import Case, Contender, DisagreementError, compare, parse_options
+from peer_rows import Agreement, Case, Contender, DisagreementError, compare, parse_options
 
 from mmad_fast.measure.timing import time_interleaved
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -27,7 +27,7 @@ RELATIVE_TIE = 1e-6
 Sampler = Callable[[], NDArray]
 
 
-def agreement(got: NDArray, points: NDArray[np.float32], ours: NDArray[np.int64]) -> str:
+def agreement(got: NDArray, points: NDArray[np.float32], ours: NDArray[np.int64]) -> Agreement:
     """How a peer's samples agree with ours.
 
     fpsample's bucket variants do not begin at the start index they are given. They are compared
@@ -42,23 +42,23 @@ def agreement(got: NDArray, points: NDArray[np.float32], ours: NDArray[np.int64]
     """
     if got.ndim == 2:
         if np.array_equal(np.unique(got, axis=0), np.unique(points[ours], axis=0)):
-            return "same points"
+            return Agreement("same points")
         raise DisagreementError("another set of points")
     got = got.astype(np.int64)
-    own_start = f", from its own first point {got[0]}" if got[0] != ours[0] else ""
-    wanted = (
-        farthest_point_sampling(points, len(got), start_index=int(got[0])) if own_start else ours
-    )
+    own_start, wanted = "", ours
+    if got[0] != ours[0]:
+        own_start = ", from a first point of its own"
+        wanted = farthest_point_sampling(points, len(got), start_index=int(got[0]))
     differing = np.flatnonzero(got != wanted)
     if len(differing) == 0:
-        return f"same indices{own_start}"
+        return Agreement(f"same indices{own_start}")
     nearness = farthest_ratio(points, got, from_step=int(differing[0]))
     if nearness < 1 - RELATIVE_TIE:
         raise DisagreementError(
-            f"sample {differing[0]} differs{own_start}; a chosen point is only {nearness:.3g} of "
-            "the largest distance away"
+            f"from sample {differing[0]} on a chosen point is only {nearness:.3g} of the largest "
+            "distance away"
         )
-    return f"exact{own_start}; ties taken otherwise from sample {differing[0]}"
+    return Agreement(f"ties taken otherwise{own_start}", f"from sample {differing[0]}")
 
 
 def farthest_ratio(
@@ -112,7 +112,7 @@ def fpsample_sampler(function: str, *arguments: object) -> Sampler:
 
 
 def best_height(points: NDArray[np.float32], num_samples: int) -> tuple[int | None, str | None]:
-    """The height of fpsample's line tree that is fastest here, and the times of all."""
+    """The height of fpsample's line tree that is fastest here, and the times of all tried."""
     if find_spec("fpsample") is None:
         return None, None
     samplers = {
@@ -123,7 +123,7 @@ def best_height(points: NDArray[np.float32], num_samples: int) -> tuple[int | No
     times_ms = {height: float(np.median(values)) for height, values in latencies.items()}
     best = min(times_ms, key=lambda height: times_ms[height])
     tried = ", ".join(f"{height}: {time_ms:.1f}" for height, time_ms in times_ms.items())
-    return int(best), f"h={best}, the best of (ms) {tried}"
+    return int(best), f"ms by height: {tried}"
 
 
 def contenders(points: NDArray[np.float32], num_samples: int) -> list[Contender]:
@@ -136,6 +136,7 @@ def contenders(points: NDArray[np.float32], num_samples: int) -> list[Contender]
         Contender(
             "fpsample kdline, best height",
             lambda: fpsample_sampler("bucket_fps_kdline_sampling", *arguments, height),
+            parameter=f"h={height}",
             note=note,
         ),
         Contender(

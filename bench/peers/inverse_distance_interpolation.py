@@ -15,7 +15,7 @@ from clouds import PARTS, clouds
 from mmad_fast.ops.point_index import PointIndex
 from neighbor_search import RELATIVE_TIE, Search, neighbor_agreement, neighbor_searches
 from numpy.typing import NDArray
-from peer_rows import Case, Contender, DisagreementError, compare, parse_options
+from peer_rows import Agreement, Case, Contender, DisagreementError, compare, parse_options
 from scipy.spatial import cKDTree
 
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -45,7 +45,7 @@ def weights_agreement(
     ours: InterpolationWeights,
     points: NDArray[np.float32],
     centers: NDArray[np.float32],
-) -> str:
+) -> Agreement:
     """How a peer's weights agree with ours.
 
     Raises:
@@ -55,7 +55,8 @@ def weights_agreement(
     difference = float(np.abs(got.weights - ours.weights).max())
     if not difference <= MAX_WEIGHT_DIFFERENCE:
         raise DisagreementError(f"weights differ by {difference:.2g}")
-    return f"{how}, weights within {difference:.0e}"
+    detail = ", ".join(filter(None, (how.detail, f"weights within {difference:.0e}")))
+    return Agreement(how.kind, detail)
 
 
 def run_weights(
@@ -145,12 +146,13 @@ def run_dense(name: str, points: NDArray[np.float32], options: argparse.Namespac
     ours = inverse_distance_interpolation(features, centers, points)
     is_decided = without_ties(points, centers)
 
-    def agreement(got: NDArray[np.float32]) -> str:
+    def agreement(got: NDArray[np.float32]) -> Agreement:
         difference = float(np.abs(got - ours)[is_decided].max())
         if not difference <= MAX_FEATURE_DIFFERENCE * float(np.abs(ours).max()):
             raise DisagreementError(f"features differ by {difference:.2g}")
         num_tied = int(np.count_nonzero(~is_decided))
-        return f"features within {difference:.0e}, apart from {num_tied} points with tied centres"
+        detail = f"within {difference:.0e}, apart from {num_tied} points with tied centres"
+        return Agreement("same features", detail)
 
     shape = (len(points), DENSE_CHANNELS)
     case = Case(

@@ -15,7 +15,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from peer_rows import Case, Contender, DisagreementError, RefusalError, compare, parse_options
+from peer_rows import (
+    Agreement,
+    Case,
+    Contender,
+    DisagreementError,
+    RefusalError,
+    compare,
+    parse_options,
+)
 
 from mmad_fast.ops.nearest_neighbor_scoring import (
     NearestNeighbors,
@@ -41,7 +49,7 @@ def agreement(
     ours: NearestNeighbors,
     queries: NDArray[np.float32],
     bank: NDArray[np.float32],
-) -> str:
+) -> Agreement:
     """How distances and indices agree with ours; peers that use the expanded form round.
 
     Raises:
@@ -57,7 +65,9 @@ def agreement(
         raise DisagreementError(f"a squared distance differs by {error:.2g} of |q|^2 + |b|^2")
     num_same = int(np.count_nonzero(np.asarray(indices) == ours.indices))
     off = float((np.abs(distances - ours.distances) / np.maximum(ours.distances, 1e-12)).max())
-    return f"{num_same} of {len(queries)} indices the same, distances within {off:.0e}"
+    kind = "same indices" if num_same == len(queries) else "same distances within float32"
+    detail = f"{num_same} of {len(queries)} indices the same, distances within {off:.0e}"
+    return Agreement(kind, detail)
 
 
 def faiss_flat(queries: NDArray[np.float32], bank: NDArray[np.float32]) -> Score:
@@ -119,8 +129,8 @@ def scipy_tree(queries: NDArray[np.float32], bank: NDArray[np.float32], num_thre
 def _refuse_large(queries: NDArray[np.float32], bank: NDArray[np.float32]) -> None:
     if len(queries) * bank.size > MAX_TREE_MULTIPLICATIONS:
         raise RefusalError(
-            f"a k-d tree visits nearly every row in {bank.shape[1]} dimensions; see the smallest "
-            "case for how slow that is"
+            "timed in the smallest case only: in so many dimensions a k-d tree visits nearly all "
+            "rows"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from peer_rows import DisagreementError, RefusalError
+from peer_rows import Agreement, DisagreementError, RefusalError
 
 Neighbors = tuple[NDArray, NDArray]
 """Squared distances (Q, K) and indices (Q, K), nearest first."""
@@ -37,7 +37,7 @@ def neighbor_agreement(
     wanted: NDArray[np.int64],
     points: NDArray[np.float32],
     queries: NDArray[np.float32],
-) -> str:
+) -> Agreement:
     """How neighbours (Q, K) agree with ours: of equally near points a peer may take any.
 
     Raises:
@@ -45,7 +45,7 @@ def neighbor_agreement(
     """
     num_differing = int(np.count_nonzero(got != wanted))
     if num_differing == 0:
-        return "same indices"
+        return Agreement("same indices")
     distances, ours = (
         np.linalg.norm(points[indices].astype(np.float64) - queries[:, None], axis=-1)
         for indices in (got.astype(np.int64), wanted)
@@ -53,7 +53,10 @@ def neighbor_agreement(
     excess = np.abs(distances - ours) / np.maximum(ours, ours.max() * 1e-6)
     if excess.max() > RELATIVE_TIE:
         raise DisagreementError(f"a neighbour's distance differs by {excess.max():.2g} of ours")
-    return f"same distances, {num_differing} of {got.size} indices differ (equally near)"
+    return Agreement(
+        "same distances; of equally near points others",
+        f"{num_differing} of {got.size} indices differ",
+    )
 
 
 def _scipy(num_threads: int, *, balanced: bool) -> Search:

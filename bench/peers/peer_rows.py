@@ -40,6 +40,19 @@ class DisagreementError(Exception):
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How a result agrees with ours.
+
+    Attributes:
+        kind: In words that are the same in every case.
+        detail: The case's numbers.
+    """
+
+    kind: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
 class Contender:
     """One implementation that can do the job.
 
@@ -48,15 +61,17 @@ class Contender:
         make: Returns the function that is timed; what one keeps between scans (a packed bank) is
             prepared here, what depends on the scan is not.
         is_ours: Ours, not a peer.
+        parameter: Its best parameter here.
         part: What it does if it does only a part of the job: shown, but no peer to be compared
             with. Its result is not checked.
-        note: What a reader of the row must know, e.g. the parameter that was best.
+        note: What a reader of the row must know.
         max_runs: Fewer runs for the very slow.
     """
 
     name: str
     make: Callable[[], Callable[[], Result]]
     is_ours: bool = False
+    parameter: str | None = None
     part: str | None = None
     note: str | None = None
     max_runs: int | None = None
@@ -77,7 +92,7 @@ class Case:
     what: str
     data: str
     shapes: Mapping[str, Any]
-    check: Callable[[Result], str]
+    check: Callable[[Result], Agreement]
     flop: float | None = None
 
 
@@ -86,6 +101,7 @@ class _Entry:
     contender: Contender
     agreement: str | None = None
     refusal: str | None = None
+    detail: str | None = None
     function: Callable[[], Result] | None = None
     first_ms: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
@@ -161,7 +177,9 @@ def compare(case: Case, contenders: Sequence[Contender], options: argparse.Names
     entries = [_tried(contender, case) for contender in contenders]
     timed = {entry.contender.name: entry for entry in entries if entry.function is not None}
     if not any(not (e.contender.is_ours or e.contender.part) for e in timed.values()):
-        reasons = "\n".join(f"  {e.contender.name}: {e.refusal}" for e in entries if e.refusal)
+        reasons = "\n".join(
+            f"  {e.contender.name}: {e.refusal}: {e.detail}" for e in entries if e.refusal
+        )
         raise SystemExit(
             f"{case.what}, {case.data}, {dict(case.shapes)}: no peer confirms our result, so there "
             f"is no timing (peers: pip install 'mmad-fast[bench]')\n{reasons}"
@@ -205,7 +223,9 @@ def _tried(contender: Contender, case: Case) -> _Entry:
     try:
         function = contender.make()
         result, entry.first_ms = _timed_call(function)
-        entry.agreement = "not checked" if contender.part else case.check(result)
+        if contender.part is None:
+            agreement = case.check(result)
+            entry.agreement, entry.detail = agreement.kind, agreement.detail
         del result
         if entry.first_ms < WARM_AGAIN_BELOW_MS:
             entry.first_ms = _timed_call(function)[1]
@@ -213,7 +233,7 @@ def _tried(contender: Contender, case: Case) -> _Entry:
     except DisagreementError as error:
         if contender.is_ours:
             raise SystemExit(f"{case.what}, {contender.name}: {error}; no timing") from error
-        entry.refusal = f"another result: {error}"
+        entry.refusal, entry.detail = "another result", str(error)
     except (ImportError, RefusalError, MmadFastError, MemoryError, RuntimeError) as error:
         if contender.is_ours:
             raise
@@ -257,8 +277,10 @@ def _row(
         "min_ms": min(entry.latencies_ms, default=None),
         "runs": len(entry.latencies_ms),
         "gflops": gflops,
+        "parameter": contender.parameter,
         "agreement": entry.agreement,
         "refusal": entry.refusal,
+        "detail": entry.detail,
         "note": contender.note,
         "case": started,
         "environment": dict(facts),
@@ -270,8 +292,8 @@ def _print(case: Case, rows: Sequence[Mapping[str, Any]]) -> None:
     print(f"{case.what}, {case.data}, {sizes}")
     for row in rows:
         if row["refusal"]:
-            print(f"  {row['backend']:44s} {row['refusal'][:110]}")
+            print(f"  {row['backend']:44s} {row['refusal']}: {row['detail'] or ''}"[:150])
             continue
-        remark = "; ".join(filter(None, (row["agreement"], row["note"])))
+        remark = "; ".join(filter(None, (row["agreement"], row["detail"], row["note"])))
         print(f"  {row['backend']:44s} {row['p50_ms']:9.2f} ms  x{row['runs']:<3d} {remark}")
     sys.stdout.flush()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from peer_rows import Case, Contender, DisagreementError, compare, parse_options
+from peer_rows import Agreement, Case, Contender, DisagreementError, compare, parse_options
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
@@ -139,11 +139,11 @@ def torch_eager(scene: Scene, *, foreground_only: bool) -> Callable[[], Psi]:
 def run(scene: Scene, options: argparse.Namespace) -> None:
     expected = ours(scene)
 
-    def agreement(got: Psi) -> str:
+    def agreement(got: Psi) -> Agreement:
         difference = max(float(np.abs(g - e).max()) for g, e in zip(got, expected, strict=True))
         if not difference <= MAX_DIFFERENCE:
             raise DisagreementError(f"psi differs by {difference:.2g}")
-        return f"psi within {difference:.0e}"
+        return Agreement("same psi", f"within {difference:.0e}")
 
     case = Case("pixel_mapping", "synthetic part", {"P": len(scene.pixels)}, agreement)
     contenders = [

@@ -1,0 +1,157 @@
+"""bench/peers/peer_rows.py: who is timed, who is a row with a reason, and when there are none."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+
+from mmad_fast.errors import InvalidInputError
+
+
+@pytest.fixture(scope="module")
+def rows(bench_module):
+    return bench_module("peers/peer_rows")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return argparse.Namespace(
+        threads=2, runs=3, budget_s=1.0, resume=False, results=tmp_path / "new" / "peers.jsonl"
+    )
+
+
+@pytest.fixture
+def case(rows):
+    def check(result):
+        if result != 42:
+            raise rows.DisagreementError(f"{result} is not 42")
+        return rows.Agreement("same number", "exactly")
+
+    return rows.Case("op", "noise", {"N": 5}, check, flop=2e6)
+
+
+def written(options):
+    return [json.loads(line) for line in options.results.read_text().splitlines()]
+
+
+def contender(rows, name, result=42, error=None, **changes):
+    def make():
+        if error is not None:
+            raise error
+        return lambda: result
+
+    return rows.Contender(name, make, **changes)
+
+
+def test_every_contender_is_a_row_and_only_those_that_agree_are_timed(rows, options, case):
+    refusal = rows.RefusalError("too large")
+    listed = [
+        contender(rows, "mmad-fast", is_ours=True),
+        contender(rows, "peer", parameter="h=3", note="n"),
+        contender(rows, "wrong", result=41),
+        contender(rows, "absent", error=ModuleNotFoundError("No module named 'absent'")),
+        contender(rows, "large", error=refusal),
+        contender(rows, "bound", result=None, part="writes only"),
+    ]
+    rows.compare(case, listed, options)
+    by_name = {row["backend"]: row for row in written(options)}
+    assert list(by_name) == ["mmad-fast", "peer", "wrong", "absent", "large", "bound"]
+    assert [row["runs"] for row in by_name.values()] == [3, 3, 0, 0, 0, 3]
+    assert len({row["case"] for row in by_name.values()}) == 1
+    peer = by_name["peer"]
+    assert (peer["agreement"], peer["detail"]) == ("same number", "exactly")
+    assert (peer["parameter"], peer["note"], peer["refusal"]) == ("h=3", "n", None)
+    assert 0 < peer["min_ms"] <= peer["p50_ms"]
+    assert peer["gflops"] == pytest.approx(2 / peer["p50_ms"])
+    assert peer["environment"]["versions"]["numpy"]
+    wrong = by_name["wrong"]
+    assert (wrong["refusal"], wrong["detail"]) == ("another result", "41 is not 42")
+    assert wrong["p50_ms"] is wrong["min_ms"] is wrong["gflops"] is None
+    assert by_name["absent"]["refusal"] == "No module named 'absent'"
+    assert by_name["large"]["refusal"] == "too large"
+    assert by_name["bound"]["agreement"] is None
+    assert by_name["bound"]["part"] == "writes only"
+
+
+def test_without_a_peer_that_confirms_ours_nothing_is_timed(rows, options, case):
+    listed = [
+        contender(rows, "mmad-fast", is_ours=True),
+        contender(rows, "wrong", result=41),
+        contender(rows, "bound", part="writes only"),
+    ]
+    with pytest.raises(SystemExit, match="no peer confirms our result") as caught:
+        rows.compare(case, listed, options)
+    assert "wrong: another result: 41 is not 42" in str(caught.value)
+    assert not options.results.exists()
+
+
+def test_ours_has_no_excuse(rows, options, case):
+    peer = contender(rows, "peer")
+    with pytest.raises(SystemExit, match="41 is not 42; no timing"):
+        rows.compare(case, [contender(rows, "mmad-fast", result=41, is_ours=True), peer], options)
+    error = InvalidInputError("points are missing")
+    with pytest.raises(InvalidInputError, match="points are missing"):
+        rows.compare(case, [contender(rows, "mmad-fast", error=error, is_ours=True), peer], options)
+
+
+def test_the_slow_get_the_runs_that_their_budget_allows(rows, options, case, monkeypatch):
+    listed = [contender(rows, "mmad-fast", is_ours=True)]
+    listed += [contender(rows, "slow"), contender(rows, "few", max_runs=1)]
+    seconds = iter([0.0, 0.001, 0.0, 0.001, 0.0, 0.5, 0.0, 0.001, 0.0, 0.001])
+    monkeypatch.setattr(rows.time, "perf_counter", lambda: next(seconds, 0.0))
+    counts = {}
+
+    def timed(functions, *, num_runs):
+        counts.update(num_runs)
+        return {name: [1.0] * count for name, count in num_runs.items()}
+
+    monkeypatch.setattr(rows, "time_interleaved", timed)
+    rows.compare(case, listed, options)
+    assert counts == {"mmad-fast": 3, "slow": 2, "few": 1}
+
+
+def test_resume_skips_what_the_same_code_has_measured(rows, options, case, monkeypatch):
+    listed = [contender(rows, "mmad-fast", is_ours=True), contender(rows, "peer")]
+    facts = {"commit": "a", "versions": {}}
+    monkeypatch.setattr(rows, "peer_environment", lambda: dict(facts))
+    rows.compare(case, listed, options)
+    options.resume = True
+    rows.compare(case, listed, options)
+    assert len(written(options)) == 2
+    facts["commit"] = "b"
+    rows.compare(case, listed, options)
+    assert len(written(options)) == 4
+    options.threads = 1
+    rows.compare(case, listed, options)
+    assert len(written(options)) == 6
+
+
+def test_all_libraries_get_the_same_threads_by_starting_anew(rows, monkeypatch):
+    started = {}
+
+    def execve(program, arguments, environment):
+        started.update(environment)
+
+    monkeypatch.setattr(rows.os, "execve", execve)
+    for name in rows.THREAD_VARIABLES:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    rows._restart_with_threads(2)
+    assert started == {}
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    rows._restart_with_threads(3)
+    assert {started[name] for name in rows.THREAD_VARIABLES} == {"3"}
+    assert "OPENBLAS_CORETYPE" not in started
+
+
+def test_pieces_are_commands_and_real_features_only_where_given(bench_module):
+    pieces = bench_module("peers/run_all")
+    plain = pieces.commands(["--resume"])
+    assert all(command[2] == "--resume" and command[-2] == "--only" for command in plain)
+    assert not any("features" in command[-1] for command in plain)
+    given = pieces.commands(["--features=folder"])
+    assert {command[-1] for command in given} - {command[-1] for command in plain} == set(
+        pieces.FEATURE_PIECES
+    )
