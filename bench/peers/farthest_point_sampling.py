@@ -12,7 +12,15 @@ from importlib.util import find_spec
 import numpy as np
 from clouds import PARTS, clouds
 from numpy.typing import NDArray
-from peer_rows import Agreement, Case, Contender, DisagreementError, compare, parse_options
+from peer_rows import (
+    Agreement,
+    Case,
+    Contender,
+    DisagreementError,
+    RefusalError,
+    compare,
+    parse_options,
+)
 
 from mmad_fast.measure.timing import time_interleaved
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -23,6 +31,7 @@ GROWTH_SAMPLES = (128, 256, 512, 2048)  # besides 1024
 HEIGHTS = (3, 4, 5, 6, 7, 8, 9)
 SWEEP_RUNS = 7
 RELATIVE_TIE = 1e-6
+MAX_OPEN3D_POINTS = 50_000
 
 Sampler = Callable[[], NDArray]
 
@@ -100,6 +109,10 @@ def open3d_sampler(points: NDArray[np.float32], num_samples: int) -> Sampler:
     from mmad_fast.preprocess.reference import import_open3d
 
     open3d = import_open3d()
+    if len(points) > MAX_OPEN3D_POINTS:
+        raise RefusalError(
+            f"seconds already at {MAX_OPEN3D_POINTS} points, and its time grows with N"
+        )
     cloud = open3d.t.geometry.PointCloud(open3d.core.Tensor.from_numpy(points))
     return lambda: cloud.farthest_point_down_sample(num_samples).point.positions.numpy()
 

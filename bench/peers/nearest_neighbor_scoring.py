@@ -145,7 +145,11 @@ def contenders(
 
     return [
         Contender("mmad-fast", ours, is_ours=True),
-        Contender("faiss flat", lambda: faiss_flat(*arrays)),
+        Contender(
+            "faiss flat",
+            lambda: faiss_flat(*arrays),
+            note="its OpenBLAS told the CPU's instruction set, which it does not find out itself",
+        ),
         Contender("torch.cdist + min", lambda: torch_cdist(*arrays)),
         Contender("scikit-learn argmin_min", lambda: sklearn_argmin(*arrays)),
         Contender("scikit-learn brute", lambda: sklearn_neighbors(*arrays, "brute", num_threads)),

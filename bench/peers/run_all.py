@@ -1,7 +1,7 @@
 """Runs every comparison with peers, piece by piece, each in a process of its own.
 
 python bench/peers/run_all.py --data DATA_SET --frames FOLDER --features FOLDER [--resume]
-python bench/peers/run_all.py --data DATA_SET ... --print     # the commands, one a line, without running them
+python bench/peers/run_all.py --data DATA_SET ... --print     # the commands, one a line
 
 Every option is handed on to the pieces. The rows are appended to bench/results/peers.jsonl;
 bench/tables/peers.py makes the page of them.

@@ -135,15 +135,23 @@ def test_all_libraries_get_the_same_threads_by_starting_anew(rows, monkeypatch):
         started.update(environment)
 
     monkeypatch.setattr(rows.os, "execve", execve)
-    for name in rows.THREAD_VARIABLES:
-        monkeypatch.setenv(name, "2")
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    for name, value in rows.library_environment(2).items():
+        monkeypatch.setenv(name, value)
     rows._restart_with_threads(2)
     assert started == {}
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("KEPT", "1")
     rows._restart_with_threads(3)
     assert {started[name] for name in rows.THREAD_VARIABLES} == {"3"}
-    assert "OPENBLAS_CORETYPE" not in started
+    assert started["KEPT"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("instruction_set", "core"), [("AVX512", "SkylakeX"), ("AVX2", "Haswell"), ("BASELINE", None)]
+)
+def test_openblas_is_told_what_the_cpu_has(rows, monkeypatch, instruction_set, core):
+    found = argparse.Namespace(name=instruction_set)
+    monkeypatch.setattr(rows._kernels, "best_instruction_set", lambda: found)
+    assert rows.library_environment(2).get("OPENBLAS_CORETYPE") == core
 
 
 def test_pieces_are_commands_and_real_features_only_where_given(bench_module):
