@@ -12,14 +12,16 @@ from mmad_fast.measure.timing import time_calls
 from mmad_fast.threads import get_num_threads, set_num_threads
 
 
-def parse_options(description: str | None, *, runs: int = 15, **further: int) -> argparse.Namespace:
-    """threads, runs and further numbers with their defaults, from the command line; the kernels
+def parse_options(
+    description: str | None, *, runs: int = 15, **further: int | str
+) -> argparse.Namespace:
+    """threads, runs and further options with their defaults, from the command line; the kernels
     are given these threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=get_num_threads())
     parser.add_argument("--runs", type=int, default=runs)
     for name, default in further.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     options = parser.parse_args()
     set_num_threads(options.threads)
     return options

@@ -40,6 +40,19 @@ def queries_and_bank(
     return draw(num_queries), draw(num_bank_rows)
 
 
+def low_rank_queries_and_bank(
+    num_queries: int, num_bank_rows: int, num_channels: int, *, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Queries (Q, C) and bank (M, C) float32 whose variance falls with the direction and which have
+    a common offset, as those of a network's features do."""
+    rng = np.random.default_rng(seed)
+    directions, _ = np.linalg.qr(rng.standard_normal((num_channels, num_channels)))
+    deviations = 10 / np.arange(1, num_channels + 1) ** 1.5
+    rows = rng.standard_normal((num_queries + num_bank_rows, num_channels)) * deviations
+    rows = (rows @ directions.T + 3).astype(np.float32)
+    return rows[:num_queries], rows[num_queries:]
+
+
 def mapping_network(sizes: tuple[int, ...], *, seed: int = 0) -> MappingNetwork:
     """Random layers whose activations keep their scale."""
     rng = np.random.default_rng(seed)

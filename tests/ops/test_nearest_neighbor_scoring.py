@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from ops.feature_cases import QUERY_BANK_SIZES, queries_and_bank
+from ops.feature_cases import QUERY_BANK_SIZES, low_rank_queries_and_bank, queries_and_bank
 
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbor_scoring
 from mmad_fast.ops.nearest_neighbor_scoring import reference as definition
+from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection
 
 GUARD = 64
 BACKENDS = ["cpu", "reference"]
@@ -30,6 +31,25 @@ def assert_is_truth(queries: NDArray, bank: NDArray) -> None:
     distances, indices = definition.nearest_neighbor_scoring(queries, bank)
     np.testing.assert_array_equal(found.indices, indices)
     np.testing.assert_allclose(found.distances, distances, rtol=2e-7)
+
+
+def assert_projected_is_truth(
+    queries: NDArray, bank: NDArray, mean: NDArray, basis: NDArray
+) -> _kernels.ScoringStatistics:
+    """Scores with this projection, however useless it is."""
+    distances, indices = np.empty(len(queries), np.float32), np.empty(len(queries), np.int64)
+    kernel_bank = _kernels.Bank(bank, mean, basis)
+    statistics = _kernels.nearest_neighbor_scoring(queries, kernel_bank, distances, indices)
+    expected_distances, expected_indices = definition.nearest_neighbor_scoring(queries, bank)
+    np.testing.assert_array_equal(indices, expected_indices)
+    np.testing.assert_allclose(distances, expected_distances, rtol=2e-7)
+    return statistics
+
+
+def random_projection(num_channels: int, rank: int, *, seed: int = 0) -> tuple[NDArray, NDArray]:
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.standard_normal((num_channels, rank)))
+    return rng.standard_normal(num_channels), basis
 
 
 def test_reference_on_a_case_by_hand() -> None:
@@ -158,11 +178,13 @@ def test_kernel_writes_its_outputs_and_nothing_else(size: tuple[int, int, int]) 
 
 @pytest.mark.usefixtures("_restore_threads")
 def test_number_of_threads_changes_no_bit() -> None:
-    queries, bank = queries_and_bank(63, 1025, 33)
+    queries, bank = low_rank_queries_and_bank(63, 2500, 100)
+    prepared = PreparedBank(bank)
     results = []
     for count in (1, 2, 7):
         _kernels.set_num_threads(count)
         results.append(nearest_neighbor_scoring(queries, bank))
+        results.append(nearest_neighbor_scoring(queries, prepared))
     for other in results[1:]:
         np.testing.assert_array_equal(other.indices, results[0].indices)
         np.testing.assert_array_equal(other.distances, results[0].distances)
@@ -186,6 +208,114 @@ def test_another_bank_row_never_increases_a_distance(seed: int, num_bank_rows: i
     fewer = nearest_neighbor_scoring(queries, bank[:-1])
     more = nearest_neighbor_scoring(queries, bank)
     assert (more.distances <= fewer.distances).all()
+
+
+def test_projection_of_features_excludes_nearly_all_rows() -> None:
+    queries, bank = low_rank_queries_and_bank(40, 3000, 192)
+    mean, basis = choose_projection(bank)
+    assert basis.shape[1] >= 31
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
+    statistics = assert_projected_is_truth(queries, bank, mean, basis)
+    assert statistics.plain_queries == 0
+    assert statistics.measured_rows < 0.01 * len(queries) * len(bank)
+    found = nearest_neighbor_scoring(queries, PreparedBank(bank))
+    np.testing.assert_array_equal(
+        found.indices, nearest_neighbor_scoring(queries, PreparedBank(bank, prune=False)).indices
+    )
+
+
+def test_no_projection_where_it_does_not_help() -> None:
+    noise = np.random.default_rng(0).standard_normal((4000, 128)).astype(np.float32)
+    assert choose_projection(noise).basis.shape == (128, 0)
+    assert choose_projection(np.ones((4000, 128), np.float32)).basis.shape == (128, 0)
+    assert choose_projection(noise[:100]).basis.shape == (128, 0)
+
+
+def test_queries_that_the_projection_does_not_help_go_through_the_plain_rows() -> None:
+    noise = np.random.default_rng(0).standard_normal((600, 128)).astype(np.float32)
+    queries, bank = noise[:100].copy(), noise[100:]
+    queries[::2] = bank[50:100]  # nothing is as near as the row itself, however rough the bound
+    statistics = assert_projected_is_truth(queries, bank, *random_projection(128, 31))
+    assert 40 <= statistics.plain_queries <= 50
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+@pytest.mark.parametrize(
+    "size", [(7, 63, 7), (63, 1025, 7), (65, 112, 48), (130, 113, 257)], ids=str
+)
+def test_any_projection_gives_the_truth(size: tuple[int, int, int], rank: int) -> None:
+    queries, bank = queries_and_bank(*size)
+    assert_projected_is_truth(queries, bank, *random_projection(size[2], rank))
+    centred = bank.mean(0, dtype=np.float64), random_projection(size[2], rank)[1]
+    assert_projected_is_truth(queries, bank, *centred)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-18, 1e15, 9e17])
+def test_projection_at_extreme_scales(scale: float) -> None:
+    queries, bank = low_rank_queries_and_bank(20, 300, 40)
+    factor = scale / max(np.abs(queries).max(), np.abs(bank).max())
+    queries, bank = (queries * factor).astype(np.float32), (bank * factor).astype(np.float32)
+    mean, basis = random_projection(40, 9)
+    assert_projected_is_truth(queries, bank, mean * factor, basis)
+
+
+def test_projection_with_an_offset_that_leaves_the_expanded_formula_no_digit() -> None:
+    queries, bank = low_rank_queries_and_bank(63, 2500, 128)
+    queries, bank = queries + np.float32(1e5), bank + np.float32(1e5)
+    mean, basis = choose_projection(bank)
+    assert basis.shape[1] > 0
+    assert_projected_is_truth(queries, bank, mean, basis)
+
+
+def test_projection_with_ties_zeros_and_a_huge_row() -> None:
+    queries, bank = low_rank_queries_and_bank(20, 100, 24)
+    bank = np.concatenate([bank, np.zeros((5, 24), np.float32), bank, bank])
+    bank[40] = 1e17
+    queries = np.concatenate([queries, np.zeros((2, 24), np.float32), bank[:60]])
+    assert_projected_is_truth(queries, bank, *random_projection(24, 11))
+    assert_projected_is_truth(queries[:1], queries[:1], *random_projection(24, 11))
+
+
+def test_half_precision_bank_is_searched_as_its_float32_values() -> None:
+    for queries, bank in (
+        queries_and_bank(63, 300, 33),
+        low_rank_queries_and_bank(30, 2100, 128),
+        queries_and_bank(130, 113, 257),
+    ):
+        half = bank.astype(np.float16)
+        prepared = PreparedBank(half)
+        assert prepared.rows.dtype == np.float16
+        expected = nearest_neighbor_scoring(queries, half.astype(np.float32))
+        for given_bank in (half, prepared):
+            found = nearest_neighbor_scoring(queries, given_bank)
+            np.testing.assert_array_equal(found.indices, expected.indices)
+            np.testing.assert_array_equal(found.distances, expected.distances)
+        assert_is_truth(queries, half)
+
+
+def test_every_half_precision_number_is_read_right() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    half = every[np.isfinite(every)].reshape(-1, 64)
+    found = nearest_neighbor_scoring(half.astype(np.float32), half)
+    np.testing.assert_array_equal(found.distances, np.zeros(len(half)))
+    np.testing.assert_array_equal(found.indices, np.arange(len(half)))
+
+
+def test_half_precision_bank_is_checked() -> None:
+    _, bank = queries_and_bank(7, 63, 12)
+    half = bank.astype(np.float16)
+    half[3, 5] = np.inf
+    with pytest.raises(InvalidInputError, match=r"bank has .* row 3"):
+        PreparedBank(half)
+    with pytest.raises(InvalidInputError, match=r"bank has shape \(12,\)"):
+        PreparedBank(half[0])
+    with pytest.raises(InvalidInputError, match="bank has 0 rows"):
+        PreparedBank(half[:0])
+
+
+def test_long_bank_is_searched_in_small_blocks_of_queries() -> None:
+    queries, bank = queries_and_bank(170, 300_000, 1)
+    assert_is_truth(queries, bank)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

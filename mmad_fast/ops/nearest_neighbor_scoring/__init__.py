@@ -52,8 +52,7 @@ class PreparedBank:
             InvalidInputError: not a matrix of finite float16, float32 or float64 with a row and a
                 column.
         """
-        is_half = isinstance(bank, np.ndarray) and bank.dtype == np.float16
-        rows = _check_half_matrix(bank) if is_half else check_float_matrix(bank, "bank", min_rows=1)
+        rows = _check_bank(bank)
         if rows.shape[1] == 0:
             raise InvalidInputError(f"bank has shape {rows.shape}; at least 1 column is needed")
         rows = rows.view()
@@ -75,12 +74,14 @@ class PreparedBank:
         )
 
 
-def _check_half_matrix(bank: NDArray[np.float16]) -> NDArray[np.float16]:
-    """The bank, C-contiguous, checked like a float32 one without being held as such."""
-    bank = np.ascontiguousarray(bank)
-    if bank.ndim != 2 or len(bank) == 0 or not np.isfinite(bank).all():
-        check_float_matrix(bank.astype(np.float32), "bank", min_rows=1)  # says what is wrong
-    return bank
+def _check_bank(bank: Any) -> NDArray[np.float32] | NDArray[np.float16]:
+    """The bank, C-contiguous; a float16 one is checked without being held as float32."""
+    if isinstance(bank, np.ndarray) and bank.dtype == np.float16:
+        half: NDArray[np.float16] = np.ascontiguousarray(bank)
+        if half.ndim == 2 and len(half) > 0 and np.isfinite(half).all():
+            return half
+        bank = half.astype(np.float32)  # is refused, with the reason
+    return check_float_matrix(bank, "bank", min_rows=1)
 
 
 def nearest_neighbor_scoring(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 MIN_ROWS, MIN_CHANNELS = 2048, 96
 """Smaller banks are searched so fast that looking for directions does not pay."""
-NUM_SAMPLES = 4096
-NUM_TRIALS = 128
+NUM_SAMPLES = 2048
+NUM_TRIALS = 64
 WIDTHS = (32, 64, 128)
 """Numbers of projected channels that are tried, the last of them being the length of the rest."""
 NUM_ITERATIONS = 4
@@ -89,16 +89,17 @@ def _relative_costs(
 ) -> list[float]:
     """The expected cost of a search with the first 1, 2, ... of the ranks, relative to one without
     projection."""
-    stride = max(1, len(sample) // NUM_TRIALS)
-    is_query = np.arange(len(sample)) % stride == 0
-    queries, bank = sample[is_query], sample[~is_query]
-    nearest = _squared_distances(queries, bank).min(axis=1, keepdims=True)
+    is_query = np.arange(len(sample)) % max(1, len(sample) // NUM_TRIALS) == 0
+    nearest = _squared_distances(sample[is_query], sample[~is_query]).min(axis=1, keepdims=True)
+    projected = sample @ basis  # (S, R)
+    squared_norms = np.einsum("sc,sc->s", sample, sample)
     num_channels = sample.shape[1]
     costs = []
     for rank in ranks:
-        lower = _squared_distances(
-            _with_rest(queries, basis[:, :rank]), _with_rest(bank, basis[:, :rank])
-        )
+        kept = projected[:, :rank]
+        rest = np.sqrt(np.maximum(squared_norms - (kept**2).sum(axis=1), 0))
+        rows = np.column_stack([kept, rest])
+        lower = _squared_distances(rows[is_query], rows[~is_query])
         left = float((lower <= nearest * (1 + 1e-6)).mean())
         opened = min(1.0, 16 * left)  # rows in groups that have such a row, at most
         scattered = SCATTERED_COST * (opened * (rank + 1) + left * num_channels)
@@ -106,13 +107,6 @@ def _relative_costs(
     return costs
 
 
-def _with_rest(rows: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S, rank + 1): the rows' coordinates and the length of what they leave."""
-    projected = rows @ basis
-    rest = np.maximum((rows**2).sum(axis=1) - (projected**2).sum(axis=1), 0)
-    return np.column_stack([projected, np.sqrt(rest)])
-
-
 def _squared_distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)
-    return np.maximum(norms - 2 * a @ b.T, 0)
+    norms = np.einsum("sc,sc->s", a, a)[:, None] + np.einsum("sc,sc->s", b, b)
+    return np.maximum(norms - 2 * (a @ b.T), 0)

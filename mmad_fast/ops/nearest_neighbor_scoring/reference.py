@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 
 def nearest_neighbor_scoring(
-    queries: NDArray[np.float32], bank: NDArray[np.float32]
+    queries: NDArray[np.float32], bank: NDArray[np.float32] | NDArray[np.float16]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """distances (Q,) and indices (Q,): for each query the bank row with the smallest Euclidean
     distance, the lowest index where several are equally near."""
-    bank = bank.astype(np.float64)
+    rows = bank.astype(np.float64)
     distances = np.empty(len(queries), np.float32)
     indices = np.empty(len(queries), np.int64)
     for i, query in enumerate(queries.astype(np.float64)):
-        squared_distances = ((bank - query) ** 2).sum(axis=1)  # (M,)
+        squared_distances = ((rows - query) ** 2).sum(axis=1)  # (M,)
         indices[i] = squared_distances.argmin()
         distances[i] = np.sqrt(squared_distances[indices[i]])
     return distances, indices
