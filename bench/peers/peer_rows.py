@@ -110,7 +110,7 @@ class _Entry:
 
 
 def parse_options(
-    description: str | None, *, parts: Sequence[str], runs: int = 21, budget_s: float = 0.5
+    description: str | None, *, parts: Sequence[str], runs: int = 21, budget_s: float = 0.4
 ) -> argparse.Namespace:
     """The command line's options; also sets the number of threads of all libraries, which most read
     once, when they are loaded: the script starts anew with another environment.
