@@ -11,6 +11,7 @@
 #include "bicubic_resizing/op.h"
 #include "common/gemm.h"
 #include "common/parallel.h"
+#include "common/point_index.h"
 #include "farthest_point_sampling/op.h"
 #include "foreground/op.h"
 #include "inverse_distance_interpolation/op.h"
@@ -75,49 +76,60 @@ void bind_preprocess(py::module_& m) {
       py::arg("labels").noconvert());
 }
 
-// farthest_point_sampling: points (N, 3) float32; indices (G,) int64 is written.
-void bind_farthest_point_sampling(py::module_& m) {
+// points (N, 3) float32; a PointIndex keeps the array alive.
+void bind_point_index(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
+  py::class_<mmad_fast::PointIndex>(m, "PointIndex")
+      .def(py::init([](const Floats& points) {
+             const float* source = points.data();
+             const int64_t num_points = points.size() / 3;
+             py::gil_scoped_release release;
+             return mmad_fast::build_point_index(source, num_points);
+           }),
+           py::arg("points").noconvert(), py::keep_alive<1, 2>());
+}
+
+// farthest_point_sampling: indices (G,) int64 is written.
+void bind_farthest_point_sampling(py::module_& m) {
   using Indices = py::array_t<int64_t, py::array::c_style>;
   m.def(
       "farthest_point_sampling",
-      [](const Floats& points, int64_t start_index, bool skip_near_origin, Indices& indices) {
-        const float* source = points.data();
+      [](const mmad_fast::PointIndex& index, int64_t start_index, bool skip_near_origin,
+         Indices& indices) {
         int64_t* target = indices.mutable_data();
-        const int64_t num_points = points.size() / 3, num_samples = indices.size();
+        const int64_t num_samples = indices.size();
         py::gil_scoped_release release;
-        mmad_fast::farthest_point_sampling(source, num_points, num_samples, start_index,
-                                           skip_near_origin, target);
+        mmad_fast::farthest_point_sampling(index, num_samples, start_index, skip_near_origin,
+                                           target);
       },
-      py::arg("points").noconvert(), py::arg("start_index"), py::arg("skip_near_origin"),
+      py::arg("index"), py::arg("start_index"), py::arg("skip_near_origin"),
       py::arg("indices").noconvert());
 }
 
-// knn_grouping: points (N, 3) float32, center_indices (G,) int64; indices (G, K) int64 and groups
-// (G, K, 3) float32 are written.
+// knn_grouping: center_indices (G,) int64; indices (G, K) int64 and groups (G, K, 3) float32 are
+// written.
 void bind_knn_grouping(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Indices = py::array_t<int64_t, py::array::c_style>;
   m.def(
       "knn_grouping",
-      [](const Floats& points, const Indices& center_indices, int64_t num_neighbors,
+      [](const mmad_fast::PointIndex& index, const Indices& center_indices, int64_t num_neighbors,
          Indices& indices, Floats& groups) {
-        const float* source = points.data();
         const int64_t* centers = center_indices.data();
         int64_t* index_target = indices.mutable_data();
         float* group_target = groups.mutable_data();
-        const int64_t num_points = points.size() / 3, num_centers = center_indices.size();
+        const int64_t num_centers = center_indices.size();
         py::gil_scoped_release release;
-        mmad_fast::knn_grouping(source, num_points, centers, num_centers, num_neighbors,
-                                index_target, group_target);
+        mmad_fast::knn_grouping(index, centers, num_centers, num_neighbors, index_target,
+                                group_target);
       },
-      py::arg("points").noconvert(), py::arg("center_indices").noconvert(),
-      py::arg("num_neighbors"), py::arg("indices").noconvert(), py::arg("groups").noconvert());
+      py::arg("index"), py::arg("center_indices").noconvert(), py::arg("num_neighbors"),
+      py::arg("indices").noconvert(), py::arg("groups").noconvert());
 }
 
-// inverse_distance_interpolation: points (N, 3), centers (G, 3) float32; indices (N, 3) int64 and
-// weights (N, 3) float32 are written. The pooled rows come back as (pixel_indices, offsets,
-// columns, values), arrays that own what the kernel made.
+// inverse_distance_interpolation: centers (G, 3) float32; indices (N, 3) int64 and weights (N, 3)
+// float32 are written, or from features (G, C) the dense (N, C) float32. The pooled rows come back
+// as (pixel_indices, offsets, columns, values), arrays that own what the kernel made.
 template <typename T>
 py::array_t<T> array_of(std::vector<T>&& values) {
   auto owned = std::make_unique<std::vector<T>>(std::move(values));
@@ -131,17 +143,31 @@ void bind_inverse_distance_interpolation(py::module_& m) {
   using Indices = py::array_t<int64_t, py::array::c_style>;
   m.def(
       "inverse_distance_weights",
-      [](const Floats& points, const Floats& centers, Indices& indices, Floats& weights) {
-        const float *point_source = points.data(), *center_source = centers.data();
+      [](const mmad_fast::PointIndex& index, const Floats& centers, Indices& indices,
+         Floats& weights) {
+        const float* center_source = centers.data();
         int64_t* index_target = indices.mutable_data();
         float* weight_target = weights.mutable_data();
-        const int64_t num_points = points.size() / 3, num_centers = centers.size() / 3;
+        const int64_t num_centers = centers.size() / 3;
         py::gil_scoped_release release;
-        mmad_fast::inverse_distance_weights(point_source, num_points, center_source, num_centers,
-                                            index_target, weight_target);
+        mmad_fast::inverse_distance_weights(index, center_source, num_centers, index_target,
+                                            weight_target);
       },
-      py::arg("points").noconvert(), py::arg("centers").noconvert(), py::arg("indices").noconvert(),
+      py::arg("index"), py::arg("centers").noconvert(), py::arg("indices").noconvert(),
       py::arg("weights").noconvert());
+  m.def(
+      "inverse_distance_interpolation",
+      [](const mmad_fast::PointIndex& index, const Floats& centers, const Floats& features,
+         Floats& dense) {
+        const float *center_source = centers.data(), *feature_source = features.data();
+        float* target = dense.mutable_data();
+        const int64_t num_centers = centers.shape(0), num_channels = features.shape(1);
+        py::gil_scoped_release release;
+        mmad_fast::inverse_distance_interpolation(index, center_source, num_centers, feature_source,
+                                                  num_channels, target);
+      },
+      py::arg("index"), py::arg("centers").noconvert(), py::arg("features").noconvert(),
+      py::arg("dense").noconvert());
   m.def(
       "pooled_interpolation_rows",
       [](const Indices& indices, const Floats& weights, const Indices& pixel_indices,
@@ -326,6 +352,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("num_threads", &mmad_fast::num_threads);
   m.def("set_num_threads", &mmad_fast::set_num_threads, py::arg("count"));
   bind_preprocess(m);
+  bind_point_index(m);
   bind_farthest_point_sampling(m);
   bind_knn_grouping(m);
   bind_inverse_distance_interpolation(m);

@@ -1,161 +1,203 @@
-// Build: split at the median along the longest side of the box until at most 32 points are left.
-// Search: depth first, nearer child first. What a leaf holds below the bound goes unsorted into a
-// buffer; when that is full it is cut back to the k smallest, which tightens the bound.
-//
-// The pruning is exact in float32: a box's distance is computed by the same rounded operations as a
-// point's, and each of them is monotonic, so it never exceeds the distance of a point in the box.
+// Build: nodes are split along the axis in which a sample of their points is widest, at the
+// sample's mean, or at the median where that would leave one side nearly empty, until a leaf holds
+// the points. The upper levels go level by level, a thread per node, then each thread takes whole
+// subtrees. The tree itself is not kept. Results of searches do not depend on which points a leaf
+// holds.
 #include "common/point_index.h"
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 
-#include "common/simd.h"
+#include "common/parallel.h"
 
 namespace mmad_fast {
-namespace detail {
+namespace {
 
-constexpr int64_t kLeafSize = 32;
+// x, y, z and the index as bits, moved as one.
+using PointRecord = float __attribute__((vector_size(16)));
 
-inline NeighborKey key_of(float squared_distance, uint32_t index) {
-  return (static_cast<NeighborKey>(float_bits(squared_distance)) << 32) | index;
-}
+constexpr int64_t kMaxBlockPoints = 12 * kLeafSize;  // rarely more than 16 leaves after the splits
+constexpr int64_t kSubtreePoints = 16384;
+constexpr int64_t kSampleSize = 32;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Appends the leaf's keys below the bound; there is room for a whole leaf.
-MMAD_FAST_MULTIVERSION int64_t scan_leaf(const float* __restrict leaf,
-                                         const uint32_t* __restrict index, float qx, float qy,
-                                         float qz, NeighborKey bound, NeighborKey* __restrict out) {
-  int32_t bits[kLeafSize];
-  for (int64_t i = 0; i < kLeafSize; ++i) {
-    const float dx = leaf[i] - qx;
-    const float dy = leaf[i + kLeafSize] - qy;
-    const float dz = leaf[i + 2 * kLeafSize] - qz;
-    bits[i] = float_bits((dx * dx + dy * dy) + dz * dz);
+struct Range {
+  PointRecord *begin, *end;
+  int64_t size() const { return end - begin; }
+};
+
+struct Bounds {
+  PointRecord low{kInfinity, kInfinity, kInfinity, kInfinity};
+  PointRecord high{-kInfinity, -kInfinity, -kInfinity, -kInfinity};
+  PointRecord sum{};
+
+  void add(PointRecord record) {
+    low = record < low ? record : low;
+    high = record > high ? record : high;
+    sum += record;
   }
-  int64_t count = 0;
-  for (int64_t i = 0; i < kLeafSize; ++i) {
-    const NeighborKey key = (static_cast<NeighborKey>(bits[i]) << 32) | index[i];
-    out[count] = key;
-    count += key < bound;
-  }
-  return count;
-}
-
-}  // namespace detail
-
-using detail::kLeafSize;
-
-struct PointIndex::Search {
-  const float* query;
-  int64_t k;
-  NeighborKey* found;
-  int64_t limit;      // more keys than this are cut back to k
-  int64_t count = 0;  // keys in found
-  // No key at or above it is wanted. It starts at an infinite distance, where leaves are padded.
-  NeighborKey bound = detail::key_of(std::numeric_limits<float>::infinity(), 0);
-
-  void keep_nearest() {
-    std::nth_element(found, found + (k - 1), found + count);
-    count = k;
-    bound = found[k - 1];
-  }
-
-  NeighborKey box_key(const Node& node) const {
-    float side[3];
-    for (int axis = 0; axis < 3; ++axis) {
-      const float below = node.low[axis] - query[axis], above = query[axis] - node.high[axis];
-      side[axis] = std::max(std::max(below, above), 0.0f);
-    }
-    return detail::key_of((side[0] * side[0] + side[1] * side[1]) + side[2] * side[2], 0);
+  void join(const Bounds& other) {
+    low = other.low < low ? other.low : low;
+    high = other.high > high ? other.high : high;
   }
 };
 
-PointIndex::PointIndex(const float* points, int64_t num_points) {
-  std::vector<uint32_t> order(num_points);
-  std::iota(order.begin(), order.end(), 0u);
-  if (num_points > 0) build(points, order.data(), order.data() + num_points);
+// Moves the records below the pivot to the front, without a branch; returns where the others begin.
+PointRecord* partition(Range range, int axis, float pivot) {
+  PointRecord* boundary = range.begin;
+  for (PointRecord* i = range.begin; i != range.end; ++i) {
+    const PointRecord record = *i;
+    *i = *boundary;
+    *boundary = record;
+    boundary += record[axis] < pivot;
+  }
+  return boundary;
 }
 
-int32_t PointIndex::build(const float* points, uint32_t* begin, uint32_t* end) {
-  Node node;
-  for (int axis = 0; axis < 3; ++axis) {
-    float low = std::numeric_limits<float>::infinity(), high = -low;
-    for (const uint32_t* i = begin; i != end; ++i) {
-      const float value = points[3 * static_cast<int64_t>(*i) + axis];
-      low = std::min(low, value);
-      high = std::max(high, value);
-    }
-    node.low[axis] = low;
-    node.high[axis] = high;
+// Where the second half of a range of at least two points begins; both halves hold a point.
+PointRecord* split(Range range) {
+  Bounds sample;
+  const int64_t stride = std::max<int64_t>(1, range.size() / kSampleSize);
+  const int64_t sample_size = (range.size() + stride - 1) / stride;
+  for (int64_t i = 0; i < sample_size; ++i) sample.add(range.begin[i * stride]);
+  const PointRecord sides = sample.high - sample.low;
+  int axis = 0;
+  for (int other = 1; other < 3; ++other) {
+    if (sides[other] > sides[axis]) axis = other;
   }
-  node.leaf = node.right = -1;
-  const int32_t number = static_cast<int32_t>(nodes_.size());
-  nodes_.push_back(node);
-  const int64_t count = end - begin;
-  if (count <= kLeafSize) {
-    nodes_[number].leaf = static_cast<int32_t>(leaf_index_.size() / kLeafSize);
-    add_leaf(points, begin, end);
-    return number;
+  PointRecord* boundary =
+      partition(range, axis, sample.sum[axis] / static_cast<float>(sample_size));
+  const int64_t least = range.size() / 8 + 1;
+  if (boundary - range.begin < least || range.end - boundary < least) {
+    boundary = range.begin + range.size() / 2;
+    std::nth_element(
+        range.begin, boundary, range.end,
+        [axis](const PointRecord& a, const PointRecord& b) { return a[axis] < b[axis]; });
   }
-  int longest = 0;
-  for (int axis = 1; axis < 3; ++axis) {
-    if (node.high[axis] - node.low[axis] > node.high[longest] - node.low[longest]) longest = axis;
-  }
-  // Full leaves on the left: the padding is in the last leaf only.
-  const int64_t half = (count / 2 + kLeafSize - 1) / kLeafSize * kLeafSize;
-  std::nth_element(begin, begin + half, end, [&](uint32_t a, uint32_t b) {
-    return points[3 * static_cast<int64_t>(a) + longest] <
-           points[3 * static_cast<int64_t>(b) + longest];
-  });
-  build(points, begin, begin + half);
-  const int32_t right = build(points, begin + half, end);
-  nodes_[number].right = right;
-  return number;
+  return boundary;
 }
 
-void PointIndex::add_leaf(const float* points, const uint32_t* begin, const uint32_t* end) {
-  const size_t at = leaf_index_.size();
-  leaf_index_.resize(at + kLeafSize, 0);
-  leaf_points_.resize(3 * (at + kLeafSize), std::numeric_limits<float>::infinity());
-  for (const uint32_t* i = begin; i != end; ++i) {
-    const int64_t slot = i - begin;
-    leaf_index_[at + slot] = *i;
-    for (int axis = 0; axis < 3; ++axis) {
-      leaf_points_[3 * at + axis * kLeafSize + slot] = points[3 * static_cast<int64_t>(*i) + axis];
-    }
-  }
-}
+// The leaves of a block; those of a subtree, block by block.
+using Leaves = std::vector<Range>;
 
-void PointIndex::visit(int32_t number, Search& search) const {
-  const Node& node = nodes_[number];
-  if (node.leaf >= 0) {
-    const int64_t at = node.leaf * kLeafSize;
-    search.count +=
-        detail::scan_leaf(&leaf_points_[3 * at], &leaf_index_[at], search.query[0], search.query[1],
-                          search.query[2], search.bound, search.found + search.count);
-    if (search.count > search.limit) search.keep_nearest();
+void collect_leaves(Range range, Leaves& leaves) {
+  if (range.size() <= kLeafSize) {
+    leaves.push_back(range);
     return;
   }
-  int32_t near = number + 1, far = node.right;
-  NeighborKey near_key = search.box_key(nodes_[near]), far_key = search.box_key(nodes_[far]);
-  if (far_key < near_key) {
-    std::swap(near, far);
-    std::swap(near_key, far_key);
-  }
-  if (near_key < search.bound) visit(near, search);
-  if (far_key < search.bound) visit(far, search);
+  PointRecord* boundary = split(range);
+  collect_leaves({range.begin, boundary}, leaves);
+  collect_leaves({boundary, range.end}, leaves);
 }
 
-void PointIndex::nearest(const float* query, int64_t k, std::vector<NeighborKey>& found) const {
-  Search search;
-  search.query = query;
-  search.k = k;
-  search.limit = k + k / 2;
-  found.resize(std::max<size_t>(found.size(), search.limit + kLeafSize));
-  search.found = found.data();
-  visit(0, search);
-  std::nth_element(search.found, search.found + (k - 1), search.found + search.count);
-  std::sort(search.found, search.found + k);
+void collect_blocks(Range range, std::vector<Leaves>& blocks) {
+  if (range.size() > kMaxBlockPoints) {
+    PointRecord* boundary = split(range);
+    collect_blocks({range.begin, boundary}, blocks);
+    collect_blocks({boundary, range.end}, blocks);
+    return;
+  }
+  Leaves leaves;
+  collect_leaves(range, leaves);
+  for (size_t i = 0; i < leaves.size(); i += kBoxesPerGroup) {
+    const size_t end = std::min<size_t>(leaves.size(), i + kBoxesPerGroup);
+    blocks.emplace_back(leaves.begin() + i, leaves.begin() + end);
+  }
+}
+
+// A power of two of subtrees, some for each thread, or the whole where it is small.
+std::vector<Range> split_into_subtrees(Range all) {
+  std::vector<Range> nodes{all};
+  while (static_cast<int64_t>(nodes.size()) < 4 * num_threads() &&
+         all.size() > kSubtreePoints * static_cast<int64_t>(nodes.size())) {
+    std::vector<Range> halves(2 * nodes.size());
+    parallel_for(nodes.size(), 1, [&](int64_t i, int64_t) {
+      PointRecord* boundary = nodes[i].size() < 2 ? nodes[i].end : split(nodes[i]);
+      halves[2 * i] = {nodes[i].begin, boundary};
+      halves[2 * i + 1] = {boundary, nodes[i].end};
+    });
+    nodes = std::move(halves);
+  }
+  return nodes;
+}
+
+void set_box(BoxGroup& group, int64_t at, const Bounds& bounds) {
+  for (int axis = 0; axis < 3; ++axis) {
+    group.low[axis][at] = bounds.low[axis];
+    group.high[axis][at] = bounds.high[axis];
+  }
+}
+
+Bounds fill_leaf(Range range, float* coordinates, uint32_t* indices) {
+  Bounds bounds;
+  const int64_t count = range.size();
+  for (int64_t i = 0; i < count; ++i) {
+    const PointRecord record = range.begin[i];
+    bounds.add(record);
+    for (int axis = 0; axis < 3; ++axis) coordinates[axis * kLeafSize + i] = record[axis];
+    indices[i] = __builtin_bit_cast(uint32_t, record[3]);
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    std::fill(coordinates + axis * kLeafSize + count, coordinates + (axis + 1) * kLeafSize,
+              kInfinity);
+  }
+  std::fill(indices + count, indices + kLeafSize, kNoPoint);
+  return bounds;
+}
+
+void fill_block(const Leaves& leaves, int64_t block, PointIndex& index) {
+  Bounds block_bounds;
+  BoxGroup& boxes = index.leaf_boxes[block];
+  for (int64_t i = 0; i < kBoxesPerGroup; ++i) set_box(boxes, i, Bounds());
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    const int64_t leaf = block * kBoxesPerGroup + static_cast<int64_t>(i);
+    const Bounds bounds = fill_leaf(leaves[i], &index.coordinates[3 * kLeafSize * leaf],
+                                    &index.indices[kLeafSize * leaf]);
+    set_box(boxes, i, bounds);
+    block_bounds.join(bounds);
+  }
+  index.leaf_counts[block] = static_cast<int32_t>(leaves.size());
+  set_box(index.block_boxes[block / kBoxesPerGroup], block % kBoxesPerGroup, block_bounds);
+}
+
+}  // namespace
+
+PointIndex build_point_index(const float* points, int64_t num_points) {
+  UninitializedVector<PointRecord> records(num_points);
+  parallel_for(num_points, 2 * kSubtreePoints, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      records[n] = PointRecord{points[3 * n], points[3 * n + 1], points[3 * n + 2],
+                               __builtin_bit_cast(float, static_cast<uint32_t>(n))};
+    }
+  });
+  const std::vector<Range> subtrees =
+      split_into_subtrees({records.data(), records.data() + num_points});
+  std::vector<std::vector<Leaves>> blocks(subtrees.size());
+  parallel_for(subtrees.size(), 1, [&](int64_t i, int64_t) {
+    if (subtrees[i].size() > 0) collect_blocks(subtrees[i], blocks[i]);
+  });
+  std::vector<int64_t> first_block{0};
+  for (const auto& of_subtree : blocks) {
+    first_block.push_back(first_block.back() + static_cast<int64_t>(of_subtree.size()));
+  }
+  PointIndex index;
+  index.points = points;
+  index.num_points = num_points;
+  index.num_blocks = first_block.back();
+  index.leaf_counts.resize(index.num_blocks);
+  index.leaf_boxes.resize(index.num_blocks);
+  index.block_boxes.resize((index.num_blocks + kBoxesPerGroup - 1) / kBoxesPerGroup);
+  index.coordinates.resize(3 * kLeafSize * kBoxesPerGroup * index.num_blocks);
+  index.indices.resize(kLeafSize * kBoxesPerGroup * index.num_blocks);
+  for (BoxGroup& group : index.block_boxes) {
+    for (int64_t i = 0; i < kBoxesPerGroup; ++i) set_box(group, i, Bounds());
+  }
+  parallel_for(subtrees.size(), 1, [&](int64_t i, int64_t) {
+    for (size_t b = 0; b < blocks[i].size(); ++b) {
+      fill_block(blocks[i][b], first_block[i] + static_cast<int64_t>(b), index);
+    }
+  });
+  return index;
 }
 
 }  // namespace mmad_fast

@@ -1,44 +1,57 @@
-// A k-d tree over 3D points for exact nearest-neighbour search.
+// A spatial index over a cloud that sampling, grouping and interpolation share: the leaves of a k-d
+// tree, each with its box, and blocks of neighbouring leaves with theirs.
+//
+// Pruning by boxes is exact in float32: a box's distance is computed by the same rounded operations
+// as a point's, and each of them is monotonic, so it never exceeds that of a point in the box.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "common/aligned_buffer.h"
+#include "common/simd.h"
+
 namespace mmad_fast {
 
-// A neighbour as one integer: squared distance (float32 bits, which order like integers because it
-// is never negative) above the point's index. Smaller means nearer, and of equals the lower index.
-using NeighborKey = uint64_t;
+constexpr int64_t kLeafSize = 64;
+constexpr int64_t kBoxesPerGroup = 16;
+constexpr uint32_t kNoPoint = 0xffffffff;
 
-inline float neighbor_squared_distance(NeighborKey key) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(key >> 32));
-}
-inline int64_t neighbor_index(NeighborKey key) { return static_cast<uint32_t>(key); }
-
-class PointIndex {
- public:
-  // points (N, 3) row-major, N < 2^32 - 1, finite, with finite squared distances. They are copied.
-  PointIndex(const float* points, int64_t num_points);
-
-  // Puts the keys of the k nearest points, ascending, into found[0..k); 1 <= k <= N. `found` is a
-  // buffer to use again from query to query; what lies behind the first k is of no meaning.
-  void nearest(const float* query, int64_t k, std::vector<NeighborKey>& found) const;
-
- private:
-  struct Node {
-    float low[3], high[3];  // the box of its points
-    int32_t leaf;           // the leaf's number, or -1
-    int32_t right;          // the right child; the left one follows its parent
-  };
-  struct Search;
-
-  int32_t build(const float* points, uint32_t* begin, uint32_t* end);
-  void add_leaf(const float* points, const uint32_t* begin, const uint32_t* end);
-  void visit(int32_t node, Search& search) const;
-
-  std::vector<Node> nodes_;
-  std::vector<float> leaf_points_;    // per leaf x[32], y[32], z[32]
-  std::vector<uint32_t> leaf_index_;  // per leaf the 32 points' indices
+// The boxes of 16 leaves, or of 16 blocks. An empty box is at an infinite distance.
+struct alignas(64) BoxGroup {
+  float low[3][kBoxesPerGroup], high[3][kBoxesPerGroup];
 };
+
+// Leaf i belongs to block i / 16, which may have fewer. Leaves are padded with points at infinity.
+struct PointIndex {
+  const float* points;  // (N, 3), the caller's; must outlive the index
+  int64_t num_points;
+  int64_t num_blocks;
+  std::vector<int32_t> leaf_counts;           // per block
+  UninitializedVector<BoxGroup> leaf_boxes;   // one group per block
+  UninitializedVector<BoxGroup> block_boxes;  // one group per 16 blocks
+  UninitializedVector<float> coordinates;     // per leaf x[64], y[64], z[64]
+  UninitializedVector<uint32_t> indices;      // per leaf [64], or kNoPoint
+
+  const float* leaf_coordinates(int64_t leaf) const { return &coordinates[3 * kLeafSize * leaf]; }
+  const uint32_t* leaf_indices(int64_t leaf) const { return &indices[kLeafSize * leaf]; }
+};
+
+// points (N, 3) row-major, N < 2^32 - 1, finite, with finite squared distances.
+PointIndex build_point_index(const float* points, int64_t num_points);
+
+// The squared distance of a point to one of 16 boxes, as bits; 0 inside.
+inline MMAD_FAST_ALWAYS_INLINE int32_t box_distance(const BoxGroup& boxes, int64_t i, float x,
+                                                    float y, float z) {
+  const auto outside = [](float low, float value, float high) {
+    const float below = low - value, above = value - high;
+    const float side = below > above ? below : above;
+    return side > 0.0f ? side : 0.0f;
+  };
+  const float dx = outside(boxes.low[0][i], x, boxes.high[0][i]);
+  const float dy = outside(boxes.low[1][i], y, boxes.high[1][i]);
+  const float dz = outside(boxes.low[2][i], z, boxes.high[2][i]);
+  return float_bits((dx * dx + dy * dy) + dz * dz);
+}
 
 }  // namespace mmad_fast

@@ -15,6 +15,9 @@
 #define MMAD_FAST_MULTIVERSION
 #endif
 
+// Before an inline function that is part of such a loop: it is compiled with its caller.
+#define MMAD_FAST_ALWAYS_INLINE __attribute__((always_inline))
+
 namespace mmad_fast {
 
 // The bit pattern of a float. Those of non-negative floats order like the floats, and compilers

@@ -5,13 +5,21 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/point_index.h"
+
 namespace mmad_fast {
 
-// points (N, 3), centers (G, 3) row-major, 3 <= G < 2^31. Writes per point the three nearest
-// centres, ascending by distance, ties: lowest index, and the weights 1 / (d^2 + 1e-8), summing
-// to 1.
-void inverse_distance_weights(const float* points, int64_t num_points, const float* centers,
-                              int64_t num_centers, int64_t* indices, float* weights);
+// The index holds N points; centers (G, 3) row-major, 3 <= G < 2^31. Writes per point the three
+// nearest centres, ascending by distance, ties: lowest index, and the weights 1 / (d^2 + 1e-8),
+// summing to 1.
+void inverse_distance_weights(const PointIndex& index, const float* centers, int64_t num_centers,
+                              int64_t* indices, float* weights);
+
+// As above, and from features (G, C) writes dense (N, C): per point the three nearest centres'
+// features, weighted.
+void inverse_distance_interpolation(const PointIndex& index, const float* centers,
+                                    int64_t num_centers, const float* features,
+                                    int64_t num_channels, float* dense);
 
 // Sparse rows over centres, one per pooled pixel; its sizes are only known when it is done, so
 // unlike other results it owns its memory.

@@ -38,11 +38,7 @@ def check_float_matrix(
             f"{name} has dtype {matrix.dtype}; it must be float32 (or float64, which is rounded): "
             f"convert it with {name}.astype(np.float32)"
         )
-    if len(matrix) < min_rows:
-        raise InvalidInputError(
-            f"{name} has {len(matrix)} rows; at least {min_rows} "
-            f"{'is' if min_rows == 1 else 'are'} needed"
-        )
+    check_rows(matrix, name, minimum=min_rows)
     with np.errstate(over="ignore"):
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
     if matrix.size:
@@ -50,6 +46,19 @@ def check_float_matrix(
         if not largest <= MAX_MAGNITUDE:
             _refuse_content(matrix, name)
     return matrix
+
+
+def check_rows(matrix: NDArray[np.float32], name: str, *, minimum: int) -> None:
+    """Nothing, where the matrix has enough rows.
+
+    Raises:
+        InvalidInputError: it has fewer.
+    """
+    if len(matrix) < minimum:
+        raise InvalidInputError(
+            f"{name} has {len(matrix)} rows; at least {minimum} "
+            f"{'is' if minimum == 1 else 'are'} needed"
+        )
 
 
 def check_indices(

@@ -123,7 +123,7 @@ def test_strided_read_only_and_float64_input(backend: str) -> None:
 def test_the_kernel_writes_only_its_output() -> None:
     points = depth_frame(40).points
     buffer = np.full(16 + 33 + 16, -77, np.int64)
-    _kernels.farthest_point_sampling(points, 3, False, buffer[16:-16])
+    _kernels.farthest_point_sampling(_kernels.PointIndex(points), 3, False, buffer[16:-16])
     np.testing.assert_array_equal(buffer[16:-16], sample_in_float32(points, 33, 3))
     assert (buffer[:16] == -77).all()
     assert (buffer[-16:] == -77).all()

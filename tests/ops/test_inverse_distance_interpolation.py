@@ -148,7 +148,9 @@ def test_the_kernel_writes_only_its_outputs() -> None:
     centers = centers_of(points)
     indices = np.full((607, 3), -77, np.int64)
     weights = np.full((607, 3), np.nan, np.float32)
-    _kernels.inverse_distance_weights(points, centers, indices[3:-3], weights[3:-3])
+    _kernels.inverse_distance_weights(
+        _kernels.PointIndex(points), centers, indices[3:-3], weights[3:-3]
+    )
     np.testing.assert_array_equal(indices[3:-3], plain_float32(points, centers)[0])
     assert np.isfinite(weights[3:-3]).all()
     for guard in (slice(0, 3), slice(-3, None)):

@@ -121,7 +121,7 @@ def test_the_kernel_writes_only_its_outputs() -> None:
     points, centers = depth_frame(40).points, np.array([0, 17, 33])
     indices = np.full((9, 21), -77, np.int64)
     groups = np.full((9, 21, 3), np.nan, np.float32)
-    _kernels.knn_grouping(points, centers, 21, indices[3:6], groups[3:6])
+    _kernels.knn_grouping(_kernels.PointIndex(points), centers, 21, indices[3:6], groups[3:6])
     expected = nearest_in_float32(points, centers, 21)
     np.testing.assert_array_equal(indices[3:6], expected)
     np.testing.assert_array_equal(groups[3:6], points[expected] - points[centers][:, None])

@@ -38,6 +38,7 @@ from mmad_fast.ops.pixel_mapping import (
 from mmad_fast.ops.point_embedding import OP as EMBEDDING_OP
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
 from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
+from mmad_fast.ops.point_index import PointIndex
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
@@ -137,16 +138,22 @@ class FeatureExtractor:
         with clock.stage("rgb_tokens"):
             tokens = self._rgb.run({"image": prepared.rgb[None]})["tokens"][0]  # (T, C2)
         with clock.stage("sampling"):
+            index = PointIndex(points)
             center_indices = farthest_point_sampling(
                 points,
                 parameters.num_groups,
                 skip_near_origin=parameters.skip_near_origin,
+                index=index,
                 backend=backends.sampling,
             )
             centers = points[center_indices]  # (G, 3)
         with clock.stage("grouping"):
             groups = knn_grouping(
-                points, center_indices, parameters.group_size, backend=backends.grouping
+                points,
+                center_indices,
+                parameters.group_size,
+                index=index,
+                backend=backends.grouping,
             ).groups
         with clock.stage("point_embedding"):
             group_tokens = point_embedding(groups, self._embedder, backend=backends.embedding)
@@ -155,7 +162,9 @@ class FeatureExtractor:
             point_features = self._points.run(inputs)["features"][0]  # (G, C3)
         with clock.stage("interpolation"):
             point_rows, pixel_indices = pooled_interpolation_rows(
-                inverse_distance_weights(points, centers, backend=backends.interpolation),
+                inverse_distance_weights(
+                    points, centers, index=index, backend=backends.interpolation
+                ),
                 prepared.pixel_indices,
                 num_centers=parameters.num_groups,
                 grid_size=prepared.grid_size,

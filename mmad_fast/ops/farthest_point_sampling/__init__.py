@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.farthest_point_sampling.backends import OP
-from mmad_fast.ops.validation import check_float_matrix, check_integer
+from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.validation import check_integer, check_rows
 
 __all__ = ["OP", "farthest_point_sampling"]
 
@@ -17,6 +18,7 @@ def farthest_point_sampling(
     *,
     start_index: int = 0,
     skip_near_origin: bool = False,
+    index: PointIndex | None = None,
     backend: str = "auto",
 ) -> NDArray[np.int64]:
     """(G,) int64: indices of the sampled points, in the order in which they were chosen.
@@ -31,21 +33,25 @@ def farthest_point_sampling(
         start_index: The first sample, in 0..N-1.
         skip_near_origin: As pointnet2_ops: points with x^2 + y^2 + z^2 <= 1e-3 are never chosen,
             except as the start. If no other point is left, index 0 repeats.
+        index: A `PointIndex` of the points, to share with other ops; without it one is made here.
         backend: "auto", or one of the names that `OP` knows.
 
     Raises:
         InvalidInputError: points are no finite (N, 3) float array or empty; num_samples < 1;
-            start_index out of range.
+            start_index out of range; index is of other points.
         BackendUnavailableError: the backend is unknown or cannot run here.
 
     Source: PointNet++ (Qi et al., 2017), section 3.2; start, precision and the rule near the origin
     as in pointnet2_ops, which M3DM and CFM use. That library breaks ties by thread number; we take
     the lowest index.
     """
-    points = check_float_matrix(points, "points", num_columns=3, min_rows=1)
+    index = PointIndex.of(points, index)
+    check_rows(index.points, "points", minimum=1)
     num_samples = check_integer(num_samples, "num_samples", minimum=1)
-    start_index = check_integer(start_index, "start_index", minimum=0, maximum=len(points) - 1)
+    start_index = check_integer(
+        start_index, "start_index", minimum=0, maximum=len(index.points) - 1
+    )
     indices: NDArray[np.int64] = OP.resolve(backend).function(
-        points, num_samples, start_index, bool(skip_near_origin)
+        index, num_samples, start_index, bool(skip_near_origin)
     )
     return indices

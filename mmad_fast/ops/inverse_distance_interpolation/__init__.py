@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.ops.inverse_distance_interpolation.backends import OP, POOLED_ROWS_OP
+from mmad_fast.ops.inverse_distance_interpolation.backends import DENSE_OP, OP, POOLED_ROWS_OP
+from mmad_fast.ops.point_index import PointIndex
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.ops.validation import check_float_matrix, check_indices, check_integer
 
 __all__ = [
+    "DENSE_OP",
     "OP",
     "POOLED_ROWS_OP",
     "InterpolationWeights",
@@ -51,27 +53,32 @@ class PooledRows(NamedTuple):
 
 
 def inverse_distance_weights(
-    points: NDArray[np.float32], centers: NDArray[np.float32], *, backend: str = "auto"
+    points: NDArray[np.float32],
+    centers: NDArray[np.float32],
+    *,
+    index: PointIndex | None = None,
+    backend: str = "auto",
 ) -> InterpolationWeights:
     """The three nearest centres of each point and their weights 1 / (d^2 + 1e-8), normalised.
 
     Args:
         points: (N, 3) float32 metres, finite; N may be 0.
         centers: (G, 3) float32 metres, finite, G >= 3.
+        index: A `PointIndex` of the points, to share with other ops; without it one is made here.
         backend: "auto", or one of the names that `OP` knows.
 
     Raises:
         InvalidInputError: an array is no finite (rows, 3) float array, or there are fewer than
-            three centres.
+            three centres, or index is of other points.
         BackendUnavailableError: the backend is unknown or cannot run here.
 
     Source: PointNet++ (Qi et al., 2017), equation 2, with the constants of the code of M3DM and
     CFM. Their squared distances come from the expanded form in float32, which is noise at points
     that are centres; ours are direct differences.
     """
-    points = check_float_matrix(points, "points", num_columns=3)
+    index = PointIndex.of(points, index)
     centers = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
-    return InterpolationWeights(*OP.resolve(backend).function(points, centers))
+    return InterpolationWeights(*OP.resolve(backend).function(index, centers))
 
 
 def inverse_distance_interpolation(
@@ -79,6 +86,7 @@ def inverse_distance_interpolation(
     centers: NDArray[np.float32],
     points: NDArray[np.float32],
     *,
+    index: PointIndex | None = None,
     backend: str = "auto",
 ) -> NDArray[np.float32]:
     """(N, C) float32: the feature of each point, from its three nearest centres.
@@ -87,7 +95,7 @@ def inverse_distance_interpolation(
         features: (G, C) float32, of the centres.
         centers: (G, 3) float32 metres, finite, G >= 3.
         points: (N, 3) float32 metres, finite; N may be 0.
-        backend: As in `inverse_distance_weights`.
+        index, backend: As in `inverse_distance_weights`.
 
     Raises:
         InvalidInputError: as in `inverse_distance_weights`, or features are no finite float array
@@ -97,15 +105,14 @@ def inverse_distance_interpolation(
     Source: as `inverse_distance_weights`.
     """
     features = check_float_matrix(features, "features")
-    indices, weights = inverse_distance_weights(points, centers, backend=backend)
+    index = PointIndex.of(points, index)
+    centers = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
     if len(features) != len(centers):
         raise InvalidInputError(
             f"features has {len(features)} rows and there are {len(centers)} centers; each centre "
             "needs one row of features"
         )
-    dense = weights[:, :1] * features[indices[:, 0]]  # (N, C)
-    for k in (1, 2):
-        dense += weights[:, k : k + 1] * features[indices[:, k]]
+    dense: NDArray[np.float32] = DENSE_OP.resolve(backend).function(features, centers, index)
     return dense
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.ops.knn_grouping.backends import OP
-from mmad_fast.ops.validation import check_float_matrix, check_indices, check_integer
+from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.validation import check_indices, check_integer
 
 __all__ = ["OP", "KnnGroups", "knn_grouping"]
 
@@ -31,6 +32,7 @@ def knn_grouping(
     center_indices: NDArray[np.int64],
     num_neighbors: int,
     *,
+    index: PointIndex | None = None,
     backend: str = "auto",
 ) -> KnnGroups:
     """The K nearest points of each centre, the centre itself among them.
@@ -39,6 +41,7 @@ def knn_grouping(
         points: (N, 3) float32, any unit, finite.
         center_indices: (G,) int64 into points, G >= 1; repeats are allowed.
         num_neighbors: K, in 1..N.
+        index: A `PointIndex` of the points, to share with other ops; without it one is made here.
         backend: "auto", or one of the names that `OP` knows.
 
     Returns:
@@ -46,21 +49,23 @@ def knn_grouping(
 
     Raises:
         InvalidInputError: points are no finite (N, 3) float array; center_indices are no integers,
-            none, or out of range; num_neighbors < 1 or more than there are points.
+            none, or out of range; num_neighbors < 1 or more than there are points; index is of
+            other points.
         BackendUnavailableError: the backend is unknown or cannot run here.
 
     Source: the grouping of Point-MAE (Pang et al., 2022), section 3.1, as M3DM and CFM use it.
     """
-    points = check_float_matrix(points, "points", num_columns=3)
+    index = PointIndex.of(points, index)
+    num_points = len(index.points)
     num_neighbors = check_integer(num_neighbors, "num_neighbors", minimum=1)
-    if num_neighbors > len(points):
+    if num_neighbors > num_points:
         raise InvalidInputError(
-            f"there are {len(points)} points for groups of {num_neighbors} neighbours; at least "
+            f"there are {num_points} points for groups of {num_neighbors} neighbours; at least "
             f"{num_neighbors} are needed: give a larger cloud or a smaller num_neighbors"
         )
     center_indices = check_indices(
-        center_indices, "center_indices", limit=len(points), of="the points"
+        center_indices, "center_indices", limit=num_points, of="the points"
     )
     if len(center_indices) == 0:
         raise InvalidInputError("center_indices is empty; at least 1 centre is needed")
-    return KnnGroups(*OP.resolve(backend).function(points, center_indices, num_neighbors))
+    return KnnGroups(*OP.resolve(backend).function(index, center_indices, num_neighbors))

@@ -1,0 +1,67 @@
+"""A spatial index over one cloud, made once per scan and shared by the geometric ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.ops.validation import check_float_matrix
+
+__all__ = ["PointIndex"]
+
+
+class PointIndex:
+    """A spatial index over a cloud: give it to the ops as `index=`, and none builds its own.
+
+    Results are the same with and without it. It is built when an op first needs it.
+
+    Attributes:
+        points: (N, 3) float32, validated. They must not change as long as the index is used.
+    """
+
+    def __init__(self, points: NDArray[np.float32]) -> None:
+        """Takes points (N, 3) float32, any unit, finite; N may be 0.
+
+        Raises:
+            InvalidInputError: points are no finite (N, 3) float array.
+        """
+        self.points = check_float_matrix(points, "points", num_columns=3)
+        self._given = points
+        self._kernel_index: Any = None
+
+    @classmethod
+    def of(cls, points: NDArray[np.float32], index: PointIndex | None = None) -> PointIndex:
+        """The given index, or a new one where it is None.
+
+        Raises:
+            InvalidInputError: points are no finite (N, 3) float array, or the index is of others.
+        """
+        if index is None:
+            return cls(points)
+        if not isinstance(index, PointIndex):
+            raise InvalidInputError(
+                f"index is a {type(index).__qualname__}; it must be a PointIndex: make it with "
+                "PointIndex(points)"
+            )
+        if points is index.points or points is index._given:
+            return index
+        if not np.array_equal(check_float_matrix(points, "points", num_columns=3), index.points):
+            raise InvalidInputError(
+                f"index is of {len(index.points)} other points; it must be of the {len(points)} "
+                "points given beside it: make it with PointIndex(points)"
+            )
+        return index
+
+    @property
+    def kernel_index(self) -> Any:
+        """The compiled kernels' index; keeps `points` alive."""
+        # No lock: two threads may both build it, but a forked child never waits for one of its
+        # parent's threads.
+        if self._kernel_index is None:
+            from mmad_fast import _kernels
+
+            self._kernel_index = _kernels.PointIndex(self.points)
+        return self._kernel_index
