@@ -102,8 +102,9 @@ def test_pixel_mapping(benchmark, variant) -> None:
 @pytest.mark.parametrize("uses_cloud_statistics", [True, False], ids=["cloud", "frozen"])
 @pytest.mark.parametrize("group_size", [32, 128])
 def test_point_embedding(benchmark, group_size, uses_cloud_statistics) -> None:
-    from mmad_fast.ops.point_embedding import point_embedding
     from ops.embedding_cases import embedder_weights, surface_groups
+
+    from mmad_fast.ops.point_embedding import point_embedding
 
     embedder = embedder_weights(uses_cloud_statistics=uses_cloud_statistics)
     tokens = benchmark(point_embedding, surface_groups(NUM_CENTERS, group_size), embedder)

@@ -21,7 +21,6 @@ from peer_rows import Agreement, Case, Contender, DisagreementError, compare, pa
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import torch
-from mmad_fast.ops.point_embedding import point_embedding
 from ops.cases import depth_frame
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.methods.cfm.reference import group_tokens
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.ops.point_embedding import point_embedding
 
 NUM_GROUPS = 1024
 PARTS = {"cloud-128": ("cloud", 128), "calibrated-128": ("calibrated", 128)}
