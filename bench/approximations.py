@@ -37,7 +37,10 @@ FITS: dict[str, dict[str, Any]] = {
 }
 """Switches that a detector is fitted with. The stride of the pixels is none of them."""
 
-STRIDES: dict[str, tuple[int, ...]] = {"exact": (1, 2, 4), "fast": (1, 2)}
+STRIDES: dict[str, tuple[int, ...]] = {
+    "exact": (1, 2, 4),
+    "fast": (SPEEDS["fast"]["pixel_stride"],),
+}
 
 
 class RememberedFeatures:

@@ -131,8 +131,6 @@ def price_tables(rows: list[dict[str, Any]]) -> list[str]:
         if (fit, stride) == ("exact", 1):
             continue
         name = fit if stride == 1 else f"pixel_stride={stride}" if fit == "exact" else fit
-        if fit == "fast" and stride == 1:
-            name = "fast without pixel_stride"
         keys = [key for key in of_setting if key in exact]
         cells = []
         for metric in METRICS:

@@ -176,9 +176,9 @@ def test_request_of_the_front_door_is_understood():
 
 
 def test_speed_is_a_bundle_that_single_options_override():
-    options = CfmFitOptions.of(FitRequest(speed="fast", group_size=64))
-    assert (options.pixel_stride, options.precision, options.group_size) == (2, "int8", 64)
-    assert options.batch_norm == "calibrated"
+    options = CfmFitOptions.of(FitRequest(speed="fast", pixel_stride=4))
+    assert (options.pixel_stride, options.precision) == (4, "int8")
+    assert CfmFitOptions.of(FitRequest(speed="fast")).pixel_stride == 2
     assert CfmFitOptions.of(FitRequest(speed="exact")) == CfmFitOptions()
 
 

@@ -14,12 +14,7 @@ from mmad_fast.scan import Unit
 
 SPEEDS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "fast": {
-        "pixel_stride": 2,
-        "group_size": 32,
-        "batch_norm": "calibrated",
-        "precision": "int8",
-    },
+    "fast": {"pixel_stride": 2, "precision": "int8"},
 }
 """What a speed stands for; a switch that is set itself wins. The price of each is in README.md."""
 
