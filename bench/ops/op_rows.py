@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmad_fast.measure.environment import environment
 from mmad_fast.measure.timing import time_calls
 from mmad_fast.threads import get_num_threads, set_num_threads
+
+SPIN_S = 0.3
+"""Worker threads of a BLAS or OpenMP spin that long for further work, on the cores that the next
+backend is timed on."""
 
 
 def parse_options(
@@ -47,6 +52,7 @@ def print_rows(
     """
     facts = environment()
     for backend, function in functions.items():
+        time.sleep(SPIN_S)
         error = error_of(function())
         if not error <= max_error:
             raise SystemExit(

@@ -120,6 +120,8 @@ void multiply_overhanging(const Tile& tile, const float* a, const float* b, int6
   }
 }
 
+int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
 // How many leading entries are zero in all rows.
 int64_t num_leading_zeros(const float* rows, int64_t num_rows, int64_t k, int64_t stride) {
   int64_t count = k;
@@ -232,19 +234,22 @@ template <typename RowOf>
 void multiply_rows(const RowOf& row_of, int64_t m, const PackedMatrix& b, float* c,
                    int64_t c_stride) {
   if (m == 0 || b.n == 0) return;
-  // Few rows: divide the columns too, so that every thread has work.
-  const int64_t strips = (m + kStripRows - 1) / kStripRows;
-  const int64_t wanted = (4 * num_threads() + strips - 1) / strips;
+  // Strips of equal height, equally many for each thread. Few rows: divide the columns too.
+  const int64_t threads = num_threads(), tile_rows = tile_of(b.instruction_set).rows;
+  const int64_t whole = (m + kStripRows - 1) / kStripRows;
+  const int64_t height = round_up((m - 1) / round_up(whole, threads) + 1, tile_rows);
+  const int64_t strips = (m + height - 1) / height;
+  const int64_t wanted = (4 * threads + strips - 1) / strips;
   const int64_t group = std::max<int64_t>(1, b.num_panels() / wanted);
   const int64_t groups = (b.num_panels() + group - 1) / group;
   const int64_t tasks = strips * groups;
   std::atomic<int64_t> next{0};
-  parallel_for(std::min<int64_t>(num_threads(), tasks), 1, [&](int64_t, int64_t) {
+  parallel_for(std::min(threads, tasks), 1, [&](int64_t, int64_t) {
     Strip strip(b.k);
     int64_t filled = -1;
     for (int64_t task = next++; task < tasks; task = next++) {
-      const int64_t first_row = task / groups * kStripRows;
-      const int64_t rows = std::min(kStripRows, m - first_row);
+      const int64_t first_row = task / groups * height;
+      const int64_t rows = std::min(height, m - first_row);
       if (filled != first_row) {
         for (int64_t row = 0; row < rows; ++row) strip.fill_row(row_of(first_row + row), row);
         filled = first_row;
