@@ -232,7 +232,7 @@ def test_doctor_lists_every_op(tiny_artifact: Path) -> None:
     content = run_json("doctor", tiny_artifact)
     chosen = {row["op"]: row["backend"] for row in content["ops"] if row["chosen"]}
     assert chosen == dict.fromkeys(chosen, "cpu")
-    assert len(chosen) == 5
+    assert len(chosen) == 6
     assert all(row["reason"] for row in content["ops"] if not row["runs"])
     assert content["artifact"]["agrees"] is True
     assert "farthest_point_sampling" in run("doctor").stdout

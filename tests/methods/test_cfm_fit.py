@@ -98,6 +98,7 @@ def test_calibrated_statistics_equal_the_published_pipeline(domes: list[Scan], t
     detector = load(fit_cfm(domes[:2], domes[3:4], tmp_path / "calibrated", options))
     assert {key.split(".")[0] for key in detector.artifact.tensors()} == {
         "rgb_to_point",
+        "embedder",
         "point_statistics",
     }
     run_reference = reference_pipeline(
