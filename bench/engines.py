@@ -36,11 +36,15 @@ POINT_LAYERS = {4: (1, 2, 3), 8: (1, 4, 7), 12: (3, 7, 11)}
 TOLERANCE = 1e-4
 """Largest difference to torch, relative to the largest output, that lets an engine be timed."""
 
-ORT_SETTINGS: dict[str, Callable[[Any], None]] = {
+ORT_SETTINGS: dict[str, Callable[[Any], object]] = {
     "memory pattern and reuse": lambda options: _set(
         options, enable_mem_pattern=True, enable_mem_reuse=True
     ),
-    "no arena": lambda options: _set(options, enable_cpu_mem_arena=False),
+    "own arena": lambda options: _entry(options, "session.use_env_allocators", "0"),
+    "no arena": lambda options: (
+        _entry(options, "session.use_env_allocators", "0"),
+        _set(options, enable_cpu_mem_arena=False),
+    ),
     "no prepacking": lambda options: _entry(options, "session.disable_prepacking"),
     "spinning": lambda options: _entry(options, "session.intra_op.allow_spinning"),
     "denormals are zero": lambda options: _entry(options, "session.set_denormal_as_zero"),
@@ -57,8 +61,8 @@ def _set(options: Any, **values: Any) -> None:
         setattr(options, name, value)
 
 
-def _entry(options: Any, key: str) -> None:
-    options.add_session_config_entry(key, "1")
+def _entry(options: Any, key: str, value: str = "1") -> None:
+    options.add_session_config_entry(key, value)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
 from mmad_fast.engines import check_engine
 from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError
+from mmad_fast.heap import return_freed_memory
 from mmad_fast.methods.variants import FAMILY_DETECTORS
 from mmad_fast.preprocess import check_resolution, prepare, prepare_ground_truth
 from mmad_fast.preprocess.recipes import Recipe
@@ -230,6 +231,7 @@ def load(
     family: Any = getattr(import_module(module), name)
     try:
         pipeline = family.from_artifact(artifact, engine=engine, num_threads=num_threads)
+        return_freed_memory()
         return Detector(artifact, pipeline)
     except KeyError as error:
         raise ArtifactError(

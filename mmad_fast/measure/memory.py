@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmad_fast.errors import InvalidInputError, MmadFastError
+from mmad_fast.heap import return_freed_memory
 
 MIB = 1024.0 * 1024.0
 _STATUS_FILE = Path("/proc/self/status")
@@ -46,7 +46,7 @@ def peak_working_mib(function: Callable[[], object]) -> float | None:
         function: Called once, without arguments, also where memory cannot be measured.
     """
     gc.collect()
-    _return_freed_memory()
+    return_freed_memory()  # a call would reuse freed heap pages unseen
     before = _reset_peak()
     function()
     after = _read_status_mib("VmHWM")
@@ -183,11 +183,3 @@ def _reset_peak() -> float | None:
         return None
     _peak_before_resets_mib = max(_peak_before_resets_mib, peak)
     return _read_status_mib("VmRSS")
-
-
-def _return_freed_memory() -> None:
-    """Hands freed heap pages back to the system (glibc): a call would reuse them unseen."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -91,6 +91,24 @@ def test_graph_is_clean(vit_graph, point_graph):
         assert [item.name for item in path.parent.iterdir()] == [path.name]
 
 
+def test_gelu_is_one_node_for_onnx_runtime(vit_graph, tmp_path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(str(vit_graph[1]), options, providers=["CPUExecutionProvider"])
+    ops = [node.op_type for node in onnx.load_model(tmp_path / "optimised.onnx").graph.node]
+    assert ops.count("Gelu") == 2  # one per block
+    assert "Erf" not in ops
+
+
+def test_another_gelu_is_refused(tmp_path):
+    module = torch.nn.GELU(approximate="tanh")
+    words = "GELU approximated by 'tanh' cannot be exported"  # quoted in the exporter's own error
+    with pytest.raises(torch.onnx.OnnxExporterError, match=words):
+        export_graph(module, {"x": torch.ones(1, 3)}, tmp_path / "x.onnx", output_name="y")
+
+
 def test_graph_tells_nothing_of_the_machine(vit_graph):
     _, path = vit_graph
     content = path.read_bytes()
