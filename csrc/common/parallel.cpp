@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -17,11 +18,9 @@
 namespace mmad_fast {
 namespace {
 
-int default_num_threads() {
-  if (const char* text = std::getenv("MMAD_FAST_NUM_THREADS")) {
-    const int count = std::atoi(text);
-    if (count >= 1) return count;
-  }
+constexpr int kMaxThreads = 1024;
+
+int usable_cores() {
 #ifdef __linux__
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
@@ -29,12 +28,46 @@ int default_num_threads() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+int default_num_threads() {
+  if (const char* text = std::getenv("MMAD_FAST_NUM_THREADS")) {
+    char* end = nullptr;
+    const long count = std::strtol(text, &end, 10);  // what overflows becomes LONG_MAX
+    if (end != text && *end == '\0' && count >= 1) {
+      return static_cast<int>(std::min<long>(count, kMaxThreads));
+    }
+  }
+  return std::min(usable_cores(), kMaxThreads);
+}
+
+// Waking a sleeping thread takes longer (20 to 100 us) than many jobs. Kernels often start one job
+// after the other, so threads look for the next one for this long before they sleep: less than a
+// wake-up costs, and nothing that other programs or an inference engine would notice.
+constexpr std::chrono::microseconds kSpinTime{50};
+
+// True as soon as `is_ready` is; false if it stays false for kSpinTime.
+template <typename Condition>
+bool spin_until(const Condition& is_ready) {
+  const auto end = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (is_ready()) return true;
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
+#endif
+    }
+    std::this_thread::yield();  // the thread that is waited for may need this very core
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
 // One parallel_for call: the pool's threads and the caller take ranges until none is left.
 struct Job {
   int64_t count;
   int64_t grain;
   const std::function<void(int64_t, int64_t)>* body;
-  std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<int64_t> next{0};  // away from what all threads only read
   std::mutex error_mutex;
   std::exception_ptr error;
 
@@ -55,9 +88,13 @@ struct Job {
 
 thread_local bool inside_body = false;
 
+// Threads that take part in one job at a time. A worker announces itself in active_ before it looks
+// at job_, and the caller takes job_ away before it looks at active_: it may leave once that is 0.
+// The mutex is only for going to sleep and waking up. All atomics are sequentially consistent: each
+// side writes its own variable and then reads the other's.
 class Pool {
  public:
-  explicit Pool(int workers) {
+  explicit Pool(int workers) : spins_(workers < usable_cores()) {
     try {
       for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { work(); });
     } catch (const std::system_error&) {
@@ -65,56 +102,67 @@ class Pool {
     }
   }
   ~Pool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
+    stopping_ = true;
+    announce();
     for (auto& thread : threads_) thread.join();
   }
 
   void run(Job& job) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      job_ = &job;
-      ++generation_;
-    }
-    wake_.notify_all();
+    job_ = &job;
+    announce();
     job.run();
-    std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;  // a worker that wakes only now finds nothing: nobody waits for it
-    done_.wait(lock, [this] { return active_ == 0; });
+    const auto is_done = [this] { return active_ == 0; };
+    if (is_done() || (spins_ && spin_until(is_done))) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_ = true;
+    done_.wait(lock, is_done);
+    caller_sleeps_ = false;
   }
 
  private:
+  void announce() {
+    ++generation_;
+    if (sleepers_ > 0) wake_up(wake_);
+  }
+
+  // Wakes those who sleep, and those who decided to but still hold the mutex.
+  void wake_up(std::condition_variable& sleepers) {
+    std::unique_lock<std::mutex>(mutex_).unlock();
+    sleepers.notify_all();
+  }
+
   void work() {
     inside_body = true;
     uint64_t seen = 0;
-    std::unique_lock<std::mutex> lock(mutex_);
+    const auto has_news = [&] { return generation_ != seen; };
     for (;;) {
-      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
-      if (stopping_) return;
+      if (!has_news() && !(spins_ && spin_until(has_news))) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleepers_;
+        wake_.wait(lock, has_news);
+        --sleepers_;
+      }
       seen = generation_;
-      Job* job = job_;
-      if (!job) continue;
+      if (stopping_) return;
       ++active_;
-      lock.unlock();
-      job->run();
-      lock.lock();
-      if (--active_ == 0) done_.notify_one();
+      if (Job* job = job_) job->run();
+      if (--active_ == 0 && caller_sleeps_) wake_up(done_);
     }
   }
 
-  std::mutex mutex_;  // guards all below but threads_
+  const bool spins_;  // false where the threads would spin on a core that another of them needs
+  std::atomic<Job*> job_{nullptr};
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> active_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
+  std::atomic<bool> stopping_{false};
+  std::mutex mutex_;
   std::condition_variable wake_, done_;
-  Job* job_ = nullptr;
-  uint64_t generation_ = 0;
-  int active_ = 0;
-  bool stopping_ = false;
   std::vector<std::thread> threads_;  // last: they use the members above as soon as they start
 };
 
-constexpr int kMaxThreads = 1024;
 std::atomic<int> requested_threads{0};
 
 // The one pool. Never destroyed at exit: its threads may not be joined then.
@@ -148,10 +196,10 @@ int num_threads() {
     requested_threads.compare_exchange_strong(expected, default_num_threads());
     count = requested_threads.load();
   }
-  return std::min(count, kMaxThreads);
+  return count;
 }
 
-void set_num_threads(int count) { requested_threads.store(std::max(1, count)); }
+void set_num_threads(int count) { requested_threads.store(std::clamp(count, 1, kMaxThreads)); }
 
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   if (count <= 0) return;

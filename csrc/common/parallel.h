@@ -7,7 +7,8 @@
 namespace mmad_fast {
 
 // Number of threads that kernels use: what was set, else the environment's MMAD_FAST_NUM_THREADS if
-// that is a positive number, else the cores that this process may run on. At most 1024.
+// that is a positive number and nothing else, else the cores that this process may run on. At most
+// 1024.
 int num_threads();
 
 // Sets the number of threads; count >= 1.
@@ -18,7 +19,8 @@ void set_num_threads(int count);
 // out dynamically, so the work of a range must not depend on which thread runs it. When the pool is
 // busy with another caller, or when called from inside a body, all ranges run on the calling
 // thread. A forked child may call it: it starts a pool of its own. The first exception thrown by a
-// body is rethrown here.
+// body is rethrown here. For some tens of microseconds afterwards the pool's threads watch for the
+// next call, then they sleep.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
 }  // namespace mmad_fast

@@ -129,12 +129,15 @@ def run_script(script: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.own_process
 def test_the_environment_sets_the_number_of_threads() -> None:
     script = "from mmad_fast.threads import get_num_threads as get; print(get())"
     assert run_script(script, MMAD_FAST_NUM_THREADS="3") == "3"
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for not_a_number in ("", "many", "0", "-4"):
+    for not_a_number in ("", "many", "0", "-4", "3 threads", "2.5"):
         assert run_script(script, MMAD_FAST_NUM_THREADS=not_a_number) == str(usable)
+    for too_many in ("4096", "99999999999999999999"):
+        assert run_script(script, MMAD_FAST_NUM_THREADS=too_many) == "1024"
 
 
 FORKING = """
@@ -174,6 +177,7 @@ print("done")
 """
 
 
+@pytest.mark.own_process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_computes_even_if_the_parent_was_computing() -> None:
     assert run_script(FORKING) == "done"
@@ -198,9 +202,52 @@ os.wait()
 """
 
 
+@pytest.mark.own_process
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_a_forked_child_has_a_pool_of_its_own() -> None:
     assert run_script(FORKED_POOL) == "1 4"
+
+
+IDLE_POOL = """
+import threading, time
+import numpy as np
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.threads import set_num_threads
+
+points = np.random.default_rng(0).uniform(size=(3000, 3)).astype(np.float32)
+for count in (2, 8):
+    set_num_threads(count)
+    knn_grouping(points, np.arange(300), 20)
+    before = time.process_time()
+    threading.Event().wait(0.3)  # idleness is what is measured
+    assert time.process_time() - before < 0.03, time.process_time() - before
+print("done")
+"""
+
+
+@pytest.mark.own_process
+def test_an_idle_pool_takes_no_processor_time() -> None:
+    assert run_script(IDLE_POOL) == "done"
+
+
+MANY_SHORT_JOBS = """
+import numpy as np
+from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.threads import set_num_threads
+
+points = np.random.default_rng(0).uniform(size=(35_000, 3)).astype(np.float32)
+set_num_threads(1)
+expected = farthest_point_sampling(points, 500)
+for count in (2, 3, 16):  # two fit on most machines, sixteen on few
+    set_num_threads(count)
+    assert np.array_equal(farthest_point_sampling(points, 500), expected)
+print("done")
+"""
+
+
+@pytest.mark.own_process
+def test_many_short_jobs_one_after_the_other() -> None:
+    assert run_script(MANY_SHORT_JOBS) == "done"
 
 
 FEW_THREADS = """
@@ -222,6 +269,7 @@ print("done")
 """
 
 
+@pytest.mark.own_process
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_threads_that_the_system_refuses_are_done_without() -> None:
     assert run_script(FEW_THREADS) == "done"
