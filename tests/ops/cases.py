@@ -96,6 +96,33 @@ CLOUDS = (
 )
 
 
+def _far_apart() -> NDArray[np.float32]:
+    """Two dense clusters and single points at distances that double: boxes cannot be halved."""
+    doubling = np.float32(2.0) ** np.arange(-40, 50, dtype=np.float32)
+    line = doubling[:, None] * np.float32([1, -1, 0.5])
+    clusters = uniform_cloud(900, seed=6)
+    return np.concatenate([clusters, line, clusters * np.float32(1e-3) + np.float32(1e4)])
+
+
+ADVERSARIAL_CLOUDS = (
+    *CLOUDS,
+    Cloud("two-points", integer_cloud(2, seed=7), True),
+    Cloud("sixty-five-equal", np.full((65, 3), -2, np.float32), True),
+    Cloud("many-equal", np.full((20_001, 3), 0.25, np.float32), True),
+    Cloud("quantised-plane", integer_cloud(15_000, high=40, seed=8) * np.float32([1, 1, 0]), True),
+    Cloud(
+        "quantised-depth-frame", np.round(depth_frame(150).points * 500) / np.float32(500), False
+    ),
+    Cloud("on-a-diagonal", np.arange(3000, dtype=np.float32)[::-1, None].repeat(3, axis=1), True),
+    Cloud("huge", uniform_cloud(2000, seed=9) * np.float32(1.6e18), False),
+    Cloud("denormal", uniform_cloud(2000, seed=9) * np.float32(1e-39), False),
+    Cloud("tiny-squares", uniform_cloud(2000, seed=9) * np.float32(1e-21), False),
+    Cloud("far-apart", _far_apart(), False),
+    Cloud("frame-of-many-blocks", depth_frame(224, coverage=0.5).points, False),
+)
+"""More clouds, not all of which float64 and float32 see alike: to compare with plain float32."""
+
+
 def by_name(cloud: Cloud) -> str:
     """A cloud's name, for the ids of parametrized tests."""
     return cloud.name

@@ -13,10 +13,10 @@ from ops.cases import (
     Cloud,
     by_name,
     depth_frame,
-    float32_squared_distances,
     integer_cloud,
     uniform_cloud,
 )
+from ops.plain_float32 import sample_in_float32
 
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
@@ -24,17 +24,6 @@ from mmad_fast.ops.farthest_point_sampling import OP, farthest_point_sampling
 
 FAST_BACKENDS = [backend.name for backend in OP.backends if backend.name != "reference"]
 law = settings(derandomize=True, deadline=None, max_examples=30)
-
-
-def sample_in_float32(
-    points: NDArray[np.float32], num_samples: int, start_index: int
-) -> NDArray[np.int64]:
-    nearest = np.full(len(points), np.inf, np.float32)
-    indices = [start_index]
-    while len(indices) < num_samples:
-        nearest = np.minimum(nearest, float32_squared_distances(points, points[indices[-1]]))
-        indices.append(int(nearest.argmax()))
-    return np.array(indices)
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)

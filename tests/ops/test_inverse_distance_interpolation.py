@@ -12,10 +12,10 @@ from ops.cases import (
     Cloud,
     by_name,
     depth_frame,
-    float32_squared_distances,
     integer_cloud,
     uniform_cloud,
 )
+from ops.plain_float32 import weights_in_float32
 
 from mmad_fast import _kernels
 from mmad_fast.errors import InvalidInputError
@@ -41,26 +41,13 @@ def centers_of(points: NDArray[np.float32]) -> NDArray[np.float32]:
     return points[np.random.default_rng(0).permutation(len(points))[: max(3, len(points) // 9)]]
 
 
-def plain_float32(
-    points: NDArray[np.float32], centers: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    indices, weights = [], []
-    for point in points:
-        squared = float32_squared_distances(centers, point)
-        nearest = np.argsort(squared, kind="stable")[:3]
-        weight = 1 / (squared[nearest] + np.float32(1e-8))
-        indices.append(nearest)
-        weights.append(weight / weight.sum())
-    return np.stack(indices), np.stack(weights)
-
-
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("cloud", CLOUDS_OF_THREE, ids=by_name)
 def test_the_nearest_centres_are_found(cloud: Cloud, backend: str) -> None:
     centers = centers_of(cloud.points)
     indices, _ = inverse_distance_weights(cloud.points, centers, backend=backend)
     assert indices.dtype == np.int64
-    np.testing.assert_array_equal(indices, plain_float32(cloud.points, centers)[0])
+    np.testing.assert_array_equal(indices, weights_in_float32(cloud.points, centers)[0])
     exact_indices, _ = reference.exact_weights(cloud.points, centers)
     if cloud.is_exact:
         np.testing.assert_array_equal(indices, exact_indices)
@@ -76,11 +63,11 @@ def test_the_nearest_centres_are_found(cloud: Cloud, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("cloud", CLOUDS_OF_THREE, ids=by_name)
-def test_weights_are_as_good_as_plain_float32(cloud: Cloud, backend: str) -> None:
+def test_weights_are_as_good_as_weights_in_float32(cloud: Cloud, backend: str) -> None:
     centers = centers_of(cloud.points)
     indices, weights = inverse_distance_weights(cloud.points, centers, backend=backend)
     exact_indices, exact = reference.exact_weights(cloud.points, centers)
-    plain = plain_float32(cloud.points, centers)[1]
+    plain = weights_in_float32(cloud.points, centers)[1]
     is_same = (indices == exact_indices).all(axis=1)  # others are equally near within rounding
     assert is_same.mean() > 0.99
     error = np.abs(weights - exact)[is_same].max()
@@ -151,7 +138,7 @@ def test_the_kernel_writes_only_its_outputs() -> None:
     _kernels.inverse_distance_weights(
         _kernels.PointIndex(points), centers, indices[3:-3], weights[3:-3]
     )
-    np.testing.assert_array_equal(indices[3:-3], plain_float32(points, centers)[0])
+    np.testing.assert_array_equal(indices[3:-3], weights_in_float32(points, centers)[0])
     assert np.isfinite(weights[3:-3]).all()
     for guard in (slice(0, 3), slice(-3, None)):
         assert (indices[guard] == -77).all()

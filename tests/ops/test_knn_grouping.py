@@ -12,10 +12,10 @@ from ops.cases import (
     Cloud,
     by_name,
     depth_frame,
-    float32_squared_distances,
     integer_cloud,
     uniform_cloud,
 )
+from ops.plain_float32 import nearest_in_float32
 
 from mmad_fast import _kernels
 from mmad_fast.errors import InvalidInputError
@@ -34,16 +34,6 @@ def some_centers(cloud: Cloud) -> NDArray[np.int64]:
 def neighbor_counts(cloud: Cloud) -> list[int]:
     count = len(cloud.points)
     return sorted({1, min(7, count), min(128, count), count})
-
-
-def nearest_in_float32(
-    points: NDArray[np.float32], centers: NDArray[np.int64], num_neighbors: int
-) -> NDArray[np.int64]:
-    rows = [
-        np.argsort(float32_squared_distances(points, points[center]), kind="stable")
-        for center in centers
-    ]
-    return np.stack(rows)[:, :num_neighbors]
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)

@@ -6,7 +6,7 @@ import pytest
 
 from mmad_fast.errors import BackendUnavailableError
 from mmad_fast.ops import all_ops
-from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
+from mmad_fast.ops.inverse_distance_interpolation import DENSE_OP, POOLED_ROWS_OP
 from mmad_fast.ops.registry import Backend, Op, always
 
 
@@ -54,7 +54,7 @@ def test_a_backend_that_was_not_written_is_answered_with_the_reason() -> None:
     assert op.resolve("auto").name == "cpu"
 
 
-@pytest.mark.parametrize("op", [*all_ops(), POOLED_ROWS_OP], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [*all_ops(), DENSE_OP, POOLED_ROWS_OP], ids=lambda op: op.name)
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_every_op_runs_on_a_gpu_or_says_why_not(op: Op, name: str) -> None:
     if name not in [backend.name for backend in op.backends]:
