@@ -1,6 +1,6 @@
 """Times farthest_point_sampling against the reference and a float32 NumPy loop in the same run.
 
-python bench/ops/bench_farthest_point_sampling.py [--threads 2] [--runs 15]
+python bench/ops/bench_farthest_point_sampling.py [--threads 2] [--runs 15] [--data FOLDER]
 """
 
 from __future__ import annotations
@@ -9,41 +9,35 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.point_index import PointIndex
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from bench_clouds import bench_clouds
 from op_rows import parse_options, print_rows
-from ops.cases import depth_frame, float32_squared_distances
+from ops.plain_float32 import sample_in_float32
 
-CASES = [(224, 0.28, 1024), (224, 0.9, 1024), (448, 0.28, 1024)]  # grid side, coverage, G
-
-
-def numpy_loop(points: NDArray[np.float32], num_samples: int) -> NDArray[np.int64]:
-    nearest = np.full(len(points), np.inf, np.float32)
-    indices = np.zeros(num_samples, np.int64)
-    for s in range(1, num_samples):
-        squared = float32_squared_distances(points, points[indices[s - 1]])
-        np.minimum(nearest, squared, out=nearest)
-        indices[s] = nearest.argmax()
-    return indices
+NUM_SAMPLES = 1024
 
 
 def main() -> None:
     options = parse_options(__doc__)
-    for grid_size, coverage, num_samples in CASES:
-        points = depth_frame(grid_size, coverage=coverage).points
-        truth = numpy_loop(points, num_samples)
+    for name, points in bench_clouds(options.data):
+        truth = sample_in_float32(points, NUM_SAMPLES)
+        index = PointIndex(points)
         print_rows(
             "farthest_point_sampling",
             {
-                "cpu": lambda p=points, g=num_samples: farthest_point_sampling(p, g),
-                "numpy float32 (slow)": lambda p=points, g=num_samples: numpy_loop(p, g),
+                "cpu": lambda p=points: farthest_point_sampling(p, NUM_SAMPLES),
+                "cpu, index given": lambda p=points, i=index: farthest_point_sampling(
+                    p, NUM_SAMPLES, index=i
+                ),
+                "numpy float32 (slow)": lambda p=points: sample_in_float32(p, NUM_SAMPLES),
             },
             lambda got, expected=truth: float(np.count_nonzero(got != expected)),
-            shapes={"N": len(points), "G": num_samples},
+            shapes={"cloud": name, "N": len(points), "G": NUM_SAMPLES},
             options=options,
             max_error=0,
         )

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmad_fast.measure.environment import environment
@@ -22,9 +23,13 @@ def parse_options(
 ) -> argparse.Namespace:
     """threads, runs and further options with their defaults, from the command line; the kernels
     are given these threads."""
+def parse_options(description: str | None, *, runs: int = 15, **further: int) -> argparse.Namespace:
+    """threads, runs, data and further numbers with their defaults, from the command line; the
+    kernels are given these threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=get_num_threads())
     parser.add_argument("--runs", type=int, default=runs)
+    parser.add_argument("--data", type=Path, help="folder with scans (xyz as .tiff) to time, too")
     for name, default in further.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     options = parser.parse_args()
