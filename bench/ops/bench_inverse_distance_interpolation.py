@@ -63,7 +63,7 @@ def bench_weights(name: str, points: NDArray[np.float32], options: argparse.Name
         lambda got: float(np.abs(np.sort(got.weights) - truth).max()),
         shapes=shapes,
         options=options,
-        max_error=1e-3,  # of weights where three centres of a quantised scan are equally near
+        max_error=1e-5,
     )
     if len(points) > MAX_DENSE_POINTS:
         return
