@@ -13,6 +13,7 @@ ort = pytest.importorskip("onnxruntime")
 from mmad_fast.backbones import build_point_backbone  # noqa: E402
 from mmad_fast.backbones.dino import VisionTransformer  # noqa: E402
 from mmad_fast.backbones.table import RgbSpec  # noqa: E402
+from mmad_fast.backbones.transformer import Attention  # noqa: E402
 from mmad_fast.errors import InvalidInputError, MmadFastError  # noqa: E402
 from mmad_fast.export.onnx_graph import OPSET, export_graph, graph_shapes  # noqa: E402
 
@@ -100,6 +101,28 @@ def test_gelu_is_one_node_for_onnx_runtime(vit_graph, tmp_path):
     ops = [node.op_type for node in onnx.load_model(tmp_path / "optimised.onnx").graph.node]
     assert ops.count("Gelu") == 2  # one per block
     assert "Erf" not in ops
+
+
+def test_attention_is_made_of_two_heads_at_a_time(tmp_path):
+    torch.manual_seed(0)
+    module = Attention(15, 3, qkv_bias=True).eval()
+    path = export_graph(module, {"x": torch.randn(1, 7, 15)}, tmp_path / "x.onnx", output_name="y")
+    model = onnx.shape_inference.infer_shapes(onnx.load_model(path))
+    shapes = {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in model.graph.value_info
+    }
+    weights = [shapes[node.output[0]] for node in model.graph.node if node.op_type == "Softmax"]
+    assert weights == [[1, 2, 7, 7], [1, 1, 7, 7]]
+
+
+def test_another_attention_is_refused(tmp_path):
+    class Causal(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    with pytest.raises(torch.onnx.OnnxExporterError, match="attention with a mask, dropout"):
+        export_graph(Causal(), {"x": torch.ones(1, 2, 3, 4)}, tmp_path / "x.onnx", output_name="y")
 
 
 def test_another_gelu_is_refused(tmp_path):
