@@ -21,10 +21,7 @@ backend is timed on."""
 def parse_options(
     description: str | None, *, runs: int = 15, **further: int | str
 ) -> argparse.Namespace:
-    """threads, runs and further options with their defaults, from the command line; the kernels
-    are given these threads."""
-def parse_options(description: str | None, *, runs: int = 15, **further: int) -> argparse.Namespace:
-    """threads, runs, data and further numbers with their defaults, from the command line; the
+    """threads, runs, data and further options with their defaults, from the command line; the
     kernels are given these threads."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=get_num_threads())
