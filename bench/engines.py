@@ -191,7 +191,9 @@ def open_engine(path: Path, name: str, threads: int) -> Engine:
     from mmad_fast.engines import openvino
 
     settings = openvino.compile_settings
-    openvino.compile_settings = lambda n: settings(n) | OPENVINO_SETTINGS[setting]
+    openvino.compile_settings = lambda num_threads: (
+        settings(num_threads) | OPENVINO_SETTINGS[setting]
+    )
     try:
         return open_graph(path, engine=engine, num_threads=threads)
     finally:
