@@ -209,10 +209,10 @@ def test_the_approximations_give_nearly_the_same_map(
     assert exact.is_exact
     assert not fast.is_exact
     sizes = [
-        sum(file.stat().st_size for file in folder.glob("*.onnx*"))
-        for folder in (path / "graphs", artifact_path / "graphs")
+        sum(file.stat().st_size for file in folder.glob("*.onnx"))
+        for folder in (path, artifact_path)
     ]
-    assert sizes[0] < 0.4 * sizes[1]
+    assert 0 < sizes[0] < 0.4 * sizes[1]
     maps = [
         detector.infer(domes[4].rgb, domes[4].xyz).anomaly_map.ravel() for detector in (exact, fast)
     ]
