@@ -7,7 +7,9 @@
 // for AVX-512, and the loader picks the widest that the machine has. Only what is inlined into the
 // function is compiled with it. Contraction is off everywhere, so all of them round alike.
 // Elsewhere than x86-64 Linux with glibc the macro is empty: the baseline (NEON on ARM) is used.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && \
+// So it is for ThreadSanitizer, which instruments the loader's choice and crashes in it.
+#if !defined(__SANITIZE_THREAD__) && defined(__x86_64__) && defined(__linux__) && \
+    defined(__GLIBC__) &&                                                         \
     ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12))
 #define MMAD_FAST_MULTIVERSION \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
