@@ -9,6 +9,7 @@ PEERS ?=
 ARGS ?= --method cfm-s
 
 .PHONY: bench peers test lint typecheck format clean
+.PHONY: bench test lint typecheck format sanitize other-processors clean
 
 bench: $(VENV)/.installed-fit
 	$(BIN)/mmad-fast bench $(ARGS)
@@ -34,6 +35,13 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+# Optional jobs: see CONTRIBUTING.md.
+sanitize: $(VENV)/.installed-dev
+	VENV=$(VENV) .ci/sanitizers
+
+other-processors: $(VENV)/.installed-dev
+	VENV=$(VENV) .ci/other_processors
 
 clean:
 	rm -rf build dist $(VENV)
