@@ -8,8 +8,7 @@ PEERS ?=
 # Arguments for `make bench`, e.g. make bench ARGS="--method cfm --data mvtec3d"
 ARGS ?= --method cfm-s
 
-.PHONY: bench peers test lint typecheck format clean
-.PHONY: bench test lint typecheck format sanitize other-processors clean
+.PHONY: bench peers test lint typecheck format sanitize other-processors clean
 
 bench: $(VENV)/.installed-fit
 	$(BIN)/mmad-fast bench $(ARGS)
@@ -27,6 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/python bench/tables/readme.py --check
 	$(BIN)/python bench/tables/peers.py --check
+	$(BIN)/python bench/tables/detectors.py --check
 
 typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy
