@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from clouds import PARTS, clouds
-from mmad_fast.ops.point_index import PointIndex
 from neighbor_search import RELATIVE_TIE, Search, neighbor_agreement, neighbor_searches
 from numpy.typing import NDArray
 from peer_rows import Agreement, Case, Contender, DisagreementError, compare, parse_options
@@ -24,6 +23,7 @@ from mmad_fast.ops.inverse_distance_interpolation import (
     inverse_distance_interpolation,
     inverse_distance_weights,
 )
+from mmad_fast.ops.point_index import PointIndex
 
 NUM_CENTERS = 1024
 DENSE_POINTS, DENSE_CHANNELS = 50_000, 1152

@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 from clouds import PARTS, clouds
-from mmad_fast.ops.point_index import PointIndex
 from neighbor_search import Search, neighbor_agreement, neighbor_searches
 from numpy.typing import NDArray
 from peer_rows import Case, Contender, RefusalError, compare, parse_options
 
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import KnnGroups, knn_grouping
+from mmad_fast.ops.point_index import PointIndex
 
 NUM_CENTERS = 1024
 NUM_NEIGHBORS = (32, 128)
