@@ -16,7 +16,7 @@ def quantize_graph(path: str | Path) -> Path:
     to uint8 at run time, with the range that it has in each scan, so no calibration scans are
     needed. Products of two activations, as in attention, stay in float32.
 
-    An approximation: its price in accuracy is in methods/cfm/README.md. It is fast where the
+    An approximation: its price in accuracy is in docs/benchmarks/detectors.md. It is fast where the
     processor has 8-bit dot products (AVX-512 VNNI, AVX-VNNI, ARM dot product); x86 processors
     without them may also saturate, which `mmad-fast doctor ARTIFACT` shows.
 
