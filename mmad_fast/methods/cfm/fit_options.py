@@ -16,8 +16,8 @@ SPEEDS: dict[str, dict[str, Any]] = {
     "exact": {},
     "fast": {"pixel_stride": 2, "precision": "int8"},
 }
-"""What a speed stands for; a switch that is set itself wins. What each switch gains and costs stands
-in docs/benchmarks/detectors.md."""
+"""What a speed stands for; a switch that is set itself wins. What each gains and costs stands in
+docs/benchmarks/detectors.md."""
 
 
 @dataclass(frozen=True)
