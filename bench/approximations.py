@@ -108,7 +108,7 @@ def measure(
         fit_detector(dataset, folder, category=category, request=request)
         detector = load(folder)
         pipeline = CfmPipeline.from_artifact(detector.artifact)
-        pipeline.extractor = RememberedFeatures(pipeline.extractor)  # type: ignore[assignment]
+        pipeline.extractor = RememberedFeatures(pipeline.extractor)
         for stride in STRIDES.get(name, (1,)):
             pipeline.parameters = replace(pipeline.parameters, pixel_stride=stride)
             evaluation = evaluate(

@@ -14,18 +14,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from mmad_fast.measure.tables import ACCURACY_COLUMNS
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "detectors.md"
 RESULTS = ROOT / "bench" / "results"
 
-METRICS = {
-    "i_auroc": "I-AUROC",
-    "p_auroc": "P-AUROC",
-    "aupro_30": "AUPRO@30%",
-    "aupro_10": "AUPRO@10%",
-    "aupro_5": "AUPRO@5%",
-    "aupro_1": "AUPRO@1%",
-}
 TITLE = """# Detectors on a CPU: speed, memory, and what the approximations cost
 
 Made by `bench/tables/detectors.py` from `bench/results/{end_to_end,approximations}.jsonl`.
@@ -122,10 +116,10 @@ def price_tables(rows: list[dict[str, Any]]) -> list[str]:
         f"{rows[0]['data']}: {', '.join(categories)}; seeds {', '.join(map(str, seeds))}. "
         + _describe(rows[0]["parameters"]),
         PRICE_NOTE,
-        "| setting | runs | " + " | ".join(METRICS.values()) + " |",
-        "|---" * (2 + len(METRICS)) + "|",
+        "| setting | runs | " + " | ".join(ACCURACY_COLUMNS.values()) + " |",
+        "|---" * (2 + len(ACCURACY_COLUMNS)) + "|",
     ]
-    absolute = [_mean(exact.values(), metric) for metric in METRICS]
+    absolute = [_mean(exact.values(), metric) for metric in ACCURACY_COLUMNS]
     lines.append(f"| exact, absolute | {len(exact)} | " + " | ".join(absolute) + " |")
     for (fit, stride), of_setting in settings.items():
         if (fit, stride) == ("exact", 1):
@@ -133,7 +127,7 @@ def price_tables(rows: list[dict[str, Any]]) -> list[str]:
         name = fit if stride == 1 else f"pixel_stride={stride}" if fit == "exact" else fit
         keys = [key for key in of_setting if key in exact]
         cells = []
-        for metric in METRICS:
+        for metric in ACCURACY_COLUMNS:
             changes = [of_setting[key][metric] - exact[key][metric] for key in keys]
             cells.append(
                 f"{statistics.mean(changes):+.4f} ({min(changes):+.3f}, {max(changes):+.3f})"

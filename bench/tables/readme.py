@@ -105,9 +105,11 @@ def _machine(row: dict[str, Any]) -> str:
         for name in ("onnxruntime", "torch", "numpy")
         if machine["versions"].get(name)
     )
+    # Rows of an earlier state of the code are told apart; a row from an installed wheel has none.
+    commit = f"commit {machine['commit'][:10]}, " if machine.get("commit") else ""
     return (
         f"{machine['cpu']}, {row['threads']} threads, batch 1, {versions}, mmad-fast "
-        f"{machine['mmad_fast']}, {machine['date'][:10]}."
+        f"{machine['mmad_fast']}, {commit}{machine['date'][:10]}."
     )
 
 

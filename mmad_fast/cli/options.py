@@ -135,7 +135,7 @@ Precision = Annotated[
 ]
 Speed = Annotated[
     str,
-    typer.Option("--speed", help="exact, or fast: approximations of small price, bundled."),
+    typer.Option("--speed", help="exact, or fast: approximate, some accuracy for time."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 DataPath = Annotated[

@@ -133,7 +133,7 @@ def fit(
         mapping: "crossmodal" or "intramodal"; None: the method's own.
         pixel_stride: 1 (exact), 2 or 4: the discrepancy at one pixel per block of that side.
         precision: "float32" (exact) or "int8": of the backbones' matrix products.
-        speed: "exact", or "fast": approximations that cost little accuracy, bundled. Options that
+        speed: "exact", or "fast": approximations that trade some accuracy for time. Options that
             are set win over it.
         progress: Called with (what, done, total).
 
