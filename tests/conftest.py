@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gpu_test_device import TEST_DEVICE  # noqa: F401  # isort: skip  (before any triton)
+
 import os
 from pathlib import Path
 

@@ -24,15 +24,17 @@ class Backend:
     """One implementation of an op.
 
     Attributes:
-        name: "reference", "cpu", "cuda" or "triton".
+        name: "reference", "cpu", "cuda", "triton" or "torch".
         function: The implementation; takes validated arrays.
         refusal: Returns None where the backend can run, else the reason: what was found, what is
             needed, what to do.
+        device: Where its arrays lie: "cpu" (NumPy) or "cuda" (on a CUDA device).
     """
 
     name: str
     function: Callable[..., Any]
     refusal: Callable[[], str | None]
+    device: str = "cpu"
 
 
 def always() -> str | None:

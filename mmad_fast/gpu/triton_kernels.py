@@ -1,0 +1,61 @@
+"""What is known of a Triton kernel before it runs: its arguments, and its tile sizes per chip.
+
+Imports no triton: the modules named here do. Each has a tuple KERNELS of `TritonKernel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+TRITON_MODULES: tuple[str, ...] = (
+    "mmad_fast.ops.inverse_distance_interpolation.triton_kernel",
+    "mmad_fast.ops.nearest_neighbor_scoring.triton_kernel",
+    "mmad_fast.ops.pixel_mapping.triton_kernel",
+)
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How a kernel is compiled.
+
+    Attributes:
+        num_warps: Warps per program.
+        num_stages: Depth of the pipeline of loads.
+        constants: Tile sizes by the name of the kernel's constexpr.
+    """
+
+    num_warps: int
+    num_stages: int
+    constants: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """One specialisation of a Triton function.
+
+    Attributes:
+        name: "<op>.<what>.<types>", unique among all kernels.
+        function: The function's name in its module.
+        arguments: Triton's type by argument, in the function's order, without the constexprs:
+            "*fp32", "i32", ...; ":16" behind a type says that the pointer is aligned to 16 bytes or
+            that the integer is divisible by 16.
+        configs: By compute capability, best guess first; DEFAULT_SM serves those not listed. The
+            first is what runs: nothing is tuned while scans wait. bench/on_gpu.py times the others.
+        constants: The other constexprs of this specialisation.
+        uses_tensor_cores: Its dot products must run on tensor cores where Triton can.
+    """
+
+    name: str
+    function: str
+    arguments: Mapping[str, str]
+    configs: Mapping[int, tuple[LaunchConfig, ...]]
+    constants: Mapping[str, object] = field(default_factory=dict)
+    uses_tensor_cores: bool = False
+
+    def configs_for(self, sm: int) -> tuple[LaunchConfig, ...]:
+        """The configurations of a compute capability, the one that runs first."""
+        return self.configs.get(sm, self.configs[DEFAULT_SM])
+
+
+DEFAULT_SM = 0
