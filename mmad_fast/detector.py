@@ -208,7 +208,8 @@ def load(
     Args:
         path: The artifact's folder, as written by `mmad_fast.fit` or `mmad-fast fit`.
         engine: What runs the graphs: "onnxruntime", or "openvino" (extra `openvino`).
-        device: "cpu".
+        device: "cpu", or "cuda": backbones and ops on the current CUDA device (needs torch, Triton
+            and an ONNX Runtime with CUDA; `mmad-fast doctor` says what is missing).
         num_threads: Threads of the engine; None means mmad_fast.threads.get_num_threads(), which
             the compiled kernels use as well.
         verify: Check the sha256 of every file.
@@ -221,7 +222,7 @@ def load(
     check_engine(engine, device)
     artifact = read_artifact(path, verify=verify)
     try:
-        module, name = FAMILY_DETECTORS[artifact.manifest.family].split(":")
+        module, name = FAMILY_DETECTORS[artifact.manifest.family][device].split(":")
     except KeyError:
         known = ", ".join(FAMILY_DETECTORS)
         raise ArtifactError(

@@ -226,8 +226,12 @@ def test_engine_and_device_must_be_names(tiny_artifact, value) -> None:
 def test_unknown_engine_and_device(tiny_artifact) -> None:
     with pytest.raises(BackendUnavailableError, match="no engine 'abacus'; known are onnxruntime"):
         mmad_fast.load(tiny_artifact, engine="abacus")
-    with pytest.raises(BackendUnavailableError, match="device 'cuda'; this version runs on cpu"):
-        mmad_fast.load(tiny_artifact, device="cuda")
+    with pytest.raises(
+        BackendUnavailableError, match="'onnxruntime' cannot run on device 'tpu'; it"
+    ):
+        mmad_fast.load(tiny_artifact, device="tpu")
+    with pytest.raises(BackendUnavailableError, match="'openvino' cannot run on device 'cuda'; it"):
+        mmad_fast.load(tiny_artifact, engine="openvino", device="cuda")
 
 
 @pytest.mark.parametrize("num_threads", [0, -1, 10**6, "2", 1.5])

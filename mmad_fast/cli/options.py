@@ -68,7 +68,7 @@ Threads = Annotated[
 Engine = Annotated[
     str, typer.Option("--engine", help="What runs the graphs: onnxruntime (default) or openvino.")
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu.")]
+Device = Annotated[str, typer.Option("--device", help="cpu (default) or cuda.")]
 RgbBackbone = Annotated[
     str | None,
     typer.Option(

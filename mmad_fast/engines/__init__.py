@@ -1,4 +1,4 @@
-"""Engines run a frozen graph. Each takes and returns NumPy arrays by name."""
+"""Engines run a frozen graph: NumPy arrays by name in and out, or buffers on a device."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ class EngineEntry(NamedTuple):
         module: Imported when the engine is used; has VERSION, that of the library behind it.
         class_name: The engine's class in it.
         install: The command that installs what the module imports.
+        devices: Where it can run a graph, if the installed build can.
     """
 
     module: str
     class_name: str
     install: str
+    devices: tuple[str, ...] = ("cpu",)
 
 
 ENGINES: dict[str, EngineEntry] = {
     "onnxruntime": EngineEntry(
-        "mmad_fast.engines.onnx_runtime", "OnnxRuntimeEngine", "pip install onnxruntime"
+        "mmad_fast.engines.onnx_runtime",
+        "OnnxRuntimeEngine",
+        "pip install onnxruntime",
+        ("cpu", "cuda"),
     ),
     "openvino": EngineEntry(
         "mmad_fast.engines.openvino", "OpenVinoEngine", "pip install 'mmad-fast[openvino]'"
@@ -37,7 +42,7 @@ ENGINES: dict[str, EngineEntry] = {
 }
 """The engines by name, in the order of preference (docs/decisions.md has the measurements)."""
 
-DEVICES: tuple[str, ...] = ("cpu",)
+DEVICES: tuple[str, ...] = ("cpu", "cuda")
 
 
 class Engine(Protocol):
@@ -55,25 +60,53 @@ class Engine(Protocol):
         """The outputs by name. Thread-safe."""
 
 
+class DeviceEngine(Engine, Protocol):
+    """A loaded graph whose inputs and outputs may lie on a device."""
+
+    def run_bound(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> None:
+        """Runs the graph on buffers of the device it was opened for. Thread-safe."""
+
+
 def open_graph(
-    path: Path, *, engine: str = "onnxruntime", device: str = "cpu", num_threads: int | None = None
+    path: Path, *, engine: str = "onnxruntime", num_threads: int | None = None
 ) -> Engine:
-    """The graph in an ONNX file, ready to run.
+    """The graph in an ONNX file, ready to run on the CPU.
 
     Args:
         path: The ONNX file.
         engine: A name in ENGINES.
-        device: A name in DEVICES.
         num_threads: Threads per run; None means mmad_fast.threads.get_num_threads().
 
     Raises:
-        BackendUnavailableError: no such engine or device, or the engine is not installed.
+        BackendUnavailableError: no such engine, or it is not installed.
         ArtifactError: the file is no graph that the engine can load.
     """
-    check_engine(engine, device)
+    check_engine(engine, "cpu")
+    return _factory(engine)(path, num_threads=num_threads)
+
+
+def open_device_graph(
+    path: Path, *, engine: str = "onnxruntime", device_index: int = 0, stream: int = 0
+) -> DeviceEngine:
+    """The graph in an ONNX file, ready to run on a CUDA device.
+
+    Args:
+        path: The ONNX file.
+        engine: A name in ENGINES.
+        device_index: Which CUDA device.
+        stream: The CUDA stream that every run is ordered in, as an address; 0 is the default one.
+
+    Raises:
+        BackendUnavailableError: no such engine, it is not installed, or it cannot use the device.
+        ArtifactError: the file is no graph that the engine can load.
+    """
+    check_engine(engine, "cuda")
+    return _factory(engine)(path, device="cuda", device_index=device_index, stream=stream)
+
+
+def _factory(engine: str) -> Any:
     entry = ENGINES[engine]
-    factory: Any = getattr(import_module(entry.module), entry.class_name)
-    return factory(path, num_threads=num_threads)
+    return getattr(import_module(entry.module), entry.class_name)
 
 
 def check_engine(engine: str, device: str) -> None:
@@ -93,23 +126,27 @@ def check_engine(engine: str, device: str) -> None:
         raise BackendUnavailableError(
             f"there is no engine {engine!r}; known are {', '.join(ENGINES)}"
         )
-    if device not in DEVICES:
+    if device not in ENGINES[engine].devices:
         raise BackendUnavailableError(
-            f"engine {engine!r} cannot run on device {device!r}; this version runs on "
-            f"{', '.join(DEVICES)}"
+            f"engine {engine!r} cannot run on device {device!r}; it runs on "
+            f"{', '.join(ENGINES[engine].devices)}"
         )
-    reason = engine_refusal(engine)
+    reason = engine_refusal(engine, device)
     if reason is not None:
         raise BackendUnavailableError(f"engine {engine!r} cannot run here: {reason}")
 
 
-def engine_refusal(engine: str) -> str | None:
-    """Why an engine of ENGINES cannot run here, with what to do; None where it can."""
+def engine_refusal(engine: str, device: str = "cpu") -> str | None:
+    """Why an engine of ENGINES cannot run on a device of its own here, with what to do; None where
+    it can."""
     try:
-        import_module(ENGINES[engine].module)
+        module = import_module(ENGINES[engine].module)
     except ImportError as error:
         return f"{engine} cannot be imported ({error}); install with: {ENGINES[engine].install}"
-    return None
+    if device == "cpu":
+        return None
+    reason: str | None = module.device_refusal(device)
+    return reason
 
 
 def engine_version(engine: str) -> str:

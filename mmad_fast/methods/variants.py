@@ -40,8 +40,14 @@ VARIANTS: dict[str, Variant] = {
     )
 }
 
-FAMILY_DETECTORS: dict[str, str] = {"cfm": "mmad_fast.methods.cfm.detector:CfmPipeline"}
-"""Run half of each family: a class with `from_artifact` and `score`. Imported when loaded."""
+FAMILY_DETECTORS: dict[str, dict[str, str]] = {
+    "cfm": {
+        "cpu": "mmad_fast.methods.cfm.detector:CfmPipeline",
+        "cuda": "mmad_fast.methods.cfm.device_detector:DeviceCfmPipeline",
+    }
+}
+"""Run half of each family by device: a class with `from_artifact` and `score`. Imported when
+loaded."""
 
 FAMILY_FITS: dict[str, str] = {"cfm": "mmad_fast.methods.cfm.fit:fit_cfm"}
 """Fit half of each family. Imported when a detector is fitted; needs torch."""

@@ -16,7 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mmad_fast
 from mmad_fast import engines
-from mmad_fast.engines import ENGINES, check_engine, engine_refusal, engine_version, open_graph
+from mmad_fast.engines import (
+    ENGINES,
+    check_engine,
+    engine_refusal,
+    engine_version,
+    onnx_runtime,
+    open_graph,
+)
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 
 WEIGHT = np.random.default_rng(0).normal(size=(48, 33)).astype(np.float32)
@@ -173,6 +180,51 @@ def test_openvino_reports_to_nobody() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_buffers_of_the_caller(path: Path) -> None:
+    graph = onnx_runtime.OnnxRuntimeEngine(path)
+    x = inputs(5)
+    outputs = {"y": np.full((6, 33), np.nan, np.float32), "z": np.full((6, 33), np.nan, np.float32)}
+    graph.run_bound({"x": x.ctypes.data}, {name: y.ctypes.data for name, y in outputs.items()})
+    for name, expected in graph.run({"x": x}).items():
+        np.testing.assert_array_equal(outputs[name][:5], expected)
+        assert np.isnan(outputs[name][5]).all()  # behind the graph's shape nothing is written
+
+
+@pytest.mark.parametrize(("given", "written"), [({}, ("y", "z")), ({"x": 0}, ("y",))])
+def test_buffers_that_are_missing(path: Path, given: dict[str, int], written: tuple) -> None:
+    graph = onnx_runtime.OnnxRuntimeEngine(path)
+    with pytest.raises(
+        InvalidInputError, match=r"got buffers \[.*the graph needs \['x', 'y', 'z'\]"
+    ):
+        graph.run_bound(given, dict.fromkeys(written, 0))
+
+
+def test_a_build_without_the_device_says_what_it_has(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        onnx_runtime.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"]
+    )
+    words = r"has no CUDAExecutionProvider \(it has CPUExecutionProvider\).*onnxruntime-gpu"
+    with pytest.raises(BackendUnavailableError, match=words):
+        mmad_fast.load(tiny_artifact, device="cuda")
+
+
+def test_a_session_that_fell_back_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FallenBack:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnx_runtime.onnxruntime, "InferenceSession", FallenBack)
+    with pytest.raises(
+        BackendUnavailableError,
+        match="asked for CUDAExecutionProvider and runs on CPUExecutionProvider: the provider did",
+    ):
+        onnx_runtime.OnnxRuntimeEngine(path, device="cuda")
 
 
 def test_only_the_default_engine_is_imported_by_a_detector(tiny_artifact: Path) -> None:

@@ -100,15 +100,19 @@ class OpBackends:
     mapping: str
 
     @classmethod
-    def resolve(cls) -> OpBackends:
-        """The first of each op that can run here."""
+    def resolve(cls, *, device: str = "cpu") -> OpBackends:
+        """The first of each op that can run on the device ("cpu" or "cuda").
+
+        Raises:
+            BackendUnavailableError: an op has none.
+        """
         return cls(
-            sampling=SAMPLING_OP.resolve().name,
-            grouping=GROUPING_OP.resolve().name,
-            embedding=EMBEDDING_OP.resolve().name,
-            interpolation=INTERPOLATION_OP.resolve().name,
-            pooled_rows=POOLED_ROWS_OP.resolve().name,
-            mapping=MAPPING_OP.resolve().name,
+            sampling=SAMPLING_OP.resolve(device=device).name,
+            grouping=GROUPING_OP.resolve(device=device).name,
+            embedding=EMBEDDING_OP.resolve(device=device).name,
+            interpolation=INTERPOLATION_OP.resolve(device=device).name,
+            pooled_rows=POOLED_ROWS_OP.resolve(device=device).name,
+            mapping=MAPPING_OP.resolve(device=device).name,
         )
 
 
@@ -134,7 +138,7 @@ class FeatureExtractor:
             EmptyScanError: fewer foreground points than one group holds.
         """
         parameters, points, backends = self._parameters, prepared.points, self.backends
-        _require_points(prepared, parameters.group_size)
+        require_points(prepared, parameters.group_size)
         with clock.stage("rgb_tokens"):
             tokens = self._rgb.run({"image": prepared.rgb[None]})["tokens"][0]  # (T, C2)
         with clock.stage("sampling"):
@@ -206,7 +210,7 @@ class CfmPipeline:
             open_graph(artifact.graph_path(name), engine=engine, num_threads=num_threads)
             for name in (RGB_GRAPH, POINT_GRAPH)
         )
-        _check_shapes(artifact, rgb, points, parameters)
+        check_shapes(artifact, rgb, points, parameters)
         tensors = artifact.tensors()
         embedder = EmbedderWeights.from_tensors(tensors, EMBEDDER_PREFIX)
         extractor = FeatureExtractor(rgb, points, embedder, parameters)
@@ -231,40 +235,21 @@ class CfmPipeline:
 
     def score_features(self, features: CfmFeatures, clock: StageClock) -> CfmScores:
         """The anomaly map and image score of extracted features."""
-        parameters = self.parameters
         with clock.stage("mapping"):
-            evaluated, owner = self._evaluated(features)
+            chosen, owner = evaluated_pixels(features.pixel_indices, self.parameters)
+            evaluated = features if isinstance(chosen, slice) else features.select(chosen)
             psi = {
                 name: self._discrepancy(evaluated, network)[owner]
-                for name, network in parameters.networks.items()
+                for name, network in self.parameters.networks.items()
             }
         with clock.stage("scoring"):
-            psi_pixels = scoring.aggregate(psi, aggregation=parameters.aggregation)  # (P,)
-            psi_map = scoring.scatter_to_map(
-                psi_pixels, features.pixel_indices, grid_size=parameters.grid_size
-            )
-            smoothed = scoring.smooth(psi_map, smoothing=parameters.smoothing)
-            anomaly_map = scoring.normalize(smoothed, score_norm=parameters.score_norm)
-        return CfmScores(anomaly_map, float(anomaly_map.max()))
+            return score_pixels(psi, features.pixel_indices, self.parameters)
 
     def published_evaluation_maps(
         self, anomaly_map: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
-        if self.parameters.score_norm == "raw":
-            return anomaly_map, anomaly_map
-        return scoring.published_evaluation_maps(anomaly_map)
-
-    def _evaluated(self, features: CfmFeatures) -> tuple[CfmFeatures, NDArray[np.int64] | slice]:
-        """The features of the pixels whose discrepancy is computed, and where each pixel finds its
-        own among them."""
-        stride = self.parameters.pixel_stride
-        if stride == 1:
-            return features, slice(None)
-        chosen, owner = scoring.representative_pixels(
-            features.pixel_indices, grid_size=self.parameters.grid_size, stride=stride
-        )
-        return features.select(chosen), owner
+        return published_evaluation_maps(anomaly_map, self.parameters)
 
     def _discrepancy(self, features: CfmFeatures, network: str) -> NDArray[np.float32]:
         """(P,) distance of unit vectors: the target's features and their prediction."""
@@ -281,7 +266,41 @@ class CfmPipeline:
         )
 
 
-def _check_shapes(
+def evaluated_pixels(
+    pixel_indices: NDArray[np.int64], parameters: CfmParameters
+) -> tuple[NDArray[np.int64] | slice, NDArray[np.int64] | slice]:
+    """(positions (R,) of the pixels whose discrepancy is computed, where each of the P pixels finds
+    its own among them); slices of everything where all are computed."""
+    if parameters.pixel_stride == 1:
+        return slice(None), slice(None)
+    return scoring.representative_pixels(
+        pixel_indices, grid_size=parameters.grid_size, stride=parameters.pixel_stride
+    )
+
+
+def score_pixels(
+    psi: Mapping[str, NDArray[np.float32]],
+    pixel_indices: NDArray[np.int64],
+    parameters: CfmParameters,
+) -> CfmScores:
+    """The anomaly map and image score from the discrepancies psi (P,) by name, at pixel_indices."""
+    psi_pixels = scoring.aggregate(psi, aggregation=parameters.aggregation)  # (P,)
+    psi_map = scoring.scatter_to_map(psi_pixels, pixel_indices, grid_size=parameters.grid_size)
+    smoothed = scoring.smooth(psi_map, smoothing=parameters.smoothing)
+    anomaly_map = scoring.normalize(smoothed, score_norm=parameters.score_norm)
+    return CfmScores(anomaly_map, float(anomaly_map.max()))
+
+
+def published_evaluation_maps(
+    anomaly_map: NDArray[np.float32], parameters: CfmParameters
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
+    if parameters.score_norm == "raw":
+        return anomaly_map, anomaly_map
+    return scoring.published_evaluation_maps(anomaly_map)
+
+
+def check_shapes(
     artifact: Artifact, rgb: Engine, points: Engine, parameters: CfmParameters
 ) -> None:
     """Raises ArtifactError where a graph does not fit the manifest's parameters."""
@@ -310,7 +329,7 @@ def mapping_networks(
     }
 
 
-def _require_points(prepared: PreparedScan, group_size: int) -> None:
+def require_points(prepared: PreparedScan, group_size: int) -> None:
     num_points = len(prepared.points)
     if num_points >= group_size:
         return
