@@ -227,10 +227,10 @@ def test_unknown_engine_and_device(tiny_artifact) -> None:
     with pytest.raises(BackendUnavailableError, match="no engine 'abacus'; known are onnxruntime"):
         mmad_fast.load(tiny_artifact, engine="abacus")
     with pytest.raises(
-        BackendUnavailableError, match="'onnxruntime' cannot run on device 'tpu'; it"
+        BackendUnavailableError, match="onnxruntime' cannot run on device 'tpu'; it"
     ):
         mmad_fast.load(tiny_artifact, device="tpu")
-    with pytest.raises(BackendUnavailableError, match="'openvino' cannot run on device 'cuda'; it"):
+    with pytest.raises(BackendUnavailableError, match="openvino' cannot run on device 'cuda'; it"):
         mmad_fast.load(tiny_artifact, engine="openvino", device="cuda")
 
 
