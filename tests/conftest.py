@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from gpu_test_device import TEST_DEVICE  # noqa: F401  # isort: skip  (before any triton)
+from gpu_test_device import TEST_DEVICE  # isort: skip  (before any triton)
 
 import os
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
 import pytest
+from cuda_emulation import build as emulation
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from ops.embedding_cases import embedder_weights
@@ -41,6 +43,21 @@ def shared_folder() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("the shared data folder is not there (set MMAD_FAST_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels() -> ModuleType:
+    """csrc/cuda_bindings.cpp on the host, or on the GPU where that is the device of the tests."""
+    if TEST_DEVICE == "cuda":
+        from mmad_fast import _cuda_kernels
+
+        return _cuda_kernels
+    reason = emulation.refusal()
+    if reason is not None:
+        pytest.skip(reason)
+    sanitize = os.environ.get("MMAD_FAST_EMULATION_SANITIZE") == "1"
+    sources = emulation.kernel_sources()
+    return emulation.load(emulation.build(emulation.KERNELS_MODULE, sources, sanitize=sanitize))
 
 
 def make_arrays(seed: int = 0, size: int = 96) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/point_index.h"
 #include "common/simd.h"
 #include "farthest_point_sampling/op.h"
 

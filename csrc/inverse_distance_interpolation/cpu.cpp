@@ -16,6 +16,7 @@
 #include <limits>
 
 #include "common/parallel.h"
+#include "common/point_index.h"
 #include "inverse_distance_interpolation/op.h"
 
 namespace mmad_fast {

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/point_index.h"
-
 namespace mmad_fast {
+
+struct PointIndex;
 
 // The index holds N points; centers (G, 3) row-major, 3 <= G < 2^31. Writes per point the three
 // nearest centres, ascending by distance, ties: lowest index, and the weights 1 / (d^2 + 1e-8),
@@ -37,5 +37,14 @@ struct PooledRows {
 PooledRows pooled_interpolation_rows(const int64_t* indices, const float* weights,
                                      const int64_t* pixel_indices, int64_t num_points,
                                      int64_t num_centers, int64_t grid_size, int64_t output_size);
+
+namespace cuda {
+
+// On the current device; pointers into its memory. As inverse_distance_weights above, for points
+// (N, 3). The stream is a cudaStream_t.
+void inverse_distance_weights(const float* points, int64_t num_points, const float* centers,
+                              int64_t num_centers, int64_t* indices, float* weights, void* stream);
+
+}  // namespace cuda
 
 }  // namespace mmad_fast

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/point_index.h"
 #include "knn_grouping/op.h"
 
 namespace mmad_fast {

@@ -1,0 +1,146 @@
+// The Python face of the CUDA kernels. Pointers are integers: arguments are validated in
+// mmad_fast/ops, memory is the caller's, the first argument is the device. Launches only queue work
+// on the stream; the GIL is released around them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "common/cuda_device.h"
+#include "farthest_point_sampling/op.h"
+#include "inverse_distance_interpolation/op.h"
+#include "knn_grouping/op.h"
+
+#ifndef MMAD_FAST_CUDA_MODULE
+#define MMAD_FAST_CUDA_MODULE _cuda_kernels
+#endif
+
+namespace py = pybind11;
+namespace cuda = mmad_fast::cuda;
+
+namespace {
+
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void bind_device(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  m.def("device_count", &cuda::device_count, Release());
+  m.def(
+      "driver_problem",
+      []() -> std::optional<std::string> {
+        std::string problem = cuda::driver_problem();
+        if (problem.empty()) return std::nullopt;
+        return problem;
+      },
+      Release());
+  m.def("compute_capability", &cuda::compute_capability, py::arg("device"), Release());
+  m.def(
+      "allocate",
+      [](int device, int64_t bytes, uintptr_t stream) {
+        return reinterpret_cast<uintptr_t>(cuda::allocate(device, bytes, at<void>(stream)));
+      },
+      py::arg("device"), py::arg("bytes"), py::arg("stream"), Release());
+  m.def(
+      "free",
+      [](int device, uintptr_t pointer, uintptr_t stream) {
+        cuda::free(device, at<void>(pointer), at<void>(stream));
+      },
+      py::arg("device"), py::arg("pointer"), py::arg("stream"), Release());
+  m.def(
+      "copy_to_host",
+      [](int device, uintptr_t pointer, int64_t bytes, uintptr_t stream) {
+        PyObject* copy = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes));
+        if (copy == nullptr) throw py::error_already_set();
+        py::bytes result = py::reinterpret_steal<py::bytes>(copy);
+        char* target = PyBytes_AS_STRING(copy);
+        {
+          py::gil_scoped_release release;
+          cuda::copy_to_host(device, at<void>(pointer), bytes, target, at<void>(stream));
+        }
+        return result;
+      },
+      py::arg("device"), py::arg("pointer"), py::arg("bytes"), py::arg("stream"));
+}
+
+#if __has_include("farthest_point_sampling/cuda.cu")
+// points (N, 3) float32; indices (num_samples,) int64 is written.
+void bind_farthest_point_sampling(py::module_& m) {
+  m.def("farthest_point_sampling_workspace", &cuda::farthest_point_sampling_workspace,
+        py::arg("num_points"));
+  m.def(
+      "farthest_point_sampling",
+      [](int device, uintptr_t points, int64_t num_points, int64_t num_samples, int64_t start_index,
+         bool skip_near_origin, uintptr_t indices, uintptr_t workspace, uintptr_t stream) {
+        const cuda::DeviceGuard guard(device);
+        cuda::farthest_point_sampling(at<const float>(points), num_points, num_samples, start_index,
+                                      skip_near_origin, at<int64_t>(indices), at<void>(workspace),
+                                      at<void>(stream));
+      },
+      py::arg("device"), py::arg("points"), py::arg("num_points"), py::arg("num_samples"),
+      py::arg("start_index"), py::arg("skip_near_origin"), py::arg("indices"), py::arg("workspace"),
+      py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+}
+#endif
+
+#if __has_include("knn_grouping/cuda.cu")
+// points (N, 3) float32, center_indices (G,) int64; indices (G, K) int64 and groups (G, K, 3)
+// float32 are written.
+void bind_knn_grouping(py::module_& m) {
+  m.def("knn_grouping_workspace", &cuda::knn_grouping_workspace, py::arg("num_points"),
+        py::arg("num_centers"), py::arg("num_neighbors"));
+  m.def(
+      "knn_grouping",
+      [](int device, uintptr_t points, int64_t num_points, uintptr_t center_indices,
+         int64_t num_centers, int64_t num_neighbors, uintptr_t indices, uintptr_t groups,
+         uintptr_t workspace, uintptr_t stream) {
+        const cuda::DeviceGuard guard(device);
+        cuda::knn_grouping(at<const float>(points), num_points, at<const int64_t>(center_indices),
+                           num_centers, num_neighbors, at<int64_t>(indices), at<float>(groups),
+                           at<void>(workspace), at<void>(stream));
+      },
+      py::arg("device"), py::arg("points"), py::arg("num_points"), py::arg("center_indices"),
+      py::arg("num_centers"), py::arg("num_neighbors"), py::arg("indices"), py::arg("groups"),
+      py::arg("workspace"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+}
+#endif
+
+#if __has_include("inverse_distance_interpolation/cuda.cu")
+// points (N, 3) and centers (G, 3) float32; indices (N, 3) int64 and weights (N, 3) float32 are
+// written.
+void bind_inverse_distance_interpolation(py::module_& m) {
+  m.def(
+      "inverse_distance_weights",
+      [](int device, uintptr_t points, int64_t num_points, uintptr_t centers, int64_t num_centers,
+         uintptr_t indices, uintptr_t weights, uintptr_t stream) {
+        const cuda::DeviceGuard guard(device);
+        cuda::inverse_distance_weights(at<const float>(points), num_points,
+                                       at<const float>(centers), num_centers, at<int64_t>(indices),
+                                       at<float>(weights), at<void>(stream));
+      },
+      py::arg("device"), py::arg("points"), py::arg("num_points"), py::arg("centers"),
+      py::arg("num_centers"), py::arg("indices"), py::arg("weights"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>());
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(MMAD_FAST_CUDA_MODULE, m) {
+  bind_device(m);
+#if __has_include("farthest_point_sampling/cuda.cu")
+  bind_farthest_point_sampling(m);
+#endif
+#if __has_include("knn_grouping/cuda.cu")
+  bind_knn_grouping(m);
+#endif
+#if __has_include("inverse_distance_interpolation/cuda.cu")
+  bind_inverse_distance_interpolation(m);
+#endif
+#ifdef MMAD_FAST_CUDA_EMULATION
+  cuda_emulation::bind_controls(m);  // tests/cuda_emulation
+#endif
+}
