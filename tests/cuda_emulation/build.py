@@ -21,8 +21,12 @@ from types import ModuleType
 EMULATION = Path(__file__).parent
 ROOT = EMULATION.parents[1]
 CACHE = ROOT / "build" / "cuda_emulation"
+DOUBLES = tuple(
+    EMULATION / name for name in ("doubles.cu", "missing_barrier.cu", "doubles_bindings.cpp")
+)
 RUNTIME = (EMULATION / "runtime.cpp", EMULATION / "fiber.cpp")
 KERNELS_MODULE = "_emulated_cuda_kernels"
+DOUBLES_MODULE = "_cuda_doubles"
 
 
 def kernel_sources() -> list[Path]:
@@ -43,7 +47,7 @@ def build(name: str, sources: Sequence[Path], *, sanitize: bool = False) -> Path
     """The path of the extension module `name`, built if anything has changed.
 
     Args:
-        name: The module's name; sources see it as MMAD_FAST_CUDA_MODULE.
+        name: The module's name, as its bindings say it.
         sources: .cu and .cpp files; those of the emulation are added.
         sanitize: With AddressSanitizer and UndefinedBehaviorSanitizer, a finding ends the process,
             which must have libasan preloaded.
@@ -51,16 +55,10 @@ def build(name: str, sources: Sequence[Path], *, sanitize: bool = False) -> Path
     Raises:
         RuntimeError: the compiler's words, if it fails.
     """
-    flags = _flags(name, sanitize)
-    objects_folder = CACHE / "objects"
-    objects_folder.mkdir(parents=True, exist_ok=True)
-    headers = _headers_digest()
+    flags, headers = _flags(sanitize), _headers_digest()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(
-            pool.map(
-                lambda source: _compile(source, flags, headers, objects_folder),
-                [*sources, *RUNTIME],
-            )
+            pool.map(lambda source: _compile(source, flags, headers), [*sources, *RUNTIME])
         )
     digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
     module = CACHE / digest / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -93,7 +91,7 @@ def sanitizer_libraries() -> str:
     )
 
 
-def _flags(name: str, sanitize: bool) -> list[str]:
+def _flags(sanitize: bool) -> list[str]:
     import pybind11
 
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -101,7 +99,7 @@ def _flags(name: str, sanitize: bool) -> list[str]:
         *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
         *("-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
         *(sanitizers if sanitize else []),
-        f"-DMMAD_FAST_CUDA_MODULE={name}",
+        f"-DMMAD_FAST_CUDA_MODULE={KERNELS_MODULE}",
         f"-I{EMULATION / 'include'}",
         f"-I{ROOT / 'csrc'}",
         *(f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))),
@@ -122,7 +120,9 @@ def _headers_digest() -> str:
     return digest.hexdigest()
 
 
-def _compile(source: Path, flags: list[str], headers: str, folder: Path) -> Path:
+def _compile(source: Path, flags: list[str], headers: str) -> Path:
+    folder = CACHE / "objects"
+    folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(f"{headers}{flags}{source}".encode() + source.read_bytes())
     target = folder / f"{source.parent.name}.{source.stem}.{digest.hexdigest()[:16]}.o"
     if not target.is_file():
