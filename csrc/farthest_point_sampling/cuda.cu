@@ -222,13 +222,15 @@ __device__ __forceinline__ bool is_in_question(const Position& low, const Positi
   return box_distance(low, high, sample) < __uint_as_float(candidate.distance);
 }
 
-template <typename Choose>
-__device__ __forceinline__ float warp_reduce(float value, const Choose& choose) {
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    value = choose(value, __shfl_xor_sync(kAllLanes, value, offset));
-  }
-  return value;
+// The largest of a warp's values, none of them NaN. Ordered by integers that have their order.
+__device__ __forceinline__ float warp_max(float value) {
+  constexpr uint32_t kSign = 0x80000000u;
+  const uint32_t bits = __float_as_uint(value);
+  const uint32_t largest = warp_max((bits & kSign) != 0 ? ~bits : bits | kSign);
+  return __uint_as_float((largest & kSign) != 0 ? largest & ~kSign : ~largest);
 }
+
+__device__ __forceinline__ float warp_min(float value) { return -warp_max(-value); }
 
 __device__ __forceinline__ Position shuffled(const Position& position, int lane) {
   return {__shfl_sync(kAllLanes, position.x, lane), __shfl_sync(kAllLanes, position.y, lane),
@@ -255,13 +257,9 @@ __device__ __forceinline__ Leaf start_leaf(const Cloud& cloud, uint32_t leaf, ui
     if (distance >= 0.0f) low = high = point;
   }
   cloud.nearest[static_cast<int64_t>(stored_at) * kWarpSize + lane] = distance;
-  const auto smaller = [](float a, float b) { return a < b ? a : b; };
-  const auto larger = [](float a, float b) { return a > b ? a : b; };
   Leaf result;
-  result.low = {warp_reduce(low.x, smaller), warp_reduce(low.y, smaller),
-                warp_reduce(low.z, smaller)};
-  result.high = {warp_reduce(high.x, larger), warp_reduce(high.y, larger),
-                 warp_reduce(high.z, larger)};
+  result.low = {warp_min(low.x), warp_min(low.y), warp_min(low.z)};
+  result.high = {warp_max(high.x), warp_max(high.y), warp_max(high.z)};
   result.candidate = warp_best(candidate_of(distance, index));
   return result;
 }
@@ -348,7 +346,7 @@ struct Blocks;
 template <>
 struct Blocks<1> {
   static constexpr int kThreads = kThreadsOfBlock;
-  static constexpr bool kIsSupported = true;
+  static __device__ __forceinline__ void require() {}
   static __device__ __forceinline__ unsigned rank() { return 0; }
   static __device__ __forceinline__ void barrier() { __syncthreads(); }
   template <typename T>
@@ -361,7 +359,7 @@ template <>
 struct Blocks<kBlocksOfCluster> {
   static constexpr int kThreads = kThreadsOfClusterBlock;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  static constexpr bool kIsSupported = true;
+  static __device__ __forceinline__ void require() {}
   static __device__ __forceinline__ unsigned rank() {
     return cooperative_groups::this_cluster().block_rank();
   }
@@ -371,7 +369,10 @@ struct Blocks<kBlocksOfCluster> {
     return cooperative_groups::this_cluster().map_shared_rank(pointer, rank);
   }
 #else  // never launched
-  static constexpr bool kIsSupported = false;
+  static __device__ __forceinline__ void require() {
+    __trap();
+    __builtin_unreachable();
+  }
   static __device__ __forceinline__ unsigned rank() { return 0; }
   static __device__ __forceinline__ void barrier() {}
   template <typename T>
@@ -387,7 +388,7 @@ __global__ void __launch_bounds__(Blocks<kBlocks>::kThreads, 1)
     sample_leaves(const float* __restrict__ points, uint32_t num_points, int64_t num_samples,
                   uint32_t start_index, bool skip_near_origin, LeafLayout layout,
                   int64_t* __restrict__ indices, unsigned char* workspace) {
-  if (!Blocks<kBlocks>::kIsSupported) return;
+  Blocks<kBlocks>::require();
   constexpr unsigned kWarpsPerBlock = Blocks<kBlocks>::kThreads / kWarpSize;
   constexpr unsigned kNumWarps = kBlocks * kWarpsPerBlock;
   MMAD_FAST_DYNAMIC_SHARED(unsigned char, shared);
@@ -565,9 +566,10 @@ void launch_in_registers(const Arguments& a) {
 template <int kBlocks>
 void launch_on_leaves(const Arguments& a, int64_t shared_limit) {
   const LeafLayout layout = leaf_layout<kBlocks>(a.num_points, shared_limit);
+  // The limit, not what this launch needs: another thread may be launching for another cloud.
   MMAD_FAST_CHECK_CUDA(cudaFuncSetAttribute(sample_leaves<kBlocks>,
                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            static_cast<int>(layout.shared_bytes)));
+                                            static_cast<int>(shared_limit)));
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = kBlocks;
@@ -620,7 +622,7 @@ void farthest_point_sampling(const float* points, int64_t num_points, int64_t nu
                                static_cast<unsigned char*>(workspace),
                                static_cast<cudaStream_t>(stream)};
   const int64_t shared_limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  const bool has_clusters = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  const bool has_clusters = device_attribute(cudaDevAttrClusterLaunch) != 0;
   switch (choose_kernel(num_points, has_clusters)) {
     case Kernel::kRegisters2:
       return launch_in_registers<2>(arguments);
