@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 TRITON_MODULES: tuple[str, ...] = (
     "mmad_fast.ops.inverse_distance_interpolation.triton_kernel",
@@ -44,6 +48,8 @@ class TritonKernel:
             first is what runs: nothing is tuned while scans wait. bench/on_gpu.py times the others.
         constants: The other constexprs of this specialisation.
         uses_tensor_cores: Its dot products must run on tensor cores where Triton can.
+        enable_fp_fusion: Triton's option of that name: False forbids to fuse a product and a sum
+            into one rounding. None leaves it to Triton, which fuses.
     """
 
     name: str
@@ -52,10 +58,32 @@ class TritonKernel:
     configs: Mapping[int, tuple[LaunchConfig, ...]]
     constants: Mapping[str, object] = field(default_factory=dict)
     uses_tensor_cores: bool = False
+    enable_fp_fusion: bool | None = None
 
     def configs_for(self, sm: int) -> tuple[LaunchConfig, ...]:
         """The configurations of a compute capability, the one that runs first."""
         return self.configs.get(sm, self.configs[DEFAULT_SM])
 
+    def launch_options(self, sm: int) -> dict[str, Any]:
+        """What a launch passes behind the arguments: constexprs and compiler options."""
+        config = self.configs_for(sm)[0]
+        options: dict[str, Any] = {**self.constants, **config.constants}
+        options |= {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        if self.enable_fp_fusion is not None:
+            options["enable_fp_fusion"] = self.enable_fp_fusion
+        return options
+
+
+def compute_capability(tensor: torch.Tensor) -> int:
+    """Of the device that holds the tensor, as nvcc writes it. INTERPRETED_SM on a CPU."""
+    import torch
+
+    if not tensor.is_cuda:
+        return INTERPRETED_SM
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
 
 DEFAULT_SM = 0
+INTERPRETED_SM = 80
+"""Whose configurations run where kernels are interpreted."""
