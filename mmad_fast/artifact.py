@@ -10,14 +10,9 @@ It is written whole or not at all, holds no pickle, and is verified when it is l
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -29,14 +24,33 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.errors import ArtifactError
+from mmad_fast.whole_folder import (
+    MANIFEST_FILE,
+    FolderKind,
+    as_path,
+    fingerprint,
+    make_readable,
+    move_into_place,
+    new_folder_beside,
+    read_manifest,
+    verify_file,
+    write_manifest,
+)
 
 SCHEMA_VERSION = 2
 """2: the point embedder is no longer part of the graph "points"; its weights are tensors."""
-MANIFEST_FILE = "manifest.json"
 TENSORS_FILE = "tensors.safetensors"
 GOLDEN_FILE = "golden.safetensors"
-_DIGEST_KEY = "manifest_sha256"
+KIND = FolderKind(
+    name="artifact",
+    contents="a detector artifact",
+    schema=SCHEMA_VERSION,
+    mark="graphs",
+    command="mmad-fast fit",
+    again="copy the artifact again or refit",
+    renew="fit the detector again",
+)
 _RECORDED_PACKAGES = ("mmad-fast", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -183,11 +197,11 @@ def write_artifact(
         ArtifactError: `path` is a file, or a folder that holds something else than an artifact, or
             cannot be written.
     """
-    with _new_folder_beside(path) as (scratch, target):
+    with new_folder_beside(path, KIND) as (scratch, target):
         for name, file in graphs.items():
             shutil.copyfile(file, scratch / f"{name}.onnx")
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        safetensors.numpy.save_file(contiguous, scratch / TENSORS_FILE)
+        _save_safetensors(contiguous, scratch / TENSORS_FILE)
         _save_golden(golden, scratch / GOLDEN_FILE)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
@@ -201,11 +215,11 @@ def write_artifact(
             weights=dict(weights),
             graphs={name: _describe_graph(scratch / f"{name}.onnx") for name in graphs},
             tensors={name: _describe(tensor) for name, tensor in contiguous.items()},
-            files={file.name: _fingerprint(file) for file in sorted(scratch.iterdir())},
+            files={file.name: fingerprint(file) for file in sorted(scratch.iterdir())},
         )
-        _write_manifest(manifest, scratch / MANIFEST_FILE)
-        _make_readable(scratch)
-        _move_into_place(scratch, target)
+        write_manifest(asdict(manifest), scratch)
+        make_readable(scratch)
+        move_into_place(scratch, target, KIND)
     return target
 
 
@@ -219,73 +233,8 @@ def check_target(path: Path | str) -> None:
         ArtifactError: `path` is a file, or a folder that holds something else than an artifact, or
             cannot be written.
     """
-    with _new_folder_beside(path):
+    with new_folder_beside(path, KIND):
         pass
-
-
-@contextmanager
-def _new_folder_beside(path: Path | str) -> Iterator[tuple[Path, Path]]:
-    """(new empty folder beside the target, the target), the target checked to be replaceable.
-
-    At the end the folder is removed if it is still there, and so are parents made for it that
-    stayed empty.
-    """
-    missing: list[Path] = []
-    try:
-        target = _as_path(path).resolve()
-        _check_replaceable(target)
-        missing = [folder for folder in target.parents if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            yield scratch, target
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(
-            f"{path}: the artifact cannot be written ({reason}); "
-            "choose a folder with room where you may write"
-        ) from error
-    finally:
-        for folder in missing:  # the innermost first
-            with suppress(OSError):  # it holds the artifact, or was never made
-                folder.rmdir()
-
-
-def _as_path(path: Path | str) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise InvalidInputError(f"the artifact's path is {path!r}; it must be a folder's path")
-    return Path(path)
-
-
-def _check_replaceable(target: Path) -> None:
-    """Raises if there is something at the target that is not an artifact of ours, and that alone.
-
-    Raises:
-        ArtifactError: it is a file, or a folder that holds other files.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise ArtifactError(f"{target}: is a file; name a new folder for the artifact")
-    others = sorted({file.name for file in target.iterdir()} - _own_files(target))
-    if others:
-        more = ", ..." if len(others) > 3 else ""
-        raise ArtifactError(
-            f"{target}: the folder holds other files than those of a detector artifact "
-            f"({', '.join(others[:3])}{more}); name a new folder, or empty this one"
-        )
-
-
-def _own_files(folder: Path) -> set[str]:
-    """The names of the files that belong to the artifact in a folder; empty if there is none."""
-    try:
-        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return set()
-    is_ours = isinstance(content, dict) and {"schema", _DIGEST_KEY, "files"} <= content.keys()
-    return {MANIFEST_FILE, *content["files"]} if is_ours else set()
 
 
 def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
@@ -300,11 +249,11 @@ def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
         ArtifactError: the folder or a file is missing or may not be read, a byte has changed, the
             manifest is not readable or its schema is not the one of this version.
     """
-    folder = _as_path(path)
+    folder = as_path(path, KIND)
     try:
         manifest = _read_manifest(folder)
         for name, wanted in manifest.files.items():
-            _verify_file(folder / name, wanted, verify)
+            verify_file(folder, name, wanted, KIND, hashed=verify)
     except OSError as error:
         raise ArtifactError(
             f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
@@ -314,39 +263,8 @@ def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
 
 
 def _read_manifest(folder: Path) -> Manifest:
+    content = read_manifest(folder, KIND)
     file = folder / MANIFEST_FILE
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder}: no such artifact folder; make one with `mmad-fast fit`, or check the path"
-        )
-    if not file.is_file():
-        raise ArtifactError(
-            f"{folder}: has no {MANIFEST_FILE}, so it is not a detector artifact; "
-            "name the folder that `mmad-fast fit --output` wrote"
-        )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        schema = int(content["schema"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{file}: is not a readable manifest ({error!r}); copy the artifact again or refit"
-        ) from error
-    if schema > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{file}: has schema {schema}, this version reads {SCHEMA_VERSION}; upgrade with:"
-            " pip install --upgrade mmad-fast"
-        )
-    if schema < SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{file}: has schema {schema}, this version reads {SCHEMA_VERSION}; fit the detector "
-            "again: mmad-fast fit"
-        )
-    digest = content.pop(_DIGEST_KEY, None)
-    if digest != _digest(content):
-        raise ArtifactError(
-            f"{file}: has been changed since it was written (its own sha256 differs); "
-            "copy the artifact again or refit"
-        )
     wanted = {field.name for field in fields(Manifest)}
     if set(content) != wanted:
         raise ArtifactError(
@@ -361,24 +279,6 @@ def _read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _verify_file(file: Path, wanted: Mapping[str, Any], verify: bool) -> None:
-    if not file.is_file():
-        raise ArtifactError(
-            f"{file.parent}: the file {file.name} is missing; copy the artifact again or refit"
-        )
-    size = file.stat().st_size
-    if size != wanted["bytes"]:
-        raise ArtifactError(
-            f"{file.parent}: {file.name} has {size} bytes, the manifest says {wanted['bytes']}; "
-            "copy the artifact again or refit"
-        )
-    if verify and (found := _fingerprint(file)["sha256"]) != wanted["sha256"]:
-        raise ArtifactError(
-            f"{file.parent}: {file.name} has been changed (sha256 {found[:12]}..., the manifest "
-            f"says {wanted['sha256'][:12]}...); copy the artifact again or refit"
-        )
-
-
 def _read_safetensors(file: Path) -> dict[str, NDArray]:
     try:
         return safetensors.numpy.load_file(file)
@@ -388,6 +288,13 @@ def _read_safetensors(file: Path) -> dict[str, NDArray]:
         ) from error
 
 
+def _save_safetensors(arrays: dict[str, NDArray], file: Path) -> None:
+    try:
+        safetensors.numpy.save_file(arrays, file)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from error
+
+
 def _save_golden(golden: Golden, file: Path) -> None:
     arrays: dict[str, NDArray] = {
         "rgb": np.ascontiguousarray(golden.rgb),
@@ -395,26 +302,7 @@ def _save_golden(golden: Golden, file: Path) -> None:
         "map": np.ascontiguousarray(golden.expected_map),
         "score": np.array([golden.expected_score], np.float64),
     }
-    safetensors.numpy.save_file(arrays, file)
-
-
-def _write_manifest(manifest: Manifest, file: Path) -> None:
-    content = asdict(manifest)
-    content[_DIGEST_KEY] = _digest(content)
-    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _fingerprint(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
+    _save_safetensors(arrays, file)
 
 
 def _describe(array: NDArray) -> dict[str, Any]:
@@ -440,45 +328,3 @@ def _tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _make_readable(folder: Path) -> None:
-    """Permissions as for any new file; temporary folders and safetensors are the owner's alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~umask)
-
-
-def _move_into_place(scratch: Path, target: Path) -> None:
-    """Replaces `target` by `scratch`; the old artifact is set aside first and removed last.
-
-    Raises:
-        ArtifactError: replacing failed, and so did putting the old artifact back; says where it is.
-    """
-    if not target.exists():
-        os.rename(scratch, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    old = aside / target.name
-    try:
-        os.rename(target, old)
-        os.rename(scratch, target)
-    except BaseException:  # an interrupt too must not cost the old artifact
-        _put_back(old, target)
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _put_back(old: Path, target: Path) -> None:
-    if target.exists():  # it was not yet set aside, or has been replaced already
-        return
-    try:
-        os.rename(old, target)
-    except OSError as error:
-        raise ArtifactError(
-            f"{target}: replacing the artifact failed, and so did putting the old one back "
-            f"({error.strerror or error}); the old one is whole at {old}: move it back"
-        ) from error

@@ -18,7 +18,8 @@ class DataError(MmadFastError):
 
 
 class ArtifactError(MmadFastError):
-    """A detector artifact is missing, damaged, or of a kind that this version cannot read."""
+    """A detector artifact, or a folder of compiled kernels, is missing, damaged, or of a kind that
+    this version cannot read."""
 
 
 class WeightsError(MmadFastError):

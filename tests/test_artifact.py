@@ -241,7 +241,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, error: BaseException, *calls: int) 
             raise error
         rename(source, target)
 
-    monkeypatch.setattr(artifact_module.os, "rename", rename_or_fail)
+    monkeypatch.setattr(os, "rename", rename_or_fail)
 
 
 @pytest.mark.parametrize("call", [1, 2])

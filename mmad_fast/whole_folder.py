@@ -1,0 +1,260 @@
+"""Folders that are written whole or not at all, with the sha256 of every file in a manifest.
+
+The detector artifact is one kind, a folder of compiled GPU kernels another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmad_fast.errors import ArtifactError, InvalidInputError
+
+MANIFEST_FILE = "manifest.json"
+DIGEST_KEY = "manifest_sha256"
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """What a folder holds, and what its errors say.
+
+    Attributes:
+        name: As in "the artifact cannot be written".
+        contents: As in "this is not a detector artifact".
+        schema: Version of the manifest; a reader takes its own only.
+        mark: A key of the manifest that no other kind has.
+        command: What writes such a folder.
+        again: What to do where one is damaged, e.g. "copy the artifact again or refit".
+        renew: What to do where its schema is older, e.g. "fit the detector again".
+    """
+
+    name: str
+    contents: str
+    schema: int
+    mark: str
+    command: str
+    again: str
+    renew: str
+
+
+@contextmanager
+def new_folder_beside(path: Path | str, kind: FolderKind) -> Iterator[tuple[Path, Path]]:
+    """(new empty folder beside the target, the target), the target checked to be replaceable.
+
+    At the end the folder is removed if it is still there, and so are parents made for it that
+    stayed empty.
+
+    Raises:
+        InvalidInputError: `path` is no path.
+        ArtifactError: `path` is a file, or a folder that holds something else than this kind, or
+            cannot be written.
+    """
+    missing: list[Path] = []
+    try:
+        target = as_path(path, kind).resolve()
+        _check_replaceable(target, kind)
+        missing = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield scratch, target
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: the {kind.name} cannot be written ({error.strerror or error}); "
+            "choose a folder with room where you may write"
+        ) from error
+    finally:
+        for folder in missing:  # the innermost first
+            with suppress(OSError):  # it holds the new folder, or was never made
+                folder.rmdir()
+
+
+def as_path(path: Path | str, kind: FolderKind) -> Path:
+    """The path of a folder of this kind.
+
+    Raises:
+        InvalidInputError: it is no path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidInputError(f"the {kind.name}'s path is {path!r}; it must be a folder's path")
+    return Path(path)
+
+
+def _check_replaceable(target: Path, kind: FolderKind) -> None:
+    """Raises if there is something at the target that is not of this kind, and that alone.
+
+    Raises:
+        ArtifactError: it is a file, or a folder that holds other files.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ArtifactError(f"{target}: is a file; name a new folder for the {kind.name}")
+    own = _own_paths(target, kind)
+    others = sorted(
+        path for file in target.rglob("*") if (path := file.relative_to(target)) not in own
+    )
+    if others:
+        more = ", ..." if len(others) > 3 else ""
+        raise ArtifactError(
+            f"{target}: the folder holds other files than those of {kind.contents} "
+            f"({', '.join(map(str, others[:3]))}{more}); name a new folder, or empty this one"
+        )
+
+
+def _own_paths(folder: Path, kind: FolderKind) -> set[Path]:
+    """What belongs to the manifest in a folder, with the folders in it; empty if there is none."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    keys = {"schema", DIGEST_KEY, "files", kind.mark}
+    if not isinstance(content, dict) or not keys <= content.keys():
+        return set()
+    files = [Path(name) for name in content["files"]]
+    return {Path(MANIFEST_FILE), *files, *(parent for file in files for parent in file.parents)}
+
+
+def make_readable(folder: Path) -> None:
+    """Permissions as for any new file; temporary folders and safetensors are the owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def move_into_place(scratch: Path, target: Path, kind: FolderKind) -> None:
+    """Replaces `target` by `scratch`; the old folder is set aside first and removed last.
+
+    Raises:
+        ArtifactError: replacing failed, and so did putting the old folder back; says where it is.
+    """
+    if not target.exists():
+        os.rename(scratch, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    old = aside / target.name
+    try:
+        os.rename(target, old)
+        os.rename(scratch, target)
+    except BaseException:  # an interrupt too must not cost the old folder
+        _put_back(old, target, kind)
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(old: Path, target: Path, kind: FolderKind) -> None:
+    if target.exists():  # it was not yet set aside, or has been replaced already
+        return
+    try:
+        os.rename(old, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target}: replacing the {kind.name} failed, and so did putting the old one back "
+            f"({error.strerror or error}); the old one is whole at {old}: move it back"
+        ) from error
+
+
+def write_manifest(content: dict[str, Any], folder: Path) -> None:
+    """Writes the manifest with its own sha256."""
+    sealed = {**content, DIGEST_KEY: _digest(content)}
+    text = json.dumps(sealed, indent=2, allow_nan=False) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path, kind: FolderKind) -> dict[str, Any]:
+    """The manifest's content, its schema and its own sha256 checked.
+
+    Raises:
+        ArtifactError: the folder or the manifest is missing, is not readable, has been changed, or
+            has another schema.
+    """
+    file = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{folder}: no such {kind.name} folder; make one with `{kind.command}`, or check the "
+            "path"
+        )
+    if not file.is_file():
+        raise ArtifactError(
+            f"{folder}: has no {MANIFEST_FILE}, so it is not {kind.contents}; "
+            f"name the folder that `{kind.command} --output` wrote"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        schema = int(content["schema"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{file}: is not a readable manifest ({error!r}); {kind.again}"
+        ) from error
+    if schema > kind.schema:
+        raise ArtifactError(
+            f"{file}: has schema {schema}, this version reads {kind.schema}; upgrade with:"
+            " pip install --upgrade mmad-fast"
+        )
+    if schema < kind.schema:
+        raise ArtifactError(
+            f"{file}: has schema {schema}, this version reads {kind.schema}; {kind.renew}: "
+            f"{kind.command}"
+        )
+    digest = content.pop(DIGEST_KEY, None)
+    if digest != _digest(content):
+        raise ArtifactError(
+            f"{file}: has been changed since it was written (its own sha256 differs); {kind.again}"
+        )
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def fingerprint(file: Path) -> dict[str, Any]:
+    """The sha256 and the size in bytes of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
+
+
+def verify_file(
+    folder: Path, name: str, wanted: Mapping[str, Any], kind: FolderKind, *, hashed: bool = True
+) -> None:
+    """Raises if a file of the folder is not what the manifest says.
+
+    Args:
+        folder: The folder.
+        name: The file's name in the manifest.
+        wanted: Its fingerprint in the manifest.
+        kind: What the folder holds.
+        hashed: Check the sha256 too (about 1 GB/s), not the size only.
+
+    Raises:
+        ArtifactError: it is missing or has changed.
+    """
+    file = folder / name
+    if not file.is_file():
+        raise ArtifactError(f"{folder}: the file {name} is missing; {kind.again}")
+    size = file.stat().st_size
+    if size != wanted["bytes"]:
+        raise ArtifactError(
+            f"{folder}: {name} has {size} bytes, the manifest says {wanted['bytes']}; {kind.again}"
+        )
+    if hashed and (found := fingerprint(file)["sha256"]) != wanted["sha256"]:
+        raise ArtifactError(
+            f"{folder}: {name} has been changed (sha256 {found[:12]}..., the manifest "
+            f"says {wanted['sha256'][:12]}...); {kind.again}"
+        )
