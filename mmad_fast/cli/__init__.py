@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from mmad_fast.cli import bench, doctor, evaluate, fit, infer, synth, weights
+from mmad_fast.cli import bench, doctor, evaluate, fit, infer, kernels, synth, weights
 from mmad_fast.cli.output import report_error
 from mmad_fast.errors import MmadFastError
 
@@ -37,6 +37,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("synth")(synth.synth)
 app.command("doctor")(doctor.doctor)
 app.command("weights")(weights.weights)
+app.add_typer(kernels.app, name="kernels")
 
 
 def main() -> None:

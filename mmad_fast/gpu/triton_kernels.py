@@ -33,6 +33,12 @@ class LaunchConfig:
     num_stages: int
     constants: Mapping[str, int]
 
+    @property
+    def label(self) -> str:
+        """What tells it apart in names of files and tests, e.g. "block_q64-block_m32-w4-s3"."""
+        sizes = [f"{name.lower()}{value}" for name, value in self.constants.items()]
+        return "-".join([*sizes, f"w{self.num_warps}", f"s{self.num_stages}"])
+
 
 @dataclass(frozen=True)
 class TritonKernel:

@@ -1,0 +1,204 @@
+"""A folder of compiled kernels: cubins by compute capability, and what a launch must know of them.
+
+    manifest.json                        versions, one record per cubin, the sha256 of every file
+    sm_<sm>/<kernel>.<config>.cubin
+
+`ahead_of_time` writes it, `launcher` runs what is in it. Imports neither torch nor triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmad_fast.errors import ArtifactError
+from mmad_fast.whole_folder import (
+    MANIFEST_FILE,
+    FolderKind,
+    as_path,
+    fingerprint,
+    make_readable,
+    move_into_place,
+    new_folder_beside,
+    read_manifest,
+    verify_file,
+    write_manifest,
+)
+
+SCHEMA_VERSION = 1
+KIND = FolderKind(
+    name="folder of kernels",
+    contents="a folder of compiled kernels",
+    schema=SCHEMA_VERSION,
+    mark="kernels",
+    command="mmad-fast kernels build",
+    again="copy the folder again, or build it: mmad-fast kernels build",
+    renew="build the kernels again",
+)
+DIVISIBILITY = 16
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """What is known of one cubin.
+
+    Attributes:
+        name: The kernel's name, "<op>.<what>.<types>".
+        config: The label of its configuration.
+        is_default: Runs unless another configuration is named.
+        sm: The compute capability it was compiled for; it runs on no other.
+        entry: Its symbol in the cubin.
+        constants: The constexprs that are compiled in.
+        num_warps: Warps of a block: a block has 32 times as many threads.
+        num_stages: Depth of the pipeline of loads.
+        shared_bytes: Dynamic shared memory of a block.
+        arguments: (name, Triton's type) in the order of the parameters; ":16" behind the type as
+            in `TritonKernel.arguments`.
+        hidden_pointers: Parameters behind the arguments that Triton adds (its scratch memories,
+            which none of our kernels uses): null pointers.
+        registers: Of a thread.
+        spill_bytes: Stack of a thread; what does not fit the registers lies there.
+        tensor_core_instruction: "mma.sync", "wgmma.mma_async", "tcgen05.mma", or None.
+        wide_loads: Instructions that load 16 bytes or more from global memory.
+        ptxas: Version of the assembler.
+    """
+
+    name: str
+    config: str
+    is_default: bool
+    sm: int
+    entry: str
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+    shared_bytes: int
+    arguments: Sequence[Sequence[str]]
+    hidden_pointers: int
+    registers: int
+    spill_bytes: int
+    tensor_core_instruction: str | None
+    wide_loads: int
+    ptxas: str
+
+    @property
+    def file(self) -> str:
+        """The cubin's path in the folder."""
+        return f"sm_{self.sm}/{self.name}.{self.config}.cubin"
+
+
+@dataclass(frozen=True)
+class KernelFolder:
+    """A folder of compiled kernels whose manifest has been read.
+
+    Attributes:
+        path: The folder.
+        triton: Version of the compiler.
+        kernels: One record per cubin.
+        files: The fingerprint of every cubin by its path in the folder.
+    """
+
+    path: Path
+    triton: str
+    kernels: tuple[CompiledKernel, ...]
+    files: Mapping[str, Mapping[str, Any]]
+
+    def cubin(self, kernel: CompiledKernel) -> bytes:
+        """The bytes of a cubin, verified.
+
+        Raises:
+            ArtifactError: the file is missing, has changed, or cannot be read.
+        """
+        verify_file(self.path, kernel.file, self.files[kernel.file], KIND)
+        file = self.path / kernel.file
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise ArtifactError(
+                f"{file}: cannot be read ({error.strerror or error}); check that you may read it"
+            ) from error
+
+
+def check_target(path: Path | str) -> None:
+    """Raises if a folder of kernels cannot be written at `path`; call it before compiling.
+
+    Raises:
+        InvalidInputError: `path` is no path.
+        ArtifactError: `path` is a file, or a folder that holds something else, or cannot be
+            written.
+    """
+    with new_folder_beside(path, KIND):
+        pass
+
+
+def write_kernel_folder(
+    path: Path | str, *, triton: str, cubins: Sequence[tuple[CompiledKernel, bytes]]
+) -> Path:
+    """The absolute path of a new folder of kernels, complete on disk.
+
+    Written whole or not at all; a folder of kernels that stands at `path` is replaced. The same
+    kernels give the same bytes.
+
+    Args:
+        path: The folder.
+        triton: Version of the compiler.
+        cubins: The kernels.
+
+    Raises:
+        InvalidInputError: `path` is no path.
+        ArtifactError: `path` is a file, or a folder that holds something else, or cannot be
+            written.
+    """
+    with new_folder_beside(path, KIND) as (scratch, target):
+        for kernel, content in cubins:
+            file = scratch / kernel.file
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+        content = {
+            "schema": SCHEMA_VERSION,
+            "triton": triton,
+            "kernels": [asdict(kernel) for kernel, _ in cubins],
+            "files": {kernel.file: fingerprint(scratch / kernel.file) for kernel, _ in cubins},
+        }
+        write_manifest(content, scratch)
+        make_readable(scratch)
+        move_into_place(scratch, target, KIND)
+    return target
+
+
+def read_kernel_folder(path: Path | str) -> KernelFolder:
+    """The folder of kernels at `path`; its cubins are verified when they are loaded.
+
+    Raises:
+        InvalidInputError: `path` is no path.
+        ArtifactError: it is missing, damaged, or of another schema.
+    """
+    folder = as_path(path, KIND)
+    try:
+        content = read_manifest(folder, KIND)
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
+            "you may read the folder's files"
+        ) from error
+    manifest = folder / MANIFEST_FILE
+    wanted = {field.name for field in fields(CompiledKernel)}
+    for record in content["kernels"]:
+        if set(record) != wanted:
+            raise ArtifactError(
+                f"{manifest}: a kernel has the wrong fields ({sorted(set(record) ^ wanted)}); "
+                f"{KIND.again}"
+            )
+    kernels = tuple(CompiledKernel(**record) for record in content["kernels"])
+    for kernel in kernels:
+        path_parts = PurePosixPath(kernel.file).parts
+        if len(path_parts) != 2 or ".." in path_parts or kernel.file not in content["files"]:
+            raise ArtifactError(f"{manifest}: names a file outside the folder: {kernel.file!r}")
+    return KernelFolder(folder, content["triton"], kernels, content["files"])
+
+
+def split_type(argument: str) -> tuple[str, bool]:
+    """(Triton's type, whether a multiple of 16 is promised) of e.g. "*fp32:16"."""
+    kind, _, divisor = argument.partition(":")
+    return kind, divisor == str(DIVISIBILITY)
