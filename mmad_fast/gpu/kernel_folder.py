@@ -151,10 +151,10 @@ def write_kernel_folder(
             written.
     """
     with new_folder_beside(path, KIND) as (scratch, target):
-        for kernel, content in cubins:
+        for kernel, cubin in cubins:
             file = scratch / kernel.file
             file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content)
+            file.write_bytes(cubin)
         content = {
             "schema": SCHEMA_VERSION,
             "triton": triton,
