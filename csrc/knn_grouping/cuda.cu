@@ -12,7 +12,7 @@
 //    boxes are looked at once, the 32 nearest are kept and their leaves searched, nearest first.
 //    Only where the last of them is nearer than the K-th neighbour so far, the boxes are looked at
 //    again. What a leaf holds at or below a limit is appended unsorted to a buffer; when that is
-//    full, it is cut back to at most 5/4 K keys, which tightens the limit. A cut finds its
+//    full, it is cut back to at most 5/4 K + 8 keys, which tightens the limit. A cut finds its
 //    threshold by counting keys, first where equal steps of squared distance suggest it (points on
 //    a surface), then by halving, which always ends, since no two keys are equal. In the end the K
 //    keys are sorted.
@@ -24,7 +24,6 @@
 // float32 distances by direct differences, (dx*dx + dy*dy) + dz*dz, each operation rounded. Those
 // of boxes are computed likewise, and each operation is monotonic: pruning by them loses no
 // neighbour.
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -41,7 +40,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kLanes = 32;
 constexpr int kLeafSize = kLanes;
 constexpr int kNumFirstLeaves = kLanes;  // searched in order, one per lane
-constexpr int kSmallCapacity = 256;      // keys; room for 5/4 K and another leaf while K <= 128
+constexpr int kSmallCapacity = 256;      // keys; room for 5/4 K + 8 and another leaf while K <= 128
 constexpr int kWarpsPerBlock = 4;
 constexpr int kNumInterpolations = 8;  // then a cut halves
 constexpr uint32_t kInfiniteDistance = 0x7f800000u;
@@ -84,7 +83,7 @@ struct SmallestKeys {
     if (is_wanted) keys[count + __popc(lanes & ((1u << lane) - 1))] = key;
     count += __popc(lanes);
     __syncwarp();
-    if (count > capacity - kLanes) cut(num_wanted + num_wanted / 4);
+    if (count > capacity - kLanes) cut(num_wanted + num_wanted / 4 + 8);
   }
 
   __device__ __forceinline__ Key key_at(int at) const { return at < count ? keys[at] : kNoKey; }

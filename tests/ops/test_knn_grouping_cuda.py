@@ -139,15 +139,17 @@ def test_a_shuffled_cloud_whose_boxes_all_overlap(cuda_kernels: ModuleType) -> N
     check_against_plain_float32(cuda_kernels, points, some_centers(len(points), 4), 128)
 
 
+def shrinking_shells(num_points: int) -> NDArray[np.float32]:
+    """(N, 3) around the last point: each is nearer to it than all before, and almost every box
+    holds it, so that every point is taken and the buffer is cut most often."""
+    directions = np.random.default_rng(0).normal(size=(num_points, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return (directions * np.linspace(1, 0, num_points)[:, None]).astype(np.float32)
+
+
 @pytest.mark.parametrize("k", [1, 32, 128])
 def test_points_that_come_nearer_and_nearer(cuda_kernels: ModuleType, k: int) -> None:
-    """Shells around the centre, the farthest first: each point is nearer than all before, and
-    every box holds the centre, so that every point is taken and the buffer cut most often."""
-    rng = np.random.default_rng(0)
-    directions = rng.normal(size=(3000, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    points = (directions * np.linspace(1, 0, 3000)[:, None]).astype(np.float32)
-    check_against_plain_float32(cuda_kernels, points, np.array([2999]), k)
+    check_against_plain_float32(cuda_kernels, shrinking_shells(3000), np.array([2999]), k)
 
 
 def test_distances_of_all_magnitudes(cuda_kernels: ModuleType) -> None:
@@ -219,6 +221,39 @@ def test_points_that_are_not_finite_come_last(cuda_kernels: ModuleType, share: f
         if k <= len(finite):
             is_finite_center = np.isfinite(points[centers]).all(axis=1)
             assert np.isin(indices[is_finite_center], finite).all()
+
+
+@pytest.mark.skipif(TEST_DEVICE == "cuda", reason="a device does not count warp operations")
+@pytest.mark.parametrize("k", [1, 32, 128])
+def test_no_cloud_takes_more_than_a_few_scans(cuda_kernels: ModuleType, k: int) -> None:
+    """Counted in warp operations (votes, shuffles, barriers) per leaf of 32 points: the boxes take
+    30, a plain scan 4; what grows faster than N would take hundreds."""
+    num_leaves = 300
+    count = 32 * num_leaves
+    clouds = {
+        "equal": np.ones((count, 3), np.float32),
+        "two values": np.repeat(np.float32([[1, 0, 0], [0, 0, 0]]), count // 2, axis=0),
+        "shuffled": uniform_cloud(count),
+        "shells": shrinking_shells(count),
+    }
+    for name, points in clouds.items():
+        before = cuda_kernels.num_switches()
+        group(cuda_kernels, points, np.array([count - 1]), k)
+        operations = (cuda_kernels.num_switches() - before) / 32
+        assert operations < 80 * num_leaves, name
+
+
+@pytest.mark.skipif(TEST_DEVICE == "cuda", reason="a device has no schedule to set")
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6])
+def test_the_order_of_threads_does_not_matter(cuda_kernels: ModuleType, seed: int) -> None:
+    """Full leaves, cuts and both passes over the boxes, with lanes and warps in another order."""
+    points = depth_frame(72, seed=3).points
+    cuda_kernels.set_schedule(seed)
+    try:
+        for k in (5, 130, 600):
+            check_against_plain_float32(cuda_kernels, points, some_centers(len(points)), k)
+    finally:
+        cuda_kernels.set_schedule(0)
 
 
 def test_the_workspace_holds_the_boxes(cuda_kernels: ModuleType) -> None:
