@@ -2,12 +2,12 @@
 //
 // A neighbour is one integer, as on the CPU: squared distance (float32 bits, which order like
 // integers because it is never negative) above the point's index. Smaller means nearer, and of
-// equals the lower index. A point without a finite distance (NaN or infinite coordinates) counts as
-// infinitely far: it is a neighbour only where there are too few others.
+// equals the lower index. A point without a finite distance (NaN or infinite coordinates, or a
+// square that overflows) counts as infinitely far: it is a neighbour only where there are too few
+// others.
 //
-// 1. find_boxes, one warp per leaf: the bounding box of each leaf of 32 consecutive points. Those
-// of
-//    a depth scan come row by row, so consecutive points are near each other.
+// 1. find_boxes, one warp per leaf: the bounding box of each leaf of 32 consecutive points. A depth
+//    scan comes row by row, so that these are near each other.
 // 2. find_neighbors, one warp per centre, whose lanes are 32 boxes or the 32 points of a leaf: all
 //    boxes are looked at once, the 32 nearest are kept and their leaves searched, nearest first.
 //    Only where the last of them is nearer than the K-th neighbour so far, the boxes are looked at
