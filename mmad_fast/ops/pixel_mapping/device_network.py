@@ -18,8 +18,8 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 """Of weights and activations. Products are always summed in float32."""
 
 DEPTH_MULTIPLE = 64
-"""Every width that a product runs along is padded to it: the kernels' loops have no remainder, every
-row is aligned to 16 bytes. Every BLOCK_K and BLOCK_C divides it."""
+"""Every width that a product runs along is padded to it: the kernels' loops have no remainder and
+every row is aligned to 16 bytes. Every BLOCK_K and BLOCK_C divides it."""
 
 OUTPUT_MULTIPLE = 128
 """Every number of outputs is padded to it. Every BLOCK_N divides it."""
@@ -57,7 +57,7 @@ class DeviceMappingNetwork:
 
 
 def device_network(
-    network: MappingNetwork, device: torch.device | str, *, precision: str = "float32"
+    network: MappingNetwork, device: torch.device | str, precision: str = "float32"
 ) -> DeviceMappingNetwork:
     """The network, packed on the host and copied to the device.
 

@@ -1,37 +1,38 @@
 """psi on a CUDA device, in Triton. The maths is in README.md.
 
 Algorithm
-    1. `token_map_kernel`, a plain matrix product, twice: the first weight times the few tokens, and the
-       rotation that makes the last weight triangular times the few targets.
-    2. `pixel_kernel`, once, for the pixels. A program takes strips of BLOCK_P pixels through the
-       whole network: expand the mapped tokens, bias, GELU; the middle layers; the last layer, whose
-       outputs are compared with the expanded target BLOCK_C channels at a time. Of each such part
-       stay three numbers per pixel (how the prediction is fitted by a multiple of the target), which
-       merge into psi.
+    1. `token_map_kernel`, a plain matrix product, runs twice: the first weight times the few
+       tokens, and the rotation that makes the last weight triangular times the few targets.
+    2. `pixel_kernel` runs once, for the pixels. A program takes strips of BLOCK_P pixels through
+       the whole network: expand the mapped tokens, bias, GELU; the middle layers; the last layer,
+       whose outputs are compared with the expanded target BLOCK_C channels at a time. Of each
+       such part stay three numbers per pixel (how a multiple of the target fits the prediction),
+       which merge into psi.
 
 Launch shape
-    token_map_kernel: (tokens / BLOCK_T, outputs / BLOCK_N). pixel_kernel: as many programs as run at
-    once (PROGRAMS_PER_MULTIPROCESSOR times the multiprocessors, or one per strip where these are
-    fewer); program i takes the strips i, i + programs, ...
+    token_map_kernel: (tokens / BLOCK_T, outputs / BLOCK_N). pixel_kernel: as many programs as run
+    at once (PROGRAMS_PER_MULTIPROCESSOR times the multiprocessors, or one per strip where there
+    are fewer); program i takes the strips i, i + programs, ...
 
 Memory layout
-    All matrices are row-major, padded with zeros so that no loop has a remainder (device_network.py);
-    rows start at multiples of 16 bytes. A program keeps its strip in scratch of its own: two slabs of
-    BLOCK_P x H activations, which the layers read and write in turn, a part of BLOCK_P x BLOCK_N
-    predictions, and 3 x BLOCK_P numbers per part. It is global memory because Triton cannot index
-    registers, and knows no shared memory that one addresses; read again within microseconds, it is
-    meant to stay in the second level cache. Its size depends on the device and not on the number of
-    pixels. A barrier stands between every write of scratch and its reads, and before the next write.
+    All matrices are row-major and padded with zeros, so that no loop over channels has a remainder
+    (device_network.py); rows start at multiples of 16 bytes. A program has scratch of its own in
+    global memory: two slabs of BLOCK_P x H activations, which the layers read and write in turn, a
+    part of BLOCK_P x BLOCK_N predictions, and 3 x BLOCK_P numbers per part of the channels. Triton
+    can address neither registers nor shared memory; what a program writes there it reads again
+    soon, for the most part from the second level cache. The scratch grows with the device and not
+    with the pixels. A barrier stands between writing scratch and reading it, and between reading
+    it and writing it again.
 
 Accumulation
-    float32. Matrix products start from zero for every BLOCK_K products ("float32" with tensor cores)
-    or run through (half precisions).
+    float32. The tensor cores of "float32" start from zero every BLOCK_K products; their sums are
+    added by ordinary additions, which round to nearest as the tensor cores do not.
 
 Precision
     "float32": three TF32 products per product (input_precision "tf32x3"), which keeps the error of
-    float32 (tests emulate its roundings); plain float32 on sm_75, whose tensor cores Triton does not
-    use. "float16" and "bfloat16": weights and activations have that type; tokens behind the first
-    layer, targets, predictions and everything after them are float32.
+    float32: the tests emulate its roundings. On sm_75, whose tensor cores Triton does not use,
+    plain float32. "float16" and "bfloat16": weights and activations have that type; tokens behind
+    the first weight, targets, predictions and everything after them are float32.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ __all__ = ["KERNELS", "DeviceMappingNetwork", "device_network", "pixel_mapping"]
 
 PROGRAMS_PER_MULTIPROCESSOR = 2
 """128 threads of up to 255 registers: two programs fill a multiprocessor, and one multiplies while
-the other expands or waits at a barrier. More programs than fit run later, which costs nothing but scratch."""
+the other expands or waits at a barrier. Programs beyond those that fit run later, and only cost
+scratch."""
 
 INTERPRETED_PROGRAMS = 2
 INTERPRETED_SM = 80
@@ -63,6 +65,7 @@ INTERPRETED_SM = 80
 _NORM_FLOOR = tl.constexpr(1e-12)
 _SMALLEST_SQUARE = tl.constexpr(1e-36)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -72,10 +75,9 @@ def _gelu(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _dot(a, b, accumulator, TF32X3: tl.constexpr):  # type: ignore[no-untyped-def]
-    if TF32X3:
-        return tl.dot(a, b, accumulator, input_precision="tf32x3")
-    else:
-        return tl.dot(a, b, accumulator, input_precision="ieee")
+    if _INTERPRETED:  # would multiply the bits of bfloat16 as integers
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision="tf32x3" if TF32X3 else "ieee")
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -111,8 +113,8 @@ def token_map_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _row_entries(offsets, pixels, num_pixels, num_entries):  # type: ignore[no-untyped-def]
-    """First entry and number of entries of each pixel's row, inside the entries whatever the offsets
-    hold; 0 behind the last pixel."""
+    """First entry and number of entries of each pixel's row: inside the entries whatever the
+    offsets hold, none behind the last pixel."""
     inside = pixels < num_pixels
     begin = tl.load(offsets + pixels, mask=inside, other=0)
     end = tl.load(offsets + pixels + 1, mask=inside, other=0)
@@ -122,9 +124,7 @@ def _row_entries(offsets, pixels, num_pixels, num_entries):  # type: ignore[no-u
 
 
 @triton.jit
-def _expand(  # type: ignore[no-untyped-def]
-    features, width, num_features, columns, values, begin, count, channels
-):
+def _expand(features, width, num_features, columns, values, begin, count, channels):  # type: ignore[no-untyped-def]
     """(BLOCK_P, BLOCK_C): some channels of the weighted sums of feature rows."""
     expanded = tl.zeros([begin.shape[0], channels.shape[0]], tl.float32)
     for k in range(tl.max(count, 0)):
@@ -164,11 +164,13 @@ def _multiply(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _store_fit(fit, prediction, target, BLOCK_P: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How a part of the prediction is fitted by a multiple of the target: the target's squared norm,
-    the factor, the squared norm of what remains."""
+    """How a multiple of the target fits a part of the prediction: the target's squared norm, the
+    factor, the squared norm of what remains."""
     squared = tl.sum(target * target, 1)
-    squared = tl.where(squared > _SMALLEST_SQUARE, squared, 0.0)
-    slope = tl.where(squared > 0, tl.sum(prediction * target, 1) / squared, 0.0)
+    is_zero = ~(squared > _SMALLEST_SQUARE)
+    slope = tl.sum(prediction * target, 1) / tl.where(is_zero, 1.0, squared)
+    squared = tl.where(is_zero, 0.0, squared)
+    slope = tl.where(is_zero, 0.0, slope)
     remainder = prediction - slope[:, None] * target
     rows = fit + tl.arange(0, BLOCK_P)
     tl.store(rows, squared)
@@ -185,11 +187,13 @@ def _merge_fits(fits, num_parts, BLOCK_P: tl.constexpr):  # type: ignore[no-unty
     residual = tl.zeros([BLOCK_P], tl.float32)
     for _ in range(num_parts):
         part_squared = tl.load(rows)
-        gap = tl.load(rows + BLOCK_P) - slope
+        part_slope = tl.load(rows + BLOCK_P)
         total = squared + part_squared
-        share = tl.where(total > 0, part_squared / total, 0.0)
-        residual += tl.load(rows + 2 * BLOCK_P) + gap * (squared * share) * gap
-        slope += gap * share
+        divisor = tl.where(total > 0, total, 1.0)
+        share, part_share = squared / divisor, part_squared / divisor
+        gap = part_slope - slope
+        residual += tl.load(rows + 2 * BLOCK_P) + gap * (squared * part_share) * gap
+        slope = slope * share + part_slope * part_share  # the slope of a faint part may be huge
         squared = total
         rows += 3 * BLOCK_P
     return squared, slope, residual
@@ -203,8 +207,8 @@ def _distance(squared, slope, residual):  # type: ignore[no-untyped-def]
     norm = tl.sqrt(residual + along * along)
     # 1 - cos without a difference of nearly equal numbers: r^2 / (n (n + t)) where the cosine t / n
     # is positive.
-    gap = tl.where(along > 0, residual / norm / (norm + along), 1.0 - along / norm)
-    gap = tl.where(norm == 0, 0.0, gap)
+    divisor = tl.where(norm > 0, norm, 1.0)
+    gap = tl.where(along > 0, residual / divisor / (divisor + tl.abs(along)), 1.0 - along / divisor)
     length = norm / tl.maximum(norm, _NORM_FLOOR)
     target_length = target_norm / tl.maximum(target_norm, _NORM_FLOOR)
     difference = length - target_length
@@ -355,8 +359,8 @@ def pixel_mapping(
 
     Args:
         source_features: (T, Cs) float32.
-        source_offsets: (P + 1,) int64: rows over T, as in SparseRows. Entries outside the arrays are
-            clamped; columns may repeat within a row.
+        source_offsets: (P + 1,) int64: rows over T, as in SparseRows, but columns may repeat
+            within a row. Offsets outside the entries are clamped.
         source_columns: (nnz,) int32, clamped to [0, T).
         source_values: (nnz,) float32.
         target_features: (U, Ct) float32.
@@ -435,9 +439,7 @@ def _map_pixels(
         network.last_weight,
         network.biases,
         network.last_bias,
-        psi.new_empty(
-            (programs, 2, tile["BLOCK_P"], hidden), dtype=network.last_weight.dtype
-        ),
+        psi.new_empty((programs, 2, tile["BLOCK_P"], hidden), dtype=network.last_weight.dtype),
         psi.new_empty((programs, tile["BLOCK_P"], tile["BLOCK_N"])),
         psi.new_empty((programs, out_width // tile["BLOCK_C"], 3, tile["BLOCK_P"])),
         psi,
@@ -509,6 +511,7 @@ _TOKEN_CONFIGS = {
     },
     "half": {
         DEFAULT_SM: (_token_config(64, 64, 64, 4, 3),),
+        120: (_token_config(64, 64, 32, 4, 4),),
         75: (_token_config(64, 64, 16, 4, 2),),
     },
 }
