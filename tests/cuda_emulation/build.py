@@ -24,7 +24,9 @@ CACHE = ROOT / "build" / "cuda_emulation"
 DOUBLES = tuple(
     EMULATION / name for name in ("doubles.cu", "missing_barrier.cu", "doubles_bindings.cpp")
 )
-RUNTIME = (EMULATION / "runtime.cpp", EMULATION / "fiber.cpp")
+RUNTIME = tuple(EMULATION / name for name in ("runtime.cpp", "fiber.cpp", "controls.cpp"))
+# They only pass arguments on; compiling them with sanitizers would take longer than all the rest.
+BINDINGS = ("cuda_bindings.cpp", "controls.cpp", "doubles_bindings.cpp")
 KERNELS_MODULE = "_emulated_cuda_kernels"
 DOUBLES_MODULE = "_cuda_doubles"
 
@@ -55,11 +57,13 @@ def build(name: str, sources: Sequence[Path], *, sanitize: bool = False) -> Path
     Raises:
         RuntimeError: the compiler's words, if it fails.
     """
-    flags, headers = _flags(sanitize), _headers_digest()
+    headers = _headers_digest()
+
+    def compiled(source: Path) -> Path:
+        return _compile(source, _flags(sanitize and source.name not in BINDINGS), headers)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(
-            pool.map(lambda source: _compile(source, flags, headers), [*sources, *RUNTIME])
-        )
+        objects = list(pool.map(compiled, [*sources, *RUNTIME]))
     digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
     module = CACHE / digest / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not module.is_file():
@@ -80,21 +84,29 @@ def load(module: Path) -> ModuleType:
     return loaded
 
 
-def sanitizer_libraries() -> str:
-    """What LD_PRELOAD must name before Python loads a module with sanitizers."""
-    names = ("libasan.so", "libubsan.so")
-    return " ".join(
+def sanitizer_environment() -> dict[str, str]:
+    """What a process needs in its environment to load a module with sanitizers."""
+    libraries = [
         subprocess.run(
             ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
         ).stdout.strip()
-        for name in names
-    )
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return {
+        "LD_PRELOAD": " ".join(libraries),
+        "MMAD_FAST_EMULATION_SANITIZE": "1",
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks at exit
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    }
 
 
 def _flags(sanitize: bool) -> list[str]:
     import pybind11
 
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sanitizers = [
+        *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        "-fsanitize-sections=emulated_shared",
+    ]
     return [
         *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
         *("-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
@@ -132,9 +144,13 @@ def _compile(source: Path, flags: list[str], headers: str) -> Path:
 
 def _run(command: list[str], target: Path) -> None:
     """Runs a compiler; the target appears whole or not at all."""
+    # A sanitizer that watches this process need not watch the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         output = Path(folder) / target.name
-        done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "-o", str(output)], capture_output=True, text=True, env=environment
+        )
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         os.replace(output, target)

@@ -37,6 +37,13 @@ __global__ void write_one(int at, int read_at, float* found) {
   if (threadIdx.x == 1) *found = shared[read_at];
 }
 
+__global__ void write_one_static(int at, int read_at, float* found) {
+  __shared__ float shared[5];
+  if (threadIdx.x == 0) shared[at] = 1;
+  __syncthreads();
+  if (threadIdx.x == 1) *found = shared[read_at];
+}
+
 __global__ void shuffle(unsigned mask, unsigned present) {
   if (present >> threadIdx.x & 1) __shfl_xor_sync(mask, static_cast<int>(threadIdx.x), 1);
 }
@@ -107,6 +114,13 @@ float write_shared(int count, int at, int read_at) {
   float found = 0;
   const auto config = shape(1, 32, count * sizeof(float));
   MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&config, write_one, at, read_at, &found));
+  return found;
+}
+
+float write_static_shared(int at, int read_at) {
+  float found = 0;
+  const auto config = shape(1, 32);
+  MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&config, write_one_static, at, read_at, &found));
   return found;
 }
 

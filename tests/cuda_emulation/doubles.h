@@ -16,6 +16,9 @@ void meet(Barriers how);
 // what it finds at `read_at`.
 float write_shared(int count, int at, int read_at);
 
+// The same in a static array of 5 floats.
+float write_static_shared(int at, int read_at);
+
 // One warp: the lanes of `present` shuffle with the mask `mask`, the others end.
 void shuffle_among(unsigned mask, unsigned present);
 

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_cuda_doubles, m) {
       .value("other", Barriers::kOther);
   m.def("meet", &meet);
   m.def("write_shared", &write_shared);
+  m.def("write_static_shared", &write_static_shared);
   m.def("shuffle_among", &shuffle_among);
   m.def("warp_operations", [](const Ints& values) {
     Ints out({8, 64});

@@ -12,7 +12,6 @@
 // and stands between guard zones. Faults of a kernel end the launch with an exception that tells
 // which thread did what; the other fibers are dropped, they own nothing.
 #include <cuda_runtime.h>
-#include <pybind11/pybind11.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -152,7 +151,6 @@ struct Device {
   Random random{0};
   Stacks stacks;
   std::map<const void*, std::map<cudaFuncAttribute, int>> attributes;
-  int64_t num_switches = 0;
 };
 Device device;
 
@@ -369,7 +367,6 @@ void run(Thread& thread) {
   cluster->running = &thread;
   threadIdx = thread.index;
   blockIdx = block.index;
-  ++device.num_switches;
   switch_fiber(cluster->scheduler, thread.fiber, false);
   uint64_t canary;
   std::memcpy(&canary, thread.fiber.stack, sizeof canary);
@@ -647,23 +644,17 @@ cudaError_t max_active_clusters(int* count, const void* kernel, const cudaLaunch
   return error;
 }
 
-void bind_controls(pybind11::module_& m) {
-  m.def(
-      "set_schedule",
-      [](uint32_t seed, bool switches_at_atomics) {
-        device.seed = seed;
-        device.random = Random(seed);
-        device.switches_at_atomics = switches_at_atomics;
-      },
-      pybind11::arg("seed"), pybind11::arg("switches_at_atomics") = false);
-  m.def(
-      "set_compute_capability",
-      [](int compute_capability) {
-        device.compute_capability = compute_capability;
-        device.attributes.clear();
-      },
-      pybind11::arg("compute_capability"));
-  m.def("num_switches", []() { return device.num_switches; });
+void set_schedule(uint32_t seed, bool switches_at_atomics) {
+  const std::lock_guard<std::mutex> lock(device.mutex);
+  device.seed = seed;
+  device.random = Random(seed);
+  device.switches_at_atomics = switches_at_atomics;
+}
+
+void set_compute_capability(int compute_capability) {
+  const std::lock_guard<std::mutex> lock(device.mutex);
+  device.compute_capability = compute_capability;
+  device.attributes.clear();
 }
 
 }  // namespace cuda_emulation

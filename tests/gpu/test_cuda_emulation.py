@@ -73,6 +73,8 @@ def test_a_write_outside_of_dynamic_shared_memory_is_an_error(doubles: ModuleTyp
 def test_shared_memory_begins_as_nan(doubles: ModuleType) -> None:
     assert doubles.write_shared(5, 4, 4) == 1
     assert np.isnan(doubles.write_shared(5, 3, 4))
+    assert doubles.write_static_shared(4, 4) == 1
+    assert np.isnan(doubles.write_static_shared(3, 4))  # not what the block before left
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -84,7 +84,10 @@ unsigned cluster_rank();
 unsigned cluster_size();
 void* map_shared_rank(void* address, unsigned rank);
 
-// set_schedule, set_compute_capability and the like.
+// The order of threads, told in runtime.cpp; the chip, whose limits launches must keep.
+void set_schedule(uint32_t seed, bool switches_at_atomics);
+void set_compute_capability(int compute_capability);
+// These two for Python (controls.cpp).
 void bind_controls(pybind11::module_& m);
 
 template <typename T>

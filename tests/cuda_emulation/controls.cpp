@@ -1,0 +1,13 @@
+// What tests set of the emulation, in the module whose kernels it runs.
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+namespace cuda_emulation {
+
+void bind_controls(pybind11::module_& m) {
+  namespace py = pybind11;
+  m.def("set_schedule", &set_schedule, py::arg("seed"), py::arg("switches_at_atomics") = false);
+  m.def("set_compute_capability", &set_compute_capability, py::arg("compute_capability"));
+}
+
+}  // namespace cuda_emulation
