@@ -24,7 +24,9 @@ CACHE = ROOT / "build" / "cuda_emulation"
 DOUBLES = tuple(
     EMULATION / name for name in ("doubles.cu", "missing_barrier.cu", "doubles_bindings.cpp")
 )
-RUNTIME = tuple(EMULATION / name for name in ("runtime.cpp", "fiber.cpp", "controls.cpp"))
+RUNTIME = tuple(
+    EMULATION / name for name in ("runtime.cpp", "races.cpp", "fiber.cpp", "controls.cpp")
+)
 # They only pass arguments on; compiling them with sanitizers would take longer than all the rest.
 BINDINGS = ("cuda_bindings.cpp", "controls.cpp", "doubles_bindings.cpp")
 KERNELS_MODULE = "_emulated_cuda_kernels"
@@ -51,8 +53,8 @@ def build(name: str, sources: Sequence[Path], *, sanitize: bool = False) -> Path
     Args:
         name: The module's name, as its bindings say it.
         sources: .cu and .cpp files; those of the emulation are added.
-        sanitize: With AddressSanitizer and UndefinedBehaviorSanitizer, a finding ends the process,
-            which must have libasan preloaded.
+        sanitize: With AddressSanitizer and UndefinedBehaviorSanitizer: a finding ends the process,
+            which must have libasan preloaded. Without, races in shared memory are looked for.
 
     Raises:
         RuntimeError: the compiler's words, if it fails.
@@ -60,7 +62,7 @@ def build(name: str, sources: Sequence[Path], *, sanitize: bool = False) -> Path
     headers = _headers_digest()
 
     def compiled(source: Path) -> Path:
-        return _compile(source, _flags(sanitize and source.name not in BINDINGS), headers)
+        return _compile(source, _flags(source, sanitize), headers)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, [*sources, *RUNTIME]))
@@ -100,17 +102,22 @@ def sanitizer_environment() -> dict[str, str]:
     }
 
 
-def _flags(sanitize: bool) -> list[str]:
+def _flags(source: Path, sanitize: bool) -> list[str]:
     import pybind11
 
-    sanitizers = [
-        *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-        "-fsanitize-sections=emulated_shared",
-    ]
+    instrumentation = []
+    if sanitize and source.name not in BINDINGS:
+        instrumentation = [
+            *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+            "-fsanitize-sections=emulated_shared",
+        ]
+    elif not sanitize and source.suffix == ".cu":
+        # Only its hooks: they are races.cpp's.
+        instrumentation = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
     return [
         *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
         *("-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"),
-        *(sanitizers if sanitize else []),
+        *instrumentation,
         f"-DMMAD_FAST_CUDA_MODULE={KERNELS_MODULE}",
         f"-I{EMULATION / 'include'}",
         f"-I{ROOT / 'csrc'}",

@@ -7,6 +7,7 @@ namespace cuda_emulation {
 void bind_controls(pybind11::module_& m) {
   namespace py = pybind11;
   m.def("set_schedule", &set_schedule, py::arg("seed"), py::arg("switches_at_atomics") = false);
+  m.def("set_race_detection", &set_race_detection, py::arg("is_on"));
   m.def("set_compute_capability", &set_compute_capability, py::arg("compute_capability"));
 }
 

@@ -70,6 +70,34 @@ __global__ void count(bool is_careful, int* counter) {
   }
 }
 
+__global__ void count_together(bool is_atomic, int* out) {
+  __shared__ int counter;
+  if (threadIdx.x == 0) counter = 0;
+  __syncthreads();
+  if (is_atomic) {
+    atomicAdd(&counter, 1);
+  } else {
+    counter += 1;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *out = counter;
+}
+
+__global__ void pass_on(bool has_syncwarp, int* out) {
+  __shared__ int values[32];
+  const int lane = threadIdx.x;
+  for (int step = 0; step < 2; ++step) {
+    values[lane] = lane + step;
+    if (has_syncwarp) {
+      __syncwarp();
+    } else {
+      __any_sync(kAllLanes, 1);  // orders the lanes and not their memory
+    }
+    out[lane] = values[(lane + 1) % 32];
+    __syncwarp();
+  }
+}
+
 __global__ void exchange(bool waits, int* out) {
   MMAD_FAST_DYNAMIC_SHARED(int, own);
   const auto cluster = cooperative_groups::this_cluster();
@@ -139,6 +167,18 @@ int count_up(bool is_careful) {
   const auto config = shape(2, 32);
   MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&config, count, is_careful, &counter));
   return counter;
+}
+
+int count_in_shared(bool is_atomic) {
+  int counter = 0;
+  const auto config = shape(1, 64);
+  MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&config, count_together, is_atomic, &counter));
+  return counter;
+}
+
+void pass_around(bool has_syncwarp, int* out) {
+  const auto config = shape(1, 32);
+  MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&config, pass_on, has_syncwarp, out));
 }
 
 void sum_over_cluster(int blocks, bool waits, int* out) {

@@ -29,6 +29,12 @@ void warp_operations(const int* values, int* out);
 // thread comes in between.
 int count_up(bool is_careful);
 
+// 64 threads add one each to a counter in shared memory.
+int count_in_shared(bool is_atomic);
+
+// Each lane of a warp reads what the next one wrote to shared memory, out (32).
+void pass_around(bool has_syncwarp, int* out);
+
 // 32 threads in `blocks` blocks of one cluster: each adds up what the others hold in their shared
 // memory, out (blocks); `waits` for the others before it reads and before it ends.
 void sum_over_cluster(int blocks, bool waits, int* out);

@@ -27,6 +27,12 @@ PYBIND11_MODULE(_cuda_doubles, m) {
     return out;
   });
   m.def("count_up", &count_up);
+  m.def("count_in_shared", &count_in_shared);
+  m.def("pass_around", [](bool has_syncwarp) {
+    Ints out(32);
+    pass_around(has_syncwarp, out.mutable_data());
+    return out;
+  });
   m.def("sum_over_cluster", [](int blocks, bool waits) {
     Ints out(blocks);
     sum_over_cluster(blocks, waits, out.mutable_data());

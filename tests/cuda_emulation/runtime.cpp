@@ -10,7 +10,8 @@
 //
 // Shared memory is filled with NaN bytes before a block begins and when its last thread has ended,
 // and stands between guard zones. Faults of a kernel end the launch with an exception that tells
-// which thread did what; the other fibers are dropped, they own nothing.
+// which thread did what; the other fibers are dropped, they own nothing. Races in shared memory are
+// faults under any schedule (races.h).
 #include <cuda_runtime.h>
 #include <sys/mman.h>
 
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "races.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -68,6 +70,7 @@ struct Thread {
   unsigned mask;
   int source;
   uint64_t value, result;
+  LaneClocks clocks;
 };
 
 struct Warp {
@@ -88,9 +91,11 @@ struct Block {
   unsigned rank;
   int num_threads, num_ended;
   bool is_started;
+  uint32_t clock;  // barriers so far
   Barrier barrier;
   std::vector<char> memory;  // guard, dynamic shared memory, guard
   char* shared;
+  WatchedMemory watched;
 };
 
 const char* name_of(WarpOp op) {
@@ -148,6 +153,9 @@ struct Device {
   int compute_capability = 80;
   uint32_t seed = 0;
   bool switches_at_atomics = false;
+  bool finds_races = true;
+  WatchedMemory static_shared;
+  uint32_t generation = 0;  // counts clusters
   Random random{0};
   Stacks stacks;
   std::map<const void*, std::map<cudaFuncAttribute, int>> attributes;
@@ -163,6 +171,7 @@ struct Cluster {
   std::vector<Thread> threads;
   std::vector<Warp*> active;  // those with ready lanes
   Barrier barrier{};
+  uint32_t clock = 0;
   size_t shared_bytes = 0;
   int num_ended = 0;
   Thread* running = nullptr;
@@ -401,6 +410,68 @@ Thread& draw() {
   return warp.threads[lane];
 }
 
+void watch(WatchedMemory& memory, const char* begin, size_t bytes) {
+  memory.begin = begin;
+  memory.bytes = bytes;
+  memory.cells.resize((bytes + 3) / 4);
+}
+
+bool is_before(const Access& earlier, const Thread& self) {
+  const Thread& other = cluster->threads[earlier.thread];
+  if (other.block != self.block) return earlier.cluster_clock < cluster->clock;
+  if (earlier.block_clock < self.block->clock) return true;
+  return other.warp == self.warp && self.clocks.known[other.lane] >= earlier.lane_clock;
+}
+
+[[noreturn]] void fail_with_race(const WatchedMemory& memory, const void* address,
+                                 const Access& access, const Access& other) {
+  const auto did = [](AccessKind kind) {
+    return kind == AccessKind::kRead    ? " reads"
+           : kind == AccessKind::kWrite ? " writes"
+                                        : " changes";
+  };
+  const bool is_static = &memory == &device.static_shared;
+  const ptrdiff_t byte = static_cast<const char*>(address) - memory.begin;
+  fail("race: " + words(cluster->threads[access.thread]) + did(access.kind) + " byte " +
+       std::to_string(byte) + " of " + (is_static ? "static" : "dynamic") + " shared memory in " +
+       place_of(access.code) + ", " + words(cluster->threads[other.thread]) + did(other.kind) +
+       " it in " + place_of(other.code) + ", and no barrier is between them");
+}
+
+void watch_access(WatchedMemory& memory, const char* address, size_t bytes, AccessKind kind,
+                  const void* code) {
+  const Thread& self = *cluster->running;
+  Access access{code,
+                static_cast<uint32_t>(&self - cluster->threads.data()),
+                self.clocks.known[self.lane],
+                self.block->clock,
+                cluster->clock,
+                0,
+                kind};
+  const auto ordered = [&](const Access& earlier) { return is_before(earlier, self); };
+  const size_t offset = address - memory.begin, end = std::min(offset + bytes, memory.bytes);
+  for (size_t cell = offset / 4; 4 * cell < end; ++cell) {
+    const size_t low = std::max(offset, 4 * cell) - 4 * cell,
+                 high = std::min(end - 4 * cell, size_t{4});
+    access.bytes = static_cast<uint8_t>((1u << high) - (1u << low));
+    Access other;
+    if (races(memory.cells[cell], access, device.generation, ordered, &other)) {
+      fail_with_race(memory, address, access, other);
+    }
+  }
+}
+
+void note(const void* address, size_t bytes, AccessKind kind, const void* code) {
+  if (cluster == nullptr || !device.finds_races) return;
+  const char* at = static_cast<const char*>(address);
+  if (device.static_shared.contains(at)) {
+    return watch_access(device.static_shared, at, bytes, kind, code);
+  }
+  for (Block& block : cluster->blocks) {
+    if (block.watched.contains(at)) return watch_access(block.watched, at, bytes, kind, code);
+  }
+}
+
 void prepare_block(Block& block, size_t number, const uint3& index, unsigned rank) {
   const int num_threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
   block.index = index;
@@ -408,12 +479,14 @@ void prepare_block(Block& block, size_t number, const uint3& index, unsigned ran
   block.num_threads = num_threads;
   block.num_ended = 0;
   block.is_started = false;
+  block.clock = 0;
   block.barrier = {};
   // 16 bytes of alignment and no more, that is all a kernel may count on.
   block.memory.assign(2 * kGuardBytes + cluster->shared_bytes + 32, static_cast<char>(kGuard));
   auto begin = reinterpret_cast<uintptr_t>(block.memory.data() + kGuardBytes);
   begin += (16 - begin % 32 + 32) % 32;
   block.shared = reinterpret_cast<char*>(begin);
+  watch(block.watched, block.shared, cluster->shared_bytes);
   const int num_warps = (num_threads + 31) / 32;
   for (int t = 0; t < num_threads; ++t) {
     const size_t at = number * num_threads + t;
@@ -425,6 +498,8 @@ void prepare_block(Block& block, size_t number, const uint3& index, unsigned ran
     thread.warp = &warp;
     thread.index = {x, y, t / (blockDim.x * blockDim.y)};
     thread.lane = t % 32;
+    thread.clocks = {};
+    thread.clocks.known[thread.lane] = 1;
     thread.fiber.stack = device.stacks.at(at, cluster->threads.size());
     thread.fiber.stack_bytes = kStackBytes;
     prepare(thread.fiber, thread_entry);
@@ -438,7 +513,11 @@ void run_cluster(Cluster& current, const uint3& begin, const dim3& shape) {
   cluster = &current;
   current.active.clear();
   current.barrier = {};
+  current.clock = 0;
   current.num_ended = 0;
+  ++device.generation;
+  watch(device.static_shared, __start_emulated_shared,
+        __stop_emulated_shared - __start_emulated_shared);
   for (unsigned rank = 0; rank < current.blocks.size(); ++rank) {
     const uint3 index{begin.x + rank % shape.x, begin.y + rank / shape.x % shape.y,
                       begin.z + rank / (shape.x * shape.y)};
@@ -449,6 +528,7 @@ void run_cluster(Cluster& current, const uint3& begin, const dim3& shape) {
   while (!current.active.empty() && current.fault.empty()) run(draw());
   if (current.fault.empty()) current.fault = describe_waiting();
   for (Block& block : current.blocks) guard(block, false);
+  cluster = nullptr;
   if (!current.fault.empty()) throw std::runtime_error("emulated CUDA: " + current.fault);
 }
 
@@ -527,6 +607,7 @@ int block_barrier(Reduction reduction, int predicate, int line) {
                        : reduction == Reduction::kOr ? count > 0
                                                      : count;
     barrier = {};
+    ++block.clock;
     Thread* first =
         &self - (self.index.x + blockDim.x * (self.index.y + blockDim.y * self.index.z));
     for (int t = 0; t < block.num_threads; ++t) {
@@ -543,6 +624,8 @@ void cluster_barrier(int line) {
   const int expected = static_cast<int>(cluster->threads.size());
   if (arrive(cluster->barrier, expected, cluster->num_ended, Reduction::kNone, 0, "cluster.sync")) {
     cluster->barrier = {};
+    ++cluster->clock;
+    for (Block& block : cluster->blocks) ++block.clock;
     for (Thread& thread : cluster->threads) make_ready(thread);
   }
   leave();
@@ -561,6 +644,11 @@ uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, int source, in
   }
   const Warp& warp = *self.warp;
   if ((warp.ready & mask) == 0 && missing_lane(self) < 0) {
+    if (op == WarpOp::kSync) {
+      LaneClocks* clocks[32] = {};
+      for (int lane = 0; lane < warp.num_threads; ++lane) clocks[lane] = &warp.threads[lane].clocks;
+      join(clocks, mask);
+    }
     for (int lane = 0; lane < warp.num_threads; ++lane) {
       if (mask >> lane & 1) warp.threads[lane].result = result_of(warp.threads[lane]);
     }
@@ -574,10 +662,16 @@ uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, int source, in
 
 int lane() { return cluster->running->lane; }
 
-void before_atomic() {
-  if (!device.switches_at_atomics) return;
-  make_ready(*cluster->running);
-  leave();
+void before_atomic(const void* address, size_t bytes) {
+  if (device.switches_at_atomics) {
+    make_ready(*cluster->running);
+    leave();
+  }
+  note(address, bytes, AccessKind::kAtomic, __builtin_return_address(0));
+}
+
+void note_access(const void* address, size_t bytes, bool is_write, const void* code) {
+  note(address, bytes, is_write ? AccessKind::kWrite : AccessKind::kRead, code);
 }
 
 void trap(const char* reason) { fail(words(*cluster->running) + ": " + reason); }
@@ -649,6 +743,11 @@ void set_schedule(uint32_t seed, bool switches_at_atomics) {
   device.seed = seed;
   device.random = Random(seed);
   device.switches_at_atomics = switches_at_atomics;
+}
+
+void set_race_detection(bool is_on) {
+  const std::lock_guard<std::mutex> lock(device.mutex);
+  device.finds_races = is_on;
 }
 
 void set_compute_capability(int compute_capability) {

@@ -29,6 +29,7 @@ def doubles() -> ModuleType:
 def plain_schedule(doubles: ModuleType) -> None:
     doubles.set_schedule(0)
     doubles.set_compute_capability(80)
+    doubles.set_race_detection(True)
 
 
 def under_all_schedules(module: ModuleType, call: Callable[[], float]) -> list[float]:
@@ -39,8 +40,21 @@ def under_all_schedules(module: ModuleType, call: Callable[[], float]) -> list[f
     return found
 
 
-def test_a_missing_barrier_is_caught(doubles: ModuleType) -> None:
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_missing_barrier_is_a_race(doubles: ModuleType, seed: int) -> None:
     values = np.arange(256, dtype=np.float32)
+    doubles.set_schedule(seed)
+    assert doubles.block_sum(values) == values.sum()
+    place = r"in block_sum\.h:14"
+    with pytest.raises(
+        RuntimeError, match=rf"race: .* static shared memory {place}.* {place}, and"
+    ):
+        doubles.block_sum_without_barrier(values)
+
+
+def test_a_missing_barrier_shows_in_the_results(doubles: ModuleType) -> None:
+    values = np.arange(256, dtype=np.float32)
+    doubles.set_race_detection(False)
     right = under_all_schedules(doubles, lambda: doubles.block_sum(values))
     assert right == [values.sum()] * len(SEEDS)
     faulty = under_all_schedules(doubles, lambda: doubles.block_sum_without_barrier(values))
@@ -123,11 +137,27 @@ def test_threads_are_switched_at_atomics_where_the_schedule_says_so(doubles: Mod
     assert max(careless) < 64
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_race_whose_result_is_right_is_found(doubles: ModuleType, seed: int) -> None:
+    doubles.set_schedule(seed)
+    assert doubles.count_in_shared(True) == 64
+    with pytest.raises(RuntimeError, match=r"race: .* doubles.cu:\d+"):
+        doubles.count_in_shared(False)
+    assert doubles.pass_around(True).tolist() == [*range(2, 33), 1]
+    with pytest.raises(RuntimeError, match="race: thread .* (reads|writes) byte"):
+        doubles.pass_around(False)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_blocks_of_a_cluster_read_each_other(doubles: ModuleType, seed: int) -> None:
     doubles.set_compute_capability(90)
     doubles.set_schedule(seed)
     np.testing.assert_array_equal(doubles.sum_over_cluster(8, True), [36] * 8)
+    with pytest.raises(
+        RuntimeError, match="race: .* of block .* dynamic shared memory .* of block"
+    ):
+        doubles.sum_over_cluster(8, False)
+    doubles.set_race_detection(False)
     assert (doubles.sum_over_cluster(8, False) != 36).any()
 
 

@@ -76,7 +76,9 @@ void cluster_barrier(int line);
 // `source` is the lane that a shuffle reads.
 uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, int source, int line);
 int lane();
-void before_atomic();
+void before_atomic(const void* address, size_t bytes);
+// Looks for races, see races.h.
+void note_access(const void* address, size_t bytes, bool is_write, const void* code);
 [[noreturn]] void trap(const char* reason);
 
 void* dynamic_shared();
@@ -87,7 +89,9 @@ void* map_shared_rank(void* address, unsigned rank);
 // The order of threads, told in runtime.cpp; the chip, whose limits launches must keep.
 void set_schedule(uint32_t seed, bool switches_at_atomics);
 void set_compute_capability(int compute_capability);
-// These two for Python (controls.cpp).
+// On at first; a race ends the launch with an exception.
+void set_race_detection(bool is_on);
+// These three for Python (controls.cpp).
 void bind_controls(pybind11::module_& m);
 
 template <typename T>
@@ -184,24 +188,25 @@ inline void __nanosleep(unsigned) {}
 
 // Atomics: for the types of CUDA's own, so that others do not compile here either.
 
-#define EMULATED_ATOMIC(name, type, result)       \
-  inline type name(type* address, type operand) { \
-    cuda_emulation::before_atomic();              \
-    const type old = *address;                    \
-    *address = (result);                          \
-    return old;                                   \
+#define EMULATED_UNWATCHED inline __attribute__((no_sanitize("thread")))
+#define EMULATED_ATOMIC(name, type, result)                   \
+  EMULATED_UNWATCHED type name(type* address, type operand) { \
+    cuda_emulation::before_atomic(address, sizeof *address);  \
+    const type old = *address;                                \
+    *address = (result);                                      \
+    return old;                                               \
   }
-#define EMULATED_ATOMICS_OF_INTEGERS(type)                            \
-  EMULATED_ATOMIC(atomicMin, type, operand < old ? operand : old)     \
-  EMULATED_ATOMIC(atomicMax, type, operand > old ? operand : old)     \
-  EMULATED_ATOMIC(atomicExch, type, operand)                          \
-  EMULATED_ATOMIC(atomicOr, type, old | operand)                      \
-  EMULATED_ATOMIC(atomicAnd, type, old& operand)                      \
-  inline type atomicCAS(type* address, type expected, type operand) { \
-    cuda_emulation::before_atomic();                                  \
-    const type old = *address;                                        \
-    if (old == expected) *address = operand;                          \
-    return old;                                                       \
+#define EMULATED_ATOMICS_OF_INTEGERS(type)                                        \
+  EMULATED_ATOMIC(atomicMin, type, operand < old ? operand : old)                 \
+  EMULATED_ATOMIC(atomicMax, type, operand > old ? operand : old)                 \
+  EMULATED_ATOMIC(atomicExch, type, operand)                                      \
+  EMULATED_ATOMIC(atomicOr, type, old | operand)                                  \
+  EMULATED_ATOMIC(atomicAnd, type, old& operand)                                  \
+  EMULATED_UNWATCHED type atomicCAS(type* address, type expected, type operand) { \
+    cuda_emulation::before_atomic(address, sizeof *address);                      \
+    const type old = *address;                                                    \
+    if (old == expected) *address = operand;                                      \
+    return old;                                                                   \
   }
 EMULATED_ATOMICS_OF_INTEGERS(int)
 EMULATED_ATOMICS_OF_INTEGERS(unsigned)
@@ -215,6 +220,7 @@ EMULATED_ATOMIC(atomicAdd, float, old + operand)
 EMULATED_ATOMIC(atomicExch, float, operand)
 #undef EMULATED_ATOMICS_OF_INTEGERS
 #undef EMULATED_ATOMIC
+#undef EMULATED_UNWATCHED
 
 // Arithmetic; compiled without contraction, so each operation rounds on its own.
 
