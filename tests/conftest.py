@@ -82,6 +82,22 @@ def scan_arrays() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     return make_arrays()
 
 
+@pytest.fixture
+def pretend_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch tensors on TEST_DEVICE count as arrays on a CUDA device and all GPU backends run. Where
+    that is the CPU, the CUDA kernels are the emulated ones; on a GPU nothing is pretended."""
+    if TEST_DEVICE == "cuda":
+        return
+    from mmad_fast.gpu import cuda_kernels, device_arrays, dlpack
+
+    emulated = request.getfixturevalue("cuda_kernels")
+    types = device_arrays.DEVICE_TYPES | {dlpack.CPU}
+    monkeypatch.setattr(device_arrays, "DEVICE_TYPES", types)
+    monkeypatch.setattr(cuda_kernels, "kernels", lambda: emulated)
+    for problem in ("_cuda_problem", "_torch_problem", "_triton_problem"):
+        monkeypatch.setattr(cuda_kernels, problem, lambda: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete CFM artifact of 2 MB, with hand-made graphs: no torch, no training."""

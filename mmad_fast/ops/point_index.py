@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.gpu.device_arrays import is_device_array
 from mmad_fast.ops.validation import check_float_matrix
 
 __all__ = ["PointIndex"]
@@ -16,18 +17,24 @@ __all__ = ["PointIndex"]
 class PointIndex:
     """A spatial index over a cloud: give it to the ops as `index=`, and none builds its own.
 
-    Results are the same with and without it. It is built when an op first needs it.
+    Results are the same with and without it. It is built when an op first needs it. The backends of
+    CUDA devices have none.
 
     Attributes:
         points: (N, 3) float32, validated. They must not change as long as the index is used.
     """
 
     def __init__(self, points: NDArray[np.float32]) -> None:
-        """Takes points (N, 3) float32, any unit, finite; N may be 0.
+        """Takes points (N, 3) float32, any unit, finite; N may be 0; a NumPy array.
 
         Raises:
             InvalidInputError: points are no finite (N, 3) float array.
         """
+        if is_device_array(points):
+            raise InvalidInputError(
+                "points are on a CUDA device, whose backends use no PointIndex; call the ops "
+                "without index="
+            )
         self.points = check_float_matrix(points, "points", num_columns=3)
         self._given = points
         self._kernel_index: Any = None
@@ -54,6 +61,18 @@ class PointIndex:
                 "points given beside it: make it with PointIndex(points)"
             )
         return index
+
+    @staticmethod
+    def refuse_for_device(index: PointIndex | None) -> None:
+        """Nothing, where no index is given beside points on a CUDA device.
+
+        Raises:
+            InvalidInputError: there is one.
+        """
+        if index is not None:
+            raise InvalidInputError(
+                "index= serves NumPy arrays only and points are on a CUDA device: leave it away"
+            )
 
     @property
     def kernel_index(self) -> Any:

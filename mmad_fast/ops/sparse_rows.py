@@ -17,6 +17,10 @@ class SparseRows:
     sum of token (or group) features. Kept in this form, a Linear layer can be applied to the few
     tokens instead of the many pixels.
 
+    The arrays may be on a CUDA device, all three of them on the same: there `pixel_mapping` takes
+    them, `select` and `apply` do not, contents are not checked, and a column may occur several
+    times in a row, in any order.
+
     Attributes:
         offsets: (P + 1,) int64, non-decreasing, offsets[0] == 0.
         columns: (nnz,) int32, in [0, num_columns), ascending within a row, no duplicates.

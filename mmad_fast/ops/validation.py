@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def check_float_matrix(
     return matrix
 
 
-def check_rows(matrix: NDArray[np.float32], name: str, *, minimum: int) -> None:
+def check_rows(matrix: Sized, name: str, *, minimum: int) -> None:
     """Nothing, where the matrix has enough rows.
 
     Raises:
@@ -115,7 +116,8 @@ def _as_array(array: Any, name: str) -> NDArray[Any]:
         kind = type(array)
         raise InvalidInputError(
             f"{name} is a {kind.__module__}.{kind.__qualname__}; it must be a NumPy array "
-            "(a torch tensor: pass tensor.detach().cpu().numpy())"
+            "(a torch tensor: pass tensor.detach().cpu().numpy(); or move all arrays of the call "
+            "to one CUDA device)"
         )
     try:
         converted = np.asarray(array)

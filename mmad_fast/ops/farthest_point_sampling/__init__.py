@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
 from mmad_fast.ops.farthest_point_sampling.backends import OP
 from mmad_fast.ops.point_index import PointIndex
 from mmad_fast.ops.validation import check_integer, check_rows
@@ -28,23 +31,29 @@ def farthest_point_sampling(
     distances are 0 and the lowest index repeats, so num_samples may exceed N.
 
     Args:
-        points: (N, 3) float32, any unit, finite, N >= 1.
+        points: (N, 3) float32, any unit, finite, N >= 1. On a CUDA device the result is there,
+            too, and the content is not checked: values that are not finite are chosen last.
         num_samples: G, at least 1.
         start_index: The first sample, in 0..N-1.
         skip_near_origin: As pointnet2_ops: points with x^2 + y^2 + z^2 <= 1e-3 are never chosen,
             except as the start. If no other point is left, index 0 repeats.
         index: A `PointIndex` of the points, to share with other ops; without it one is made here.
+            For NumPy arrays only.
         backend: "auto", or one of the names that `OP` knows.
 
     Raises:
         InvalidInputError: points are no finite (N, 3) float array or empty; num_samples < 1;
-            start_index out of range; index is of other points.
+            start_index out of range; index is of other points. On a device: other than float32,
+            not C-contiguous, or index is given.
         BackendUnavailableError: the backend is unknown or cannot run here.
 
     Source: PointNet++ (Qi et al., 2017), section 3.2; start, precision and the rule near the origin
     as in pointnet2_ops, which M3DM and CFM use. That library breaks ties by thread number; we take
     the lowest index.
     """
+    if is_device_array(points):
+        PointIndex.refuse_for_device(index)
+        return _on_device(points, num_samples, start_index, skip_near_origin, backend)
     index = PointIndex.of(points, index)
     check_rows(index.points, "points", minimum=1)
     num_samples = check_integer(num_samples, "num_samples", minimum=1)
@@ -55,3 +64,14 @@ def farthest_point_sampling(
         index, num_samples, start_index, bool(skip_near_origin)
     )
     return indices
+
+
+def _on_device(
+    points: Any, num_samples: int, start_index: int, skip_near_origin: bool, backend: str
+) -> Any:
+    implementation = OP.resolve(backend, device="cuda")
+    array = read_device_array(points, "points", shape=(None, 3))
+    check_rows(array, "points", minimum=1)
+    num_samples = check_integer(num_samples, "num_samples", minimum=1)
+    start_index = check_integer(start_index, "start_index", minimum=0, maximum=len(array) - 1)
+    return implementation.function(array, num_samples, start_index, bool(skip_near_origin))

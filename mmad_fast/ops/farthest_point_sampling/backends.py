@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.gpu import cuda_kernels
+from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.farthest_point_sampling import reference
 from mmad_fast.ops.point_index import PointIndex
-from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
 
 
 def _cpu(
@@ -18,6 +22,25 @@ def _cpu(
     indices = np.empty(num_samples, np.int64)
     _kernels.farthest_point_sampling(index.kernel_index, start_index, skip_near_origin, indices)
     return indices
+
+
+def _cuda(points: DeviceArray, num_samples: int, start_index: int, skip_near_origin: bool) -> Any:
+    kernels = cuda_kernels.kernels()
+    indices = points.empty((num_samples,), "int64")
+    size = kernels.farthest_point_sampling_workspace(len(points))
+    workspace = points.empty((size,), "uint8")
+    kernels.farthest_point_sampling(
+        points.device,
+        points.pointer,
+        len(points),
+        num_samples,
+        start_index,
+        skip_near_origin,
+        indices.pointer,
+        workspace.pointer,
+        points.stream,
+    )
+    return points.give(indices)
 
 
 def _reference(
@@ -32,11 +55,11 @@ OP = Op(
     "farthest_point_sampling",
     (
         Backend("cpu", _cpu, kernels_refusal),
+        Backend("cuda", _cuda, cuda_kernels.cuda_refusal, device="cuda"),
         Backend("reference", _reference, always),
     ),
     absent={
-        "cuda": NOT_WRITTEN,
         "triton": "no kernel: every sample waits for the argmax over all points, a chain that does "
-        "not suit Triton's independent programs; take backend='cpu' or 'auto'",
+        "not suit Triton's independent programs; the backend 'cuda' has it",
     },
 )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.gpu.device_arrays import DeviceArray, is_device_array, read_device_array
 from mmad_fast.ops.inverse_distance_interpolation.backends import DENSE_OP, OP, POOLED_ROWS_OP
 from mmad_fast.ops.point_index import PointIndex
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.ops.validation import check_float_matrix, check_indices, check_integer
+from mmad_fast.ops.validation import check_float_matrix, check_indices, check_integer, check_rows
 
 __all__ = [
     "DENSE_OP",
@@ -43,9 +44,10 @@ class PooledRows(NamedTuple):
     """How the pixels of a pooled feature map are combined from the centres.
 
     Attributes:
-        rows: P rows over the centres.
+        rows: P rows over the centres, where the weights are. On a CUDA device each row has as many
+            entries, some of them 0, and a column may occur several times in a row.
         pixel_indices: (P,) int64, row-major on the output grid, ascending. The pixels that have no
-            row have a feature of 0 in every channel.
+            row have a feature of 0 in every channel. Always a NumPy array.
     """
 
     rows: SparseRows
@@ -62,20 +64,27 @@ def inverse_distance_weights(
     """The three nearest centres of each point and their weights 1 / (d^2 + 1e-8), normalised.
 
     Args:
-        points: (N, 3) float32 metres, finite; N may be 0.
-        centers: (G, 3) float32 metres, finite, G >= 3.
+        points: (N, 3) float32 metres, finite; N may be 0. On a CUDA device the results are there,
+            too, and contents are not checked: centres that are not finite are never taken where
+            three others are left.
+        centers: (G, 3) float32 metres, finite, G >= 3. On the points' device.
         index: A `PointIndex` of the points, to share with other ops; without it one is made here.
+            For NumPy arrays only.
         backend: "auto", or one of the names that `OP` knows.
 
     Raises:
         InvalidInputError: an array is no finite (rows, 3) float array, or there are fewer than
-            three centres, or index is of other points.
+            three centres, or index is of other points. On a device: other types, not C-contiguous,
+            another device, or index is given.
         BackendUnavailableError: the backend is unknown or cannot run here.
 
     Source: PointNet++ (Qi et al., 2017), equation 2, with the constants of the code of M3DM and
     CFM. Their squared distances come from the expanded form in float32, which is noise at points
     that are centres; ours are direct differences.
     """
+    if is_device_array(points):
+        PointIndex.refuse_for_device(index)
+        return _weights_on_device(points, centers, backend)
     index = PointIndex.of(points, index)
     centers = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
     return InterpolationWeights(*OP.resolve(backend).function(index, centers))
@@ -92,7 +101,8 @@ def inverse_distance_interpolation(
     """(N, C) float32: the feature of each point, from its three nearest centres.
 
     Args:
-        features: (G, C) float32, of the centres.
+        features: (G, C) float32, of the centres. Where they are on a CUDA device the other arrays
+            must be, and the result is.
         centers: (G, 3) float32 metres, finite, G >= 3.
         points: (N, 3) float32 metres, finite; N may be 0.
         index, backend: As in `inverse_distance_weights`.
@@ -104,14 +114,13 @@ def inverse_distance_interpolation(
 
     Source: as `inverse_distance_weights`.
     """
+    if is_device_array(features):
+        PointIndex.refuse_for_device(index)
+        return _dense_on_device(features, centers, points, backend)
     features = check_float_matrix(features, "features")
     index = PointIndex.of(points, index)
     centers = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
-    if len(features) != len(centers):
-        raise InvalidInputError(
-            f"features has {len(features)} rows and there are {len(centers)} centers; each centre "
-            "needs one row of features"
-        )
+    _check_features(len(features), len(centers))
     dense: NDArray[np.float32] = DENSE_OP.resolve(backend).function(features, centers, index)
     return dense
 
@@ -132,8 +141,10 @@ def pooled_interpolation_rows(
     Zeros off the object count in the averages.
 
     Args:
-        weights: Of the N points, from `inverse_distance_weights`; N may be 0.
-        pixel_indices: (N,) int64, row-major pixel of each point on the grid, no duplicates.
+        weights: Of the N points, from `inverse_distance_weights`; N may be 0. On a CUDA device
+            their contents are not checked.
+        pixel_indices: (N,) int64, row-major pixel of each point on the grid, no duplicates. A NumPy
+            array in any case: which pixels have rows is then known without waiting for a device.
         num_centers: G.
         grid_size: S, side of the grid, at least 3.
         output_size: Side of the output grid, at least 1; 224 for CFM, 56 or 28 for M3DM.
@@ -158,10 +169,13 @@ def pooled_interpolation_rows(
         pixel_indices, "pixel_indices", limit=grid_size**2, of=f"the {grid_size}x{grid_size} grid"
     )
     num_points = len(pixel_indices)
+    sizes = (num_centers, grid_size, output_size)
     is_taken = np.zeros(grid_size**2, bool)
     is_taken[pixel_indices] = True
     if np.count_nonzero(is_taken) != num_points:
         raise InvalidInputError("pixel_indices has duplicates; each pixel can hold one point")
+    if is_device_array(weights[0]):
+        return _pooled_on_device(weights, pixel_indices, sizes, backend)
     center_indices = check_indices(
         weights[0], "weights.indices", limit=num_centers, of="the centres", shape=(num_points, 3)
     )
@@ -172,6 +186,51 @@ def pooled_interpolation_rows(
             "each point needs one of both"
         )
     pixels, offsets, columns, row_values = POOLED_ROWS_OP.resolve(backend).function(
-        center_indices, values, pixel_indices, num_centers, grid_size, output_size
+        center_indices, values, pixel_indices, *sizes
     )
     return PooledRows(SparseRows(offsets, columns, row_values, num_centers), pixels)
+
+
+def _weights_on_device(points: Any, centers: Any, backend: str) -> InterpolationWeights:
+    implementation = OP.resolve(backend, device="cuda")
+    array = read_device_array(points, "points", shape=(None, 3))
+    return InterpolationWeights(*implementation.function(array, _read_centers(centers, array)))
+
+
+def _dense_on_device(features: Any, centers: Any, points: Any, backend: str) -> Any:
+    implementation = DENSE_OP.resolve(backend, device="cuda")
+    feature_array = read_device_array(features, "features", shape=(None, None))
+    center_array = _read_centers(centers, feature_array)
+    point_array = read_device_array(points, "points", shape=(None, 3), like=feature_array)
+    _check_features(len(feature_array), len(center_array))
+    return implementation.function(feature_array, center_array, point_array)
+
+
+def _pooled_on_device(
+    weights: InterpolationWeights,
+    pixel_indices: NDArray[np.int64],
+    sizes: tuple[int, int, int],
+    backend: str,
+) -> PooledRows:
+    implementation = POOLED_ROWS_OP.resolve(backend, device="cuda")
+    shape = (len(pixel_indices), 3)
+    indices = read_device_array(weights[0], "weights.indices", shape=shape, dtypes=("int64",))
+    values = read_device_array(weights[1], "weights.weights", shape=shape, like=indices)
+    pixels, offsets, columns, row_values = implementation.function(
+        indices, values, pixel_indices, *sizes
+    )
+    return PooledRows(SparseRows(offsets, columns, row_values, sizes[0]), pixels)
+
+
+def _read_centers(centers: Any, like: DeviceArray) -> DeviceArray:
+    array = read_device_array(centers, "centers", shape=(None, 3), like=like)
+    check_rows(array, "centers", minimum=3)
+    return array
+
+
+def _check_features(num_features: int, num_centers: int) -> None:
+    if num_features != num_centers:
+        raise InvalidInputError(
+            f"features has {num_features} rows and there are {num_centers} centers; each centre "
+            "needs one row of features"
+        )

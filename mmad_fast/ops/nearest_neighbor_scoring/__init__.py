@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.ops.nearest_neighbor_scoring.backends import OP
+from mmad_fast.gpu.device_arrays import DeviceArray, is_device_array, read_device_array
+from mmad_fast.ops.nearest_neighbor_scoring.backends import OP, DeviceBank, make_device_bank
 from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection, no_projection
 from mmad_fast.ops.validation import check_float_matrix
 
 __all__ = ["OP", "NearestNeighbors", "PreparedBank", "nearest_neighbor_scoring"]
+
+BANK_TYPES_ON_DEVICE = ("float32", "float16", "bfloat16")
 
 
 class NearestNeighbors(NamedTuple):
@@ -33,7 +36,8 @@ class PreparedBank:
 
     Attributes:
         rows: (M, C) float32 or float16, read-only. Where the given array was usable as it is, this
-            is a view of it: do not change it afterwards.
+            is a view of it: do not change it afterwards. A bank on a CUDA device is kept as given.
+        device_bank: What the GPU backend reads; None for a NumPy array.
     """
 
     def __init__(
@@ -43,15 +47,22 @@ class PreparedBank:
 
         Args:
             bank: float32; or float16, which halves the memory: the results are then those of the
-                bank `bank.astype(np.float32)`.
+                bank `bank.astype(np.float32)`. On a CUDA device also bfloat16; contents are not
+                checked there, and the rows' norms are computed now, on the array's stream.
             prune: Look for a projection of the rows that makes searching faster, and keep the
                 projected rows: up to 128 float32 values per row where it helps, none where it
-                does not. False for a bank that is searched once.
+                does not. False for a bank that is searched once. Of no effect on a device.
 
         Raises:
             InvalidInputError: not a matrix of finite float16, float32 or float64 with a row and a
                 column.
+            BackendUnavailableError: a bank on a CUDA device, and no GPU backend can run.
         """
+        self.device_bank: DeviceBank | None = None
+        if is_device_array(bank):
+            self.rows = bank
+            self.device_bank = make_device_bank(_read_device_bank(bank))
+            return
         rows = _check_bank(bank)
         if rows.shape[1] == 0:
             raise InvalidInputError(f"bank has shape {rows.shape}; at least 1 column is needed")
@@ -96,7 +107,8 @@ def nearest_neighbor_scoring(
     float32 inputs, whatever the number of threads.
 
     Args:
-        queries: (Q, C) float32, finite, any unit; Q may be 0.
+        queries: (Q, C) float32, finite, any unit; Q may be 0. On a CUDA device the bank must be
+            there, too, the results are, and contents are not checked.
         bank: (M, C) float32, finite, M >= 1; or a PreparedBank, which saves checking and measuring
             the rows at every call and can exclude most rows of a feature bank at a tenth of the
             cost; either may be float16.
@@ -107,20 +119,61 @@ def nearest_neighbor_scoring(
 
     Raises:
         InvalidInputError: an array that is not a matrix of finite floats, an empty bank, or queries
-            and bank with different numbers of columns.
+            and bank with different numbers of columns; only one of both on a CUDA device, or not
+            on the same one.
         BackendUnavailableError: the named backend does not exist or cannot run here.
 
     Source: d_min = min_j ||f - m_j|| of M3DM, section 3.4 (patch scores of PatchCore); method facts
         5.4. The published code takes torch.cdist, whose float32 matrix form loses digits where
         query and row are close.
     """
+    if is_device_array(queries):
+        return _on_device(queries, bank, backend)
     implementation = OP.resolve(backend)
     prepared = bank if isinstance(bank, PreparedBank) else PreparedBank(bank, prune=False)
-    checked = check_float_matrix(queries, "queries")
-    if checked.shape[1] != prepared.rows.shape[1]:
+    if prepared.device_bank is not None:
         raise InvalidInputError(
-            f"queries have shape {checked.shape} and the bank has shape {prepared.rows.shape}; "
-            "both must have the same number of columns: use the features the bank was built from"
+            f"the bank is on CUDA device {prepared.device_bank.rows.device} and queries are a "
+            f"{type(queries).__qualname__}; move the queries there, or bring the bank to the host"
         )
+    checked = check_float_matrix(queries, "queries")
+    _check_widths(checked.shape, prepared.rows.shape)
     distances, indices = implementation.function(checked, prepared)
     return NearestNeighbors(distances, indices)
+
+
+def _on_device(queries: Any, bank: Any, backend: str) -> NearestNeighbors:
+    implementation = OP.resolve(backend, device="cuda")
+    array = read_device_array(queries, "queries", shape=(None, None))
+    if isinstance(bank, PreparedBank):
+        device_bank = bank.device_bank
+        where = "in host memory" if device_bank is None else f"on {device_bank.rows.device}"
+        if device_bank is None or device_bank.rows.device != array.device:
+            raise InvalidInputError(
+                f"queries are on CUDA device {array.device} and the bank is {where}; prepare "
+                f"a bank on device {array.device}, e.g. with "
+                f"PreparedBank(torch.as_tensor(bank, device='cuda:{array.device}'))"
+            )
+    else:
+        device_bank = make_device_bank(_read_device_bank(bank, like=array))
+    _check_widths(array.shape, device_bank.rows.shape)
+    return NearestNeighbors(*implementation.function(array, device_bank))
+
+
+def _read_device_bank(bank: Any, *, like: DeviceArray | None = None) -> DeviceArray:
+    rows = read_device_array(
+        bank, "bank", shape=(None, None), dtypes=BANK_TYPES_ON_DEVICE, like=like
+    )
+    if 0 in rows.shape:
+        raise InvalidInputError(
+            f"bank has shape {rows.shape}; at least 1 row and 1 column are needed"
+        )
+    return rows
+
+
+def _check_widths(queries: tuple[int, ...], bank: tuple[int, ...]) -> None:
+    if queries[1] != bank[1]:
+        raise InvalidInputError(
+            f"queries have shape {queries} and the bank has shape {bank}; "
+            "both must have the same number of columns: use the features the bank was built from"
+        )

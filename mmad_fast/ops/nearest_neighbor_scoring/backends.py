@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.gpu import cuda_kernels
+from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.nearest_neighbor_scoring import reference
-from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
 
 if TYPE_CHECKING:
     from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+class DeviceBank(NamedTuple):
+    """A memory bank on a CUDA device.
+
+    Attributes:
+        rows: (M, C) float32, float16 or bfloat16.
+        squared_norms: (M,) float32, a torch tensor.
+    """
+
+    rows: DeviceArray
+    squared_norms: Any
+
+
+def make_device_bank(rows: DeviceArray) -> DeviceBank:
+    """The bank with its norms, computed on the rows' stream.
+
+    Raises:
+        BackendUnavailableError: no GPU backend can run here.
+    """
+    OP.resolve(device="cuda")
+    from mmad_fast.ops.nearest_neighbor_scoring import triton_kernel
+
+    with rows.torch_stream():
+        return DeviceBank(rows, triton_kernel.squared_norms(rows.tensor()))
 
 
 def _cpu(queries: NDArray[np.float32], bank: PreparedBank) -> Found:
@@ -25,12 +52,29 @@ def _cpu(queries: NDArray[np.float32], bank: PreparedBank) -> Found:
     return distances, indices
 
 
+def _triton(queries: DeviceArray, bank: DeviceBank) -> tuple[Any, Any]:
+    from mmad_fast.ops.nearest_neighbor_scoring import triton_kernel
+
+    with queries.torch_stream():
+        distances, indices = triton_kernel.nearest_neighbor_scoring(
+            queries.tensor(), bank.rows.tensor(), bank.squared_norms
+        )
+        return queries.give(distances), queries.give(indices)
+
+
 def _reference(queries: NDArray[np.float32], bank: PreparedBank) -> Found:
     return reference.nearest_neighbor_scoring(queries, bank.rows)
 
 
 OP = Op(
     "nearest_neighbor_scoring",
-    (Backend("cpu", _cpu, kernels_refusal), Backend("reference", _reference, always)),
-    absent={"cuda": NOT_WRITTEN, "triton": NOT_WRITTEN},
+    (
+        Backend("cpu", _cpu, kernels_refusal),
+        Backend("triton", _triton, cuda_kernels.triton_refusal, device="cuda"),
+        Backend("reference", _reference, always),
+    ),
+    absent={
+        "cuda": "no kernel: nearly all of it is a matrix product, whose tensor core code Triton "
+        "writes for each architecture; the backend 'triton' has it",
+    },
 )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.gpu import cuda_kernels
+from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.pixel_mapping import reference
-from mmad_fast.ops.registry import NOT_WRITTEN, Backend, Op, always, kernels_refusal
+from mmad_fast.ops.pixel_mapping.network import MappingNetwork
+from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
 from mmad_fast.ops.sparse_rows import SparseRows
 
 if TYPE_CHECKING:
-    from mmad_fast.ops.pixel_mapping.network import MappingNetwork, PackedMappingNetwork
+    from mmad_fast.ops.pixel_mapping.network import PackedMappingNetwork
 
 
 def _cpu(
@@ -40,6 +44,39 @@ def _cpu(
     return psi
 
 
+def network_on_device(network: Any, beside: DeviceArray) -> Any:
+    """The DeviceMappingNetwork of a network, uploaded at the first use and kept with it.
+
+    Raises:
+        InvalidInputError: neither a MappingNetwork nor a DeviceMappingNetwork.
+    """
+    from mmad_fast.ops.pixel_mapping import triton_kernel
+
+    if isinstance(network, triton_kernel.DeviceMappingNetwork):
+        return network
+    if not isinstance(network, MappingNetwork):
+        raise InvalidInputError(
+            f"the network is a {type(network).__name__}; on a CUDA device it must be a "
+            "MappingNetwork or a DeviceMappingNetwork"
+        )
+    if beside.device not in network.on_devices:
+        with beside.torch_stream():
+            network.on_devices[beside.device] = triton_kernel.device_network(
+                network, beside.torch_device
+            )
+    return network.on_devices[beside.device]
+
+
+def _triton(arrays: tuple[DeviceArray, ...], network: Any) -> Any:
+    """arrays: source features, offsets, columns, values; the same of the target."""
+    from mmad_fast.ops.pixel_mapping import triton_kernel
+
+    source = arrays[0]
+    with source.torch_stream():
+        psi = triton_kernel.pixel_mapping(*(array.tensor() for array in arrays), network)
+        return source.give(psi)
+
+
 def _reference(
     source_features: NDArray[np.float32],
     source_rows: SparseRows,
@@ -54,6 +91,13 @@ def _reference(
 
 OP = Op(
     "pixel_mapping",
-    (Backend("cpu", _cpu, kernels_refusal), Backend("reference", _reference, always)),
-    absent={"cuda": NOT_WRITTEN, "triton": NOT_WRITTEN},
+    (
+        Backend("cpu", _cpu, kernels_refusal),
+        Backend("triton", _triton, cuda_kernels.triton_refusal, device="cuda"),
+        Backend("reference", _reference, always),
+    ),
+    absent={
+        "cuda": "no kernel: it is a chain of matrix products, whose tensor core code Triton writes "
+        "for each architecture; the backend 'triton' has it",
+    },
 )

@@ -129,6 +129,11 @@ class MappingNetwork:
         kernel_network = _kernels.PackedNetwork([*inner, (weight, bias)], rotation)
         return PackedMappingNetwork(self.in_channels, self.out_channels, kernel_network)
 
+    @cached_property
+    def on_devices(self) -> dict[int, Any]:
+        """What the GPU backend made of the network, by CUDA device."""
+        return {}
+
     @property
     def kernel_network(self) -> Any:
         return self.packed.kernel_network

@@ -128,6 +128,11 @@ class EmbedderWeights:
 
         return self.pack(_kernels.best_instruction_set())
 
+    @cached_property
+    def on_devices(self) -> dict[int, Any]:
+        """What the GPU backend made of the weights, by CUDA device."""
+        return {}
+
     def pack(self, instruction_set: Any) -> Any:
         """The weights packed for an instruction set of the compiled kernels."""
         from mmad_fast import _kernels
