@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmad_fast.cli.options import Json
 from mmad_fast.cli.output import print_json, print_table
 
+if TYPE_CHECKING:
+    from mmad_fast.ops.registry import Op
+
 OPTIONAL_PACKAGES = (
     ("torch", "fitting; pip install 'mmad-fast[fit]'"),
     ("sklearn", "metrics of eval and bench; pip install 'mmad-fast[fit]'"),
     ("onnx", "fitting; pip install 'mmad-fast[fit]'"),
 )
+
+ARRAYS = {"cpu": "numpy arrays", "cuda": "cuda arrays"}
+"""What a backend takes, by its device."""
+
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader")
+_NVIDIA_SMI_TIMEOUT_S = 20.0
 
 
 def doctor(
@@ -24,7 +37,8 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print which backend of each op runs here and why the others do not.
+    """Print which backend of each op runs here, for NumPy arrays and for arrays on a CUDA device,
+    and why the others do not.
 
     Example: mmad-fast doctor
 
@@ -33,6 +47,7 @@ def doctor(
     report: dict[str, Any] = {
         "threads": _num_threads(),
         "ops": _op_rows(),
+        "gpu": _gpu_report(),
         "engines": _engine_rows(),
         "packages": [
             {"package": name, "installed": find_spec(name) is not None, "needed_for": why}
@@ -61,26 +76,69 @@ def _num_threads() -> int | None:
 
 def _op_rows() -> list[dict[str, Any]]:
     from mmad_fast.ops import all_ops
+    from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
 
-    rows = []
-    for op in all_ops():
-        chosen = op.resolve("auto").name
-        for backend in op.backends:
-            reason = backend.refusal()
-            rows.append(
-                {
-                    "op": op.name,
-                    "backend": backend.name,
-                    "runs": reason is None,
-                    "chosen": backend.name == chosen,
-                    "reason": reason,
-                }
-            )
-        rows.extend(
-            {"op": op.name, "backend": name, "runs": False, "chosen": False, "reason": reason}
-            for name, reason in op.absent.items()
+    return [
+        row for op in (*all_ops(), POOLED_ROWS_OP) for device in ARRAYS for row in _rows(op, device)
+    ]
+
+
+def _rows(op: Op, device: str) -> list[dict[str, Any]]:
+    """A row per backend that takes the arrays of a device; the first that runs is chosen."""
+    reasons = {backend.name: backend.refusal() for backend in op.backends_of(device)}
+    chosen = next((name for name, reason in reasons.items() if reason is None), None)
+    if device == "cuda":
+        reasons |= op.absent
+    return [
+        {
+            "op": op.name,
+            "arrays": ARRAYS[device],
+            "backend": name,
+            "runs": reason is None,
+            "chosen": name == chosen,
+            "reason": reason,
+        }
+        for name, reason in reasons.items()
+    ]
+
+
+def _gpu_report() -> dict[str, Any]:
+    """What the backends of CUDA arrays need: versions, None where there is none to be had."""
+    from mmad_fast.gpu.cuda_kernels import cuda_refusal, torch_refusal
+
+    driver, devices = _nvidia_devices()
+    torch_refusal()  # imports it, where it is installed
+    torch = sys.modules.get("torch")
+    return {
+        "driver": driver,
+        "devices": devices,
+        "cuda_kernels": cuda_refusal() or "run",
+        "torch": None if torch is None else torch.__version__,
+        "torch_cuda": None if torch is None else torch.version.cuda,
+        "triton": _version("triton"),
+    }
+
+
+def _nvidia_devices() -> tuple[str | None, list[dict[str, str]]]:
+    """The driver's version, and the devices with their compute capabilities."""
+    if shutil.which(_NVIDIA_SMI[0]) is None:
+        return None, []
+    try:
+        done = subprocess.run(
+            _NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=True
         )
-    return rows
+    except (OSError, subprocess.SubprocessError):
+        return None, []
+    rows = [line.split(", ", 2) for line in done.stdout.splitlines() if line.count(", ") >= 2]
+    devices = [{"name": name, "compute_capability": capability} for _, capability, name in rows]
+    return (rows[0][0] if rows else None), devices
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _engine_rows() -> list[dict[str, Any]]:
@@ -115,10 +173,10 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
     threads = "no compiled kernels" if report["threads"] is None else f"{report['threads']} threads"
-    ops = Table("op", "backend", "runs", "auto", "why not", title=threads)
+    ops = Table("op", "takes", "backend", "runs", "auto", "why not", title=threads)
     for row in report["ops"]:
         runs, auto = ("yes" if row[key] else "" for key in ("runs", "chosen"))
-        ops.add_row(row["op"], row["backend"], runs, auto, row["reason"] or "")
+        ops.add_row(row["op"], row["arrays"], row["backend"], runs, auto, row["reason"] or "")
     engines = Table("engine", "version", "devices", "why not")
     for row in report["engines"]:
         version, reason = row["version"] or "", row["reason"] or ""
@@ -126,7 +184,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     packages = Table("optional package", "installed", "needed for")
     for row in report["packages"]:
         packages.add_row(row["package"], "yes" if row["installed"] else "no", row["needed_for"])
-    tables = [ops, engines, packages]
+    tables = [ops, _gpu_table(report["gpu"]), engines, packages]
     if report["artifact"] is not None:
         golden = Table("artifact", "expected score", "score", "map difference", "verdict")
         row = report["artifact"]
@@ -139,3 +197,19 @@ def _tables(report: dict[str, Any]) -> list[Any]:
         )
         tables.append(golden)
     return tables
+
+
+def _gpu_table(gpu: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("for cuda arrays", "found")
+    for device in gpu["devices"]:
+        table.add_row("device", f"{device['name']}, compute {device['compute_capability']}")
+    table.add_row("driver", gpu["driver"] or "none (nvidia-smi)")
+    table.add_row("CUDA kernels", gpu["cuda_kernels"])
+    torch = (
+        "none" if gpu["torch"] is None else f"{gpu['torch']}, CUDA {gpu['torch_cuda'] or 'none'}"
+    )
+    table.add_row("torch", torch)
+    table.add_row("triton", gpu["triton"] or "none")
+    return table

@@ -230,10 +230,23 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
 
 def test_doctor_lists_every_op(tiny_artifact: Path) -> None:
     content = run_json("doctor", tiny_artifact)
-    chosen = {row["op"]: row["backend"] for row in content["ops"] if row["chosen"]}
+    rows = content["ops"]
+    on_host = [row for row in rows if row["arrays"] == "numpy arrays"]
+    chosen = {row["op"]: row["backend"] for row in on_host if row["chosen"]}
     assert chosen == dict.fromkeys(chosen, "cpu")
-    assert len(chosen) == 6
-    assert all(row["reason"] for row in content["ops"] if not row["runs"])
+    assert len(chosen) == 7
+    on_device = [row for row in rows if row["arrays"] == "cuda arrays"]
+    assert {row["op"] for row in on_device} == set(chosen)
+    assert {row["backend"] for row in on_device} == {"cuda", "triton", "torch"}
+    assert all((row["reason"] is None) == row["runs"] for row in rows)
+    assert set(content["gpu"]) == {
+        "driver",
+        "devices",
+        "cuda_kernels",
+        "torch",
+        "torch_cuda",
+        "triton",
+    }
     assert content["artifact"]["agrees"] is True
     assert "farthest_point_sampling" in run("doctor").stdout
 

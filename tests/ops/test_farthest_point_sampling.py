@@ -22,7 +22,7 @@ from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.farthest_point_sampling import OP, farthest_point_sampling
 
-FAST_BACKENDS = [backend.name for backend in OP.backends if backend.name != "reference"]
+FAST_BACKENDS = [backend.name for backend in OP.backends_of("cpu") if backend.name != "reference"]
 law = settings(derandomize=True, deadline=None, max_examples=30)
 
 
@@ -51,7 +51,7 @@ def test_indices_equal_plain_float32(cloud: Cloud, backend: str) -> None:
     np.testing.assert_array_equal(got, sample_in_float32(cloud.points, num_samples, 0))
 
 
-@pytest.mark.parametrize("backend", [backend.name for backend in OP.backends])
+@pytest.mark.parametrize("backend", [backend.name for backend in OP.backends_of("cpu")])
 @pytest.mark.parametrize("cloud", CLOUDS, ids=by_name)
 def test_each_sample_is_as_far_as_any_point(cloud: Cloud, backend: str) -> None:
     exact = cloud.points.astype(np.float64)
@@ -65,7 +65,7 @@ def test_each_sample_is_as_far_as_any_point(cloud: Cloud, backend: str) -> None:
 
 def test_the_first_of_equals_is_taken_and_repeats_when_all_are_taken() -> None:
     square = np.float32([[0, 0, 9], [2, 0, 9], [0, 2, 9], [2, 2, 9]])
-    for backend in [backend.name for backend in OP.backends]:
+    for backend in [backend.name for backend in OP.backends_of("cpu")]:
         got = farthest_point_sampling(square, 7, backend=backend)
         assert got.tolist() == [0, 3, 1, 2, 0, 0, 0], backend
 
@@ -77,7 +77,7 @@ def test_large_clouds_are_shared_among_threads_and_stay_exact() -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("backend", [backend.name for backend in OP.backends])
+@pytest.mark.parametrize("backend", [backend.name for backend in OP.backends_of("cpu")])
 def test_points_near_the_origin_are_skipped_on_request(backend: str) -> None:
     near, at_limit = [0.01, 0.0, 0.0], [0.0, 0.03, 0.0]  # squared norms 1e-4 and 9e-4
     points = np.float32([near, [1, 0, 0], at_limit, [0, 0.04, 0], [1, 0.1, 0]])
@@ -93,7 +93,7 @@ def test_points_near_the_origin_are_skipped_on_request(backend: str) -> None:
     assert only_near.tolist() == [1, 0, 0]
 
 
-@pytest.mark.parametrize("backend", [backend.name for backend in OP.backends])
+@pytest.mark.parametrize("backend", [backend.name for backend in OP.backends_of("cpu")])
 def test_strided_read_only_and_float64_input(backend: str) -> None:
     points = integer_cloud(120, seed=6)
     expected = farthest_point_sampling(points, 20, backend=backend)

@@ -31,7 +31,7 @@ from mmad_fast.ops.inverse_distance_interpolation import (
     reference,
 )
 
-ALL_BACKENDS = [backend.name for backend in OP.backends]
+ALL_BACKENDS = [backend.name for backend in OP.backends_of("cpu")]
 FAST_BACKENDS = [name for name in ALL_BACKENDS if name != "reference"]
 CLOUDS_OF_THREE = [cloud for cloud in CLOUDS if len(cloud.points) >= 3]
 law = settings(derandomize=True, deadline=None, max_examples=30)
@@ -213,7 +213,7 @@ def check_is_well_formed(pooled: PooledRows, output_size: int) -> None:
         assert 0 <= rows.columns.min() <= rows.columns.max() < rows.num_columns
 
 
-@pytest.mark.parametrize("backend", [b.name for b in POOLED_ROWS_OP.backends][:-1])
+@pytest.mark.parametrize("backend", [b.name for b in POOLED_ROWS_OP.backends_of("cpu")][:-1])
 @pytest.mark.parametrize(
     ("grid_size", "output_size"), [(3, 1), (3, 4), (16, 1), (17, 5), (17, 15), (20, 20), (20, 31)]
 )
@@ -231,7 +231,7 @@ def test_pooled_rows_equal_the_reference(
     np.testing.assert_allclose(got.rows.values, expected.rows.values, rtol=3e-7)
 
 
-@pytest.mark.parametrize("backend", [b.name for b in POOLED_ROWS_OP.backends])
+@pytest.mark.parametrize("backend", [b.name for b in POOLED_ROWS_OP.backends_of("cpu")])
 @pytest.mark.parametrize("output_size", [224, 56, 28])
 @pytest.mark.parametrize("coverage", [0.02, 0.28])
 def test_pooled_rows_equal_the_published_steps(
@@ -252,7 +252,7 @@ def test_pooled_rows_equal_the_published_steps(
     np.testing.assert_allclose(got, dense[pooled.pixel_indices], rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", [b.name for b in POOLED_ROWS_OP.backends])
+@pytest.mark.parametrize("backend", [b.name for b in POOLED_ROWS_OP.backends_of("cpu")])
 def test_no_points_give_no_rows(backend: str) -> None:
     nothing = InterpolationWeights(np.empty((0, 3), np.int64), np.empty((0, 3), np.float32))
     pooled = pooled_interpolation_rows(
@@ -279,7 +279,7 @@ def test_inside_the_object_the_values_sum_to_one_and_at_the_rim_to_less() -> Non
 
 def test_a_centre_with_weight_zero_still_counts_as_an_entry() -> None:
     weights = InterpolationWeights(np.array([[0, 1, 2]]), np.float32([[1, 0, 0]]))
-    for backend in [b.name for b in POOLED_ROWS_OP.backends]:
+    for backend in [b.name for b in POOLED_ROWS_OP.backends_of("cpu")]:
         rows, pixels = pooled_interpolation_rows(
             weights, [4], num_centers=3, grid_size=3, output_size=1, backend=backend
         )

@@ -340,7 +340,7 @@ def test_refusals_say_what_was_given_and_what_is_needed() -> None:
         nearest_neighbor_scoring(queries[0], bank)
     with pytest.raises(InvalidInputError, match="bank has dtype int64"):
         nearest_neighbor_scoring(queries, bank.astype(np.int64))
-    with pytest.raises(BackendUnavailableError, match="known are auto, cpu, reference"):
+    with pytest.raises(BackendUnavailableError, match="known are auto, cpu, triton, reference"):
         nearest_neighbor_scoring(queries, bank, backend="gpu")
 
 

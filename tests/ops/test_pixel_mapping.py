@@ -310,7 +310,7 @@ def test_refusals_of_features_and_rows() -> None:
     refused("offsets .* columns .* values", source_rows=replace(rows, values=rows.values[1:]))
     loud = MappingNetwork(tuple(w * 1e17 for w in case.network.weights), case.network.biases)
     refused("psi is not finite .* range of float32", network=loud)
-    with pytest.raises(BackendUnavailableError, match="known are auto, cpu, reference"):
+    with pytest.raises(BackendUnavailableError, match="known are auto, cpu, triton, reference"):
         pixel_mapping(*case.arguments, backend="gpu")
 
 

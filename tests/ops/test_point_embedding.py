@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from ops.embedding_cases import embedder_weights, random_groups, surface_groups
+from ops.embedding_cases import (
+    assert_no_worse_than_plain,
+    embedder_weights,
+    random_groups,
+    surface_groups,
+)
 
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
@@ -27,35 +31,6 @@ def _restore_threads() -> Iterator[None]:
     count = _kernels.num_threads()
     yield
     _kernels.set_num_threads(count)
-
-
-def plain_float32(groups: NDArray[np.float32], embedder: EmbedderWeights) -> NDArray[np.float32]:
-    """What one would write in NumPy with float32 arrays."""
-
-    def normed(x: NDArray, weight: NDArray | None, bias: NDArray | None) -> NDArray:
-        if weight is None:
-            return x
-        mean, variance = x.mean(0), x.var(0)
-        return (x - mean) / np.sqrt(variance + np.float32(1e-5)) * weight + bias
-
-    shape = (*groups.shape[:2], -1)
-    hidden = groups.reshape(-1, 3) @ embedder.first_weight.T + embedder.first_bias
-    hidden = np.maximum(normed(hidden, embedder.first_norm_weight, embedder.first_norm_bias), 0)
-    summary = (hidden @ embedder.wide_weight.T).reshape(shape).max(1)
-    half = summary @ embedder.group_weight.T + embedder.group_bias
-    wide = hidden @ embedder.local_weight.T + np.repeat(half, groups.shape[1], axis=0)
-    wide = np.maximum(normed(wide, embedder.second_norm_weight, embedder.second_norm_bias), 0)
-    return (wide @ embedder.final_weight.T).reshape(shape).max(1) + embedder.final_bias
-
-
-def assert_no_worse_than_plain(
-    found: NDArray[np.float32], groups: NDArray[np.float32], embedder: EmbedderWeights
-) -> None:
-    expected = definition.point_embedding(groups, embedder)
-    plain = np.abs(plain_float32(groups, embedder) - expected).max()
-    assert found.dtype == np.float32
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= 2 * plain + 1e-6 * np.abs(expected).max()
 
 
 @both_statistics
@@ -218,7 +193,7 @@ def test_refusals_of_groups() -> None:
     refused("embedder is a dict", groups, CLOUD.to_tensors(""))
     loud = replace(FROZEN, local_weight=FROZEN.local_weight * 1e17)
     refused("range of float32: check the scale of groups .* and of the", groups * 1e19, loud)
-    with pytest.raises(BackendUnavailableError, match="known are auto, cpu, reference"):
+    with pytest.raises(BackendUnavailableError, match="known are auto, cpu, torch, reference"):
         point_embedding(groups, CLOUD, backend="gpu")
 
 

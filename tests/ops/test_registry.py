@@ -10,14 +10,15 @@ from mmad_fast.ops.inverse_distance_interpolation import DENSE_OP, POOLED_ROWS_O
 from mmad_fast.ops.registry import Backend, Op, always
 
 
-def make_op(**refusals: str | None) -> Op:
-    """An op whose backends refuse with the given reasons."""
-    return Op(
-        "an_op",
-        tuple(
-            Backend(name, lambda: None, lambda reason=reason: reason)
-            for name, reason in refusals.items()
-        ),
+def make_op(device: str = "cpu", **refusals: str | None) -> Op:
+    """An op whose backends take the arrays of a device and refuse with the given reasons."""
+    return Op("an_op", make_backends(device, **refusals))
+
+
+def make_backends(device: str, **refusals: str | None) -> tuple[Backend, ...]:
+    return tuple(
+        Backend(name, lambda: None, lambda reason=reason: reason, device)
+        for name, reason in refusals.items()
     )
 
 
@@ -77,6 +78,51 @@ def test_auto_falls_through_and_says_so_once(caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_auto_stays_on_the_device_of_the_arrays(caplog: pytest.LogCaptureFixture) -> None:
+    on_host, on_device = (
+        make_backends("cpu", cpu=None),
+        make_backends("cuda", cuda="x", triton=None),
+    )
+    op = Op("an_op", (*on_device, *on_host))
+    with caplog.at_level(logging.WARNING, logger="mmad_fast"):
+        assert [op.resolve().name for _ in range(2)] == ["cpu"] * 2
+        assert not caplog.records
+        assert [op.resolve("auto", device="cuda").name for _ in range(2)] == ["triton"] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "an_op runs on 'triton' because: cuda: x"
+    ]
+
+
+def test_nothing_is_asked_of_the_other_device() -> None:
+    def refusal() -> str:
+        raise AssertionError("asked")
+
+    op = Op(
+        "an_op", (Backend("cuda", lambda: None, refusal, "cuda"), *make_backends("cpu", cpu=None))
+    )
+    assert op.resolve().name == "cpu"
+    with pytest.raises(
+        BackendUnavailableError,
+        match="an_op: backend 'cuda' takes arrays on a CUDA device and was given NumPy arrays; "
+        "those go to auto, cpu$",
+    ):
+        op.resolve("cuda")
+
+
+def test_device_arrays_without_a_backend_name_every_reason() -> None:
+    op = Op(
+        "an_op",
+        (*make_backends("cpu", cpu=None), *make_backends("cuda", cuda="no driver", torch="none")),
+        absent={"triton": "no kernel: it does not suit"},
+    )
+    with pytest.raises(
+        BackendUnavailableError,
+        match="an_op: no backend can run on arrays on a CUDA device: cuda: no driver; torch: none; "
+        "triton: no kernel: it does not suit; or bring them to the host and pass NumPy arrays$",
+    ):
+        op.resolve(device="cuda")
+
+
 def test_auto_raises_with_all_reasons_if_nothing_can_run() -> None:
     with pytest.raises(
         BackendUnavailableError, match="an_op: no backend can run: cuda: no device; cpu: not built"
@@ -92,8 +138,9 @@ def test_every_op_has_its_kernel_and_a_reference_that_runs_everywhere() -> None:
     names = [op.name for op in all_ops()]
     assert len(set(names)) == len(names) == 6
     for op in all_ops():
-        backends = [backend.name for backend in op.backends]
+        backends = [backend.name for backend in op.backends_of("cpu")]
         assert backends[-1] == "reference", f"{op.name}: 'auto' must try the reference last"
         assert op.backends[-1].refusal() is None
         assert op.resolve("cpu").name == "cpu"
         assert op.resolve("auto").name != "reference"
+        assert op.backends_of("cuda"), f"{op.name}: nothing takes arrays on a CUDA device"

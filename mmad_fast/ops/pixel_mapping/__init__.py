@@ -17,7 +17,7 @@ from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.ops.validation import check_float_matrix
 
 if TYPE_CHECKING:
-    from mmad_fast.ops.pixel_mapping.triton_kernel import DeviceMappingNetwork
+    from mmad_fast.ops.pixel_mapping.device_network import DeviceMappingNetwork
 
 __all__ = ["OP", "MappingNetwork", "PackedMappingNetwork", "bilinear_rows", "pixel_mapping"]
 
@@ -45,7 +45,7 @@ def pixel_mapping(
         target_rows: P rows over U.
         network: Cs -> Ct; packed ones run on the cpu backend only. On a device a MappingNetwork is
             uploaded once, for float32 arithmetic; a DeviceMappingNetwork (made by `device_network`
-            in triton_kernel.py) has a precision of its own.
+            in device_network.py) has a precision of its own.
         backend: "auto", or a name of the table in backends.py.
 
     Returns:

@@ -50,9 +50,9 @@ def network_on_device(network: Any, beside: DeviceArray) -> Any:
     Raises:
         InvalidInputError: neither a MappingNetwork nor a DeviceMappingNetwork.
     """
-    from mmad_fast.ops.pixel_mapping import triton_kernel
+    from mmad_fast.ops.pixel_mapping.device_network import DeviceMappingNetwork, device_network
 
-    if isinstance(network, triton_kernel.DeviceMappingNetwork):
+    if isinstance(network, DeviceMappingNetwork):
         return network
     if not isinstance(network, MappingNetwork):
         raise InvalidInputError(
@@ -61,9 +61,7 @@ def network_on_device(network: Any, beside: DeviceArray) -> Any:
         )
     if beside.device not in network.on_devices:
         with beside.torch_stream():
-            network.on_devices[beside.device] = triton_kernel.device_network(
-                network, beside.torch_device
-            )
+            network.on_devices[beside.device] = device_network(network, beside.torch_device)
     return network.on_devices[beside.device]
 
 
