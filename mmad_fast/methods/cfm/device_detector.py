@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
+Tensor = Any
+"""A torch tensor on the device. The ops, declared for NumPy arrays, return the kind they get."""
+
 TORCH_DEVICE = "cuda"
 """Torch's name of the device."""
 
@@ -60,9 +64,9 @@ class DeviceFeatures:
         owner: (P,) int64: where each of them finds it among the R computed ones; or all of them.
     """
 
-    tokens: torch.Tensor
+    tokens: Tensor
     token_rows: SparseRows
-    point_features: torch.Tensor
+    point_features: Tensor
     point_rows: SparseRows
     pixel_indices: NDArray[np.int64]
     owner: NDArray[np.int64] | slice
@@ -180,7 +184,9 @@ class DeviceCfmPipeline:
                 points, center_indices, parameters.group_size, backend=backends.grouping
             ).groups
         with clock.stage("point_embedding"):
-            group_tokens = point_embedding(groups, self._embedder, backend=backends.embedding)
+            group_tokens: Tensor = point_embedding(
+                groups, self._embedder, backend=backends.embedding
+            )
         with clock.stage("point_features"):
             point_features = self._run(
                 self._points, tokens=group_tokens[None], centers=centers[None]
@@ -219,25 +225,28 @@ class DeviceCfmPipeline:
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             yield
 
-    def _upload(self, array: NDArray) -> torch.Tensor:
+    def _upload(self, array: NDArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _upload_rows(self, rows: SparseRows) -> SparseRows:
-        arrays = (self._upload(array) for array in (rows.offsets, rows.columns, rows.values))
-        return SparseRows(*arrays, rows.num_columns)
+        return SparseRows(
+            self._upload(rows.offsets),
+            self._upload(rows.columns),
+            self._upload(rows.values),
+            rows.num_columns,
+        )
 
     def _select_rows(self, rows: SparseRows, chosen: NDArray[np.int64] | slice) -> SparseRows:
         """The chosen rows of equally long ones, whose arrays are on the device."""
         if isinstance(chosen, slice):
             return rows
         positions = self._upload(chosen)
-        columns, values = (
-            array.view(rows.num_rows, -1)[positions] for array in (rows.columns, rows.values)
-        )
-        offsets = torch.arange(len(chosen) + 1, device=self._device) * columns.shape[1]
+        entries: tuple[Tensor, Tensor] = (rows.columns, rows.values)
+        columns, values = (array.view(rows.num_rows, -1)[positions] for array in entries)
+        offsets: Tensor = torch.arange(len(chosen) + 1, device=self._device) * columns.shape[1]
         return SparseRows(offsets, columns.flatten(), values.flatten(), rows.num_columns)
 
-    def _run(self, engine: DeviceEngine, **inputs: torch.Tensor) -> torch.Tensor:
+    def _run(self, engine: DeviceEngine, **inputs: Tensor) -> Tensor:
         """The one output of a graph."""
         outputs = {
             name: torch.empty(shape, dtype=torch.float32, device=self._device)
@@ -251,16 +260,17 @@ class DeviceCfmPipeline:
         (output,) = outputs.values()
         return output
 
-    def _discrepancy(self, features: DeviceFeatures, network: str) -> torch.Tensor:
+    def _discrepancy(self, features: DeviceFeatures, network: str) -> Tensor:
         """(R,) distance of unit vectors: the target's features and their prediction."""
         sides = {
             "rgb": (features.tokens, features.token_rows),
             "point": (features.point_features, features.point_rows),
         }
         source, target = network.split("_to_")
-        return pixel_mapping(
+        psi: Tensor = pixel_mapping(
             *sides[source],
             *sides[target],
             self._networks[network],
             backend=self.backends.mapping,
         )
+        return psi
