@@ -282,11 +282,10 @@ def _compile(job: CompileJob) -> tuple[CompiledKernel, bytes]:
             if name in types and types[name][1]
         },
     )
-    compiled = compile(
-        source,
-        target=GPUTarget("cuda", job.sm, WARP_SIZE),
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
-    )
+    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if kernel.enable_fp_fusion is not None:
+        options["enable_fp_fusion"] = kernel.enable_fp_fusion
+    compiled = compile(source, target=GPUTarget("cuda", job.sm, WARP_SIZE), options=options)
     cubin = compiled.asm["cubin"]
     return _describe(kernel, config, config is configs[0], job.sm, compiled), cubin
 

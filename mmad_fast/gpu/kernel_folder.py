@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmad_fast.errors import ArtifactError
+from mmad_fast.gpu.architectures import ARCHITECTURES
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
     FolderKind,
@@ -86,6 +87,13 @@ class CompiledKernel:
     def file(self) -> str:
         """The cubin's path in the folder."""
         return f"sm_{self.sm}/{self.name}.{self.config}.cubin"
+
+    @property
+    def occupancy(self) -> float:
+        """The part of a multiprocessor's warps that it keeps resident; 0: it cannot run."""
+        return ARCHITECTURES[self.sm].occupancy(
+            num_warps=self.num_warps, registers=self.registers, shared_bytes=self.shared_bytes
+        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mmad_fast.backbones.weights import cache_root
 from mmad_fast.errors import MissingDependencyError, MmadFastError
+from mmad_fast.gpu.architectures import ARCHITECTURES, WARP_SIZE
 
 FLAGS = ("-std=c++17", "-O3", "--Werror", "all-warnings", "-Xptxas", "-v", "-cubin")
 HEADERS = ("*.h", "*.cuh", "*.inc")
@@ -31,6 +32,27 @@ _FUNCTION = re.compile(
 )
 _ENTRY = re.compile(r"\.entry (\w+)\([^)]*\)\s*((?:\.\w+ [\d, ]+\s*)*)\{")
 _NAMESPACE = "mmad_fast::cuda::"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the assembler cannot know of a launch.
+
+    Attributes:
+        dynamic_shared_bytes: Of a block, for a usual scan; None: all that a block may have.
+        needs_clusters: Launched on architectures with thread-block clusters only.
+    """
+
+    dynamic_shared_bytes: int | None = 0
+    needs_clusters: bool = False
+
+
+LAUNCHES = {
+    "sample_leaves<1>": Launch(None),
+    "sample_leaves<8>": Launch(None, needs_clusters=True),
+    "find_neighbors": Launch(4 * 256 * 8),  # warps, keys of each for K = 128, bytes of a key
+}
+"""By kernel; one that is not here has no dynamic shared memory and runs everywhere."""
 
 
 class CudaCompileError(MmadFastError):
@@ -60,6 +82,33 @@ class CudaKernel:
     spill_bytes: int
     shared_bytes: int
     max_threads: int
+
+    @property
+    def launch(self) -> Launch:
+        """What the assembler cannot know."""
+        return LAUNCHES.get(self.name, Launch())
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether this architecture has what the kernel needs."""
+        return ARCHITECTURES[self.sm].has_clusters or not self.launch.needs_clusters
+
+    @property
+    def total_shared_bytes(self) -> int:
+        """Of a block, static and dynamic."""
+        dynamic = self.launch.dynamic_shared_bytes
+        if dynamic is None:
+            return ARCHITECTURES[self.sm].shared_per_block
+        return self.shared_bytes + dynamic
+
+    @property
+    def occupancy(self) -> float:
+        """The part of a multiprocessor's warps that blocks of `max_threads` keep resident."""
+        return ARCHITECTURES[self.sm].occupancy(
+            num_warps=-(-self.max_threads // WARP_SIZE),
+            registers=self.registers,
+            shared_bytes=self.total_shared_bytes,
+        )
 
 
 def find_nvcc() -> Path | None:
@@ -133,8 +182,8 @@ def measure_cuda(
 
 def _compile(source: Path, sm: int, nvcc: Path) -> list[CudaKernel]:
     with tempfile.TemporaryDirectory() as scratch:
-        command = [nvcc, *FLAGS, f"-arch=sm_{sm}", "-I", source.parents[1], "--keep", "--keep-dir"]
-        command += [scratch, "-o", Path(scratch) / "kernels.cubin", source]
+        command = [str(nvcc), *FLAGS, f"-arch=sm_{sm}", "-I", str(source.parents[1])]
+        command += ["--keep", "--keep-dir", scratch, "-o", f"{scratch}/kernels.cubin", str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CudaCompileError(f"{source} for sm_{sm}: {(done.stderr + done.stdout).strip()}")

@@ -1,0 +1,219 @@
+"""Every GPU kernel, in every configuration, compiled for every architecture; no GPU takes part.
+
+The first run compiles for minutes; Triton's and nvcc's results are kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mmad_fast.gpu.ahead_of_time import CompileJob, Outcome, compile_all, compile_jobs, kernels_of
+from mmad_fast.gpu.architectures import ARCHITECTURES
+from mmad_fast.gpu.triton_kernels import TRITON_MODULES, TritonKernel
+from mmad_fast.measure.cuda_resources import LAUNCHES, CudaKernel, find_nvcc, measure_cuda
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+HAS_TRITON = all(find_spec(name) is not None for name in ("triton", "torch"))
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton or torch is not installed")
+needs_nvcc = pytest.mark.skipif(
+    find_nvcc() is None, reason="no nvcc: not in CUDACXX, on the PATH, or installed with pip"
+)
+
+NARROW = {
+    "inverse_distance_interpolation.weights.*": "a point is three floats",
+    "inverse_distance_interpolation.pooled_rows.*": "gathers single values",
+    "*.c1": "rows of any length begin anywhere",
+}
+"""Kernels without loads of 16 bytes, and why they cannot have them."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a CUDA kernel may take on any architecture.
+
+    Attributes:
+        registers: At most.
+        occupancy: At least.
+    """
+
+    registers: int
+    occupancy: float
+
+
+BUDGETS = {
+    # One block works alone, on as many registers as its threads may have.
+    "sample_in_registers<2>": Budget(40, 0.25),
+    "sample_in_registers<4>": Budget(48, 0.25),
+    "sample_in_registers<8>": Budget(64, 0.25),
+    "sample_leaves<1>": Budget(64, 0.5),
+    "sample_leaves<8>": Budget(128, 0.25),
+    "three_nearest_centers": Budget(40, 0.75),
+    "find_boxes": Budget(32, 1.0),
+    "find_neighbors": Budget(56, 0.5),
+}
+
+
+def _jobs() -> list[CompileJob]:
+    return compile_jobs(ARCHITECTURES) if HAS_TRITON else []
+
+
+@cache
+def compiled() -> dict[CompileJob, Outcome]:
+    """The whole matrix, compiled once."""
+    jobs = _jobs()
+    return dict(zip(jobs, compile_all(jobs), strict=True))
+
+
+def _kernel(job: CompileJob) -> TritonKernel:
+    return next(kernel for kernel in kernels_of(job.module) if kernel.name == job.kernel)
+
+
+@needs_triton
+@pytest.mark.parametrize("job", _jobs(), ids=str)
+def test_a_triton_kernel_fits_the_chip(job: CompileJob) -> None:
+    outcome = compiled()[job]
+    assert not isinstance(outcome, str), outcome
+    found, _ = outcome
+    architecture, kernel = ARCHITECTURES[job.sm], _kernel(job)
+    assert found.spill_bytes == 0
+    assert found.shared_bytes <= architecture.shared_per_block
+    assert found.occupancy > 0
+    if kernel.uses_tensor_cores:
+        # A change of the second kind is good news: Triton can use Turing's tensor cores again.
+        has_instruction = found.tensor_core_instruction is not None
+        assert has_instruction == architecture.has_triton_tensor_cores
+    if not any(fnmatch(kernel.name, pattern) for pattern in NARROW):
+        assert found.wide_loads > 0
+
+
+@needs_triton
+def test_every_exception_is_of_a_kernel_that_is_there() -> None:
+    names = {job.kernel for job in _jobs()}
+    for pattern in NARROW:
+        assert any(fnmatch(name, pattern) for name in names), pattern
+
+
+@needs_triton
+def test_names_of_kernels_are_unique() -> None:
+    jobs = _jobs()
+    assert len({(job.kernel, job.config, job.sm) for job in jobs}) == len(jobs)
+    for job in jobs:
+        assert job.kernel.split(".")[0] == job.module.split(".")[-2]
+
+
+def test_every_triton_module_is_listed() -> None:
+    files = sorted((ROOT / "mmad_fast" / "ops").glob("*/triton_kernel.py"))
+    modules = [f"mmad_fast.ops.{file.parent.name}.triton_kernel" for file in files]
+    assert sorted(TRITON_MODULES) == modules
+
+
+@needs_triton
+@pytest.mark.parametrize("module", TRITON_MODULES)
+def test_every_kernel_of_a_module_is_compiled(module: str) -> None:
+    """A jitted function is launched, and then it is among KERNELS, or another one calls it."""
+    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    jitted = {
+        node.name: node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
+    called = {
+        call.func.id
+        for node in jitted.values()
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    }
+    assert set(jitted) - called == {kernel.function for kernel in kernels_of(module)}
+    for kernel in kernels_of(module):
+        names = [argument.arg for argument in jitted[kernel.function].args.args]
+        constants = {
+            argument.arg
+            for argument in jitted[kernel.function].args.args
+            if argument.annotation is not None and "constexpr" in ast.unparse(argument.annotation)
+        }
+        assert list(kernel.arguments) == [name for name in names if name not in constants]
+        for configs in kernel.configs.values():
+            for config in configs:
+                assert {*kernel.constants, *config.constants} == constants, kernel.name
+
+
+def _sources() -> list[str]:
+    return sorted(file.parent.name for file in CSRC.glob("*/cuda.cu"))
+
+
+@cache
+def measured() -> list[CudaKernel]:
+    """Every CUDA kernel on every architecture; a warning is an error."""
+    return measure_cuda(CSRC, list(ARCHITECTURES))
+
+
+@needs_nvcc
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+@pytest.mark.parametrize("op", _sources())
+def test_the_cuda_kernels_keep_to_their_budget(op: str, sm: int) -> None:
+    kernels = [k for k in measured() if (k.op, k.sm) == (op, sm) and k.is_launched]
+    assert kernels
+    for kernel in kernels:
+        budget = BUDGETS[kernel.name]
+        assert kernel.spill_bytes == 0, kernel
+        assert kernel.stack_bytes == 0, kernel
+        assert kernel.registers <= budget.registers, kernel
+        assert kernel.total_shared_bytes <= ARCHITECTURES[sm].shared_per_block, kernel
+        assert kernel.occupancy >= budget.occupancy, kernel
+
+
+@needs_nvcc
+def test_every_budget_is_of_a_kernel_that_is_there() -> None:
+    names = {kernel.name for kernel in measured()}
+    assert set(BUDGETS) == names
+    assert set(LAUNCHES) <= names
+
+
+@needs_nvcc
+def test_kernels_with_dynamic_shared_memory_say_how_much() -> None:
+    with_dynamic = {
+        file.parent.name
+        for file in CSRC.glob("*/cuda.cu")
+        if "MMAD_FAST_DYNAMIC_SHARED(" in file.read_text(encoding="utf-8")
+    }
+    assert {kernel.op for kernel in measured() if kernel.name in LAUNCHES} == with_dynamic
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    file = ROOT / "bench" / "tables" / "gpu_resources.py"
+    spec = spec_from_file_location("bench_tables_gpu_resources", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@needs_triton
+@needs_nvcc
+def test_the_page_shows_what_was_measured(page: ModuleType) -> None:
+    triton = [outcome[0] for outcome in compiled().values() if not isinstance(outcome, str)]
+    wanted = page.render(triton, measured())
+    found = page.difference(page.PAGE.read_text(encoding="utf-8"), wanted)
+    if found is not None and "cannot be compared" in found:
+        pytest.skip(found)
+    assert found is None
+
+
+def test_pages_of_other_versions_are_told_apart(page: ModuleType) -> None:
+    made = f"a\n{page.VERSIONS}triton 1.\n| x | 1 |"
+    assert page.difference(made, made) is None
+    assert "cannot be compared" in page.difference(made, made.replace("triton 1", "triton 2"))
+    assert "out of date, e.g. '| x | 2 |'" in page.difference(made, made.replace("1 |", "2 |"))
