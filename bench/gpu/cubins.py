@@ -1,0 +1,182 @@
+"""Kernels compiled ahead of time against those that Triton compiles when they are called.
+
+Every Triton case of the kernel table runs twice: as always, and with each launch handed to
+`mmad_fast.gpu.launcher`, which needs no Triton. The results must agree with the reference alike.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from feature_op_cases import feature_cases
+from geometry_op_cases import geometry_cases
+from gpu_device import Device
+from gpu_rows import FAILED, NOT_RUN, RowFile, timing_fields
+from kernel_table import replaced_lookup
+from op_cases import OpCase, Sizes, frames, host
+
+from mmad_fast.gpu.triton_kernels import TRITON_MODULES, LaunchConfig, TritonKernel
+
+STEP = "cubins"
+BUILD_TIMEOUT_S = 400.0
+Launch = Callable[[TritonKernel, tuple[int, ...], Mapping[str, Any]], None]
+
+
+def build_cubins(sm: int, folder: Path) -> None:
+    """Compiles the kernels for a compute capability into the folder.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    command = [sys.executable, "-c", "from mmad_fast.cli import main; main()"]
+    command += ["kernels", "build", "--sm", str(sm), "--output", str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        tail = " ".join(done.stderr.split())[-300:]
+        raise RuntimeError(f"mmad-fast kernels build ended with {done.returncode}: {tail}")
+
+
+def device_launch(folder: Path, device: Device) -> Launch:
+    """Launches from a folder of cubins on torch's current stream."""
+    import torch
+    from mmad_fast.gpu.launcher import Launcher
+
+    launcher = Launcher(folder, device=torch.cuda.current_device())
+
+    def launch(kernel: TritonKernel, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
+        values = {
+            name: value.data_ptr() if isinstance(value, torch.Tensor) else value
+            for name, value in arguments.items()
+        }
+        stream = torch.cuda.current_stream().cuda_stream
+        launcher.launch(kernel.name, grid, values, stream=stream)
+
+    return launch
+
+
+def compare_cubins(device: Device, rows: RowFile, sizes: Sizes, launch: Launch) -> None:
+    """A row per case that a Triton kernel serves."""
+    makers = [lambda f=frame: geometry_cases(f, sizes, device) for frame in frames(sizes)[:1]]
+    for make in [*makers, *feature_cases(sizes, device)]:
+        with rows.guarded(STEP, "inputs"):
+            for case in make():
+                if "triton" in case.functions:
+                    compare_case(case, device, rows, launch)
+                elif "triton" in case.refusals:
+                    rows.write(
+                        STEP,
+                        case.what,
+                        status=FAILED if device.is_cuda else NOT_RUN,
+                        reason=case.refusals["triton"],
+                        shapes=case.shapes,
+                        dtype=case.dtype,
+                    )
+
+
+def compare_case(case: OpCase, device: Device, rows: RowFile, launch: Launch) -> None:
+    facts = {"backend": "cubin", "shapes": case.shapes, "dtype": case.dtype}
+    with rows.guarded(STEP, case.what, **facts):
+        function = case.functions["triton"]
+        compiled_now = parts_of(function())
+        with routed_launches(launch) as launched:
+            ahead = function()
+            device.synchronize()
+            error = case.error_of(ahead)
+            difference = largest_difference(parts_of(ahead), compiled_now)
+            timing = timing_fields(
+                device.latencies_ms(function, num_warmup=2, num_runs=20, is_cold=True)
+            )
+        if not launched:
+            raise RuntimeError("no launch of the case went through the launcher")
+        is_right = error <= case.max_error
+        reason = "" if is_right else f"error {error:.3g} is above {case.max_error:.3g}"
+        rows.write(
+            STEP,
+            case.what,
+            status="ok" if is_right else FAILED,
+            reason=reason,
+            kernels=sorted(launched),
+            error=error,
+            max_error=case.max_error,
+            difference_to_jit=difference,
+            **facts,
+            **(timing if is_right else {}),
+        )
+
+
+def parts_of(result: Any) -> list[np.ndarray]:
+    """Copies of a result's arrays."""
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return [host(part).copy() for part in parts]
+
+
+def largest_difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    return max(
+        float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) if a.size else 0.0
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+@contextmanager
+def routed_launches(launch: Launch) -> Iterator[set[str]]:
+    """Every launch of our Triton kernels goes to `launch`; yields the names of those launched."""
+    launched: set[str] = set()
+    wanted: dict[str, TritonKernel] = {}
+
+    def remember(kernel: TritonKernel, configs: tuple[LaunchConfig, ...]) -> Any:
+        wanted[kernel.function] = kernel  # a launch follows its look-up
+        return configs
+
+    replaced: list[tuple[Any, str, Any]] = []
+    try:
+        for module in importable_modules():
+            for name in {kernel.function for kernel in module.KERNELS}:
+                replaced.append((module, name, getattr(module, name)))
+                setattr(module, name, _Routed(name, wanted, launch, launched))
+        with replaced_lookup(remember):
+            yield launched
+    finally:
+        for module, name, original in replaced:
+            setattr(module, name, original)
+
+
+def importable_modules() -> list[Any]:
+    found = []
+    for name in TRITON_MODULES:
+        try:
+            found.append(import_module(name))
+        except ImportError:
+            continue
+    return found
+
+
+class _Routed:
+    """Stands in for a JIT function: `function[grid](*arguments, **options)`."""
+
+    def __init__(
+        self, name: str, wanted: Mapping[str, TritonKernel], launch: Launch, launched: set[str]
+    ) -> None:
+        self._name = name
+        self._wanted = wanted
+        self._launch = launch
+        self._launched = launched
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def run(*arguments: Any, **options: Any) -> None:
+            kernel = self._wanted[self._name]
+            blocks = grid(options) if callable(grid) else grid
+            named = dict(zip(kernel.arguments, arguments, strict=False))
+            named |= {name: options[name] for name in kernel.arguments if name in options}
+            self._launched.add(kernel.name)
+            self._launch(kernel, tuple(blocks), named)
+
+        return run

@@ -1,0 +1,258 @@
+"""Everything that a GPU can show, in one command: builds, tests with the GPU backends required, and
+measures. Rows go to bench/results/gpu.jsonl, the pages docs/benchmarks/gpu.md and README.md are
+made from them.
+
+    python bench/on_gpu.py                        # or: make gpu
+    python bench/on_gpu.py --quick                # within nine minutes on an H100
+    python bench/on_gpu.py --only kernels graph
+
+Exit code: 0 all is well; 1 a step failed, whose rows say why; 2 there is no GPU, and nothing is
+written. Every step is a process of its own, which a fault on the device cannot outlive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+if importlib.util.find_spec("mmad_fast") is None:  # until the step "build" has installed it
+    sys.path.append(str(Path(__file__).parents[1]))
+
+import build_and_test
+from ceilings import measure_ceilings
+from cfm_tables import QUICK_RUNS, CfmRuns, measure_cfm
+from cubins import build_cubins, compare_cubins, device_launch
+from gpu_device import Device, device_report, what_is_missing
+from gpu_rows import FAILED, NOT_RUN, RowFile
+from graph_latency import measure_graph
+from kernel_table import QUICK_BUDGET, Budget, measure_kernels
+from op_cases import FULL, QUICK
+
+from mmad_fast.measure.environment import environment
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+FILE_NAME = "gpu.jsonl"
+QUICK_DEADLINE_S = 520.0
+QUICK_METHODS = ("cfm", "cfm-t")
+TIMEOUTS_S = {  # of a step; quick
+    "report": (60, 30),
+    "build": (1200, 240),
+    "tests": (3600, 150),
+    "kernels": (3600, 180),
+    "cubins": (1200, 100),
+    "cfm": (2400, 150),
+    "graph": (900, 60),
+    "sanitizer": (7200, 90),
+}
+NO_GPU, STOPPED = 2, 130
+
+
+def step_report(rows: RowFile, options: argparse.Namespace) -> None:
+    rows.write("report", "device", **device_report(), environment=environment())
+
+
+def step_build(rows: RowFile, options: argparse.Namespace) -> None:
+    if options.no_build:
+        rows.write("build", "pip install", status=NOT_RUN, reason="--no-build")
+    else:
+        build_and_test.build(rows)
+
+
+def step_tests(rows: RowFile, options: argparse.Namespace) -> None:
+    timeout_s = timeout_of("tests", options.quick) - 10
+    with tempfile.TemporaryDirectory() as folder:
+        build_and_test.run_tests(rows, Path(folder), is_quick=options.quick, timeout_s=timeout_s)
+
+
+def step_kernels(rows: RowFile, options: argparse.Namespace) -> None:
+    device = Device()
+    ceilings = measure_ceilings(device, rows)
+    sizes, budget = (QUICK, QUICK_BUDGET) if options.quick else (FULL, Budget())
+    measure_kernels(device, rows, sizes, ceilings, budget)
+
+
+def step_cubins(rows: RowFile, options: argparse.Namespace) -> None:
+    device = Device()
+    sm = device_report()["compute_capability"]
+    with tempfile.TemporaryDirectory() as folder, rows.guarded("cubins", "build and load"):
+        start = time.perf_counter()
+        build_cubins(sm, Path(folder) / "kernels")
+        rows.write("cubins", f"build for sm_{sm}", seconds=time.perf_counter() - start)
+        launch = device_launch(Path(folder) / "kernels", device)
+        compare_cubins(device, rows, QUICK, launch)
+
+
+def step_cfm(rows: RowFile, options: argparse.Namespace) -> None:
+    more: dict[str, Any] = {"methods": QUICK_METHODS} if options.quick else {}
+    runs = QUICK_RUNS if options.quick else CfmRuns()
+    with tempfile.TemporaryDirectory() as folder:
+        measure_cfm(Device(), rows, Path(folder), runs, **more)
+
+
+def step_graph(rows: RowFile, options: argparse.Namespace) -> None:
+    measure_graph(Device(), rows, QUICK, num_runs=100 if options.quick else 500)
+
+
+def step_sanitizer(rows: RowFile, options: argparse.Namespace) -> None:
+    tools = len(build_and_test.SANITIZER_TOOLS)
+    timeout_s = (timeout_of("sanitizer", options.quick) - 10) / tools
+    build_and_test.sanitize(rows, is_quick=options.quick, timeout_s=timeout_s)
+
+
+STEPS: dict[str, Callable[[RowFile, argparse.Namespace], None]] = {
+    "report": step_report,
+    "build": step_build,
+    "tests": step_tests,
+    "kernels": step_kernels,
+    "cubins": step_cubins,
+    "cfm": step_cfm,
+    "graph": step_graph,
+    "sanitizer": step_sanitizer,
+}
+
+
+def timeout_of(step: str, is_quick: bool) -> float:
+    return float(TIMEOUTS_S[step][is_quick])
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and runs; GPU tests only")
+    parser.add_argument("--no-build", action="store_true", help="measure what is installed")
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"folder of {FILE_NAME}")
+    parser.add_argument("--deadline", type=float, help="seconds after which no step begins")
+    parser.add_argument("--child", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def row_facts(run: str) -> dict[str, Any]:
+    """The fields of every row: the run, the device, versions, commit and date."""
+    report, facts = device_report(), environment()
+    return {
+        "run": run,
+        "device": report["name"],
+        "compute_capability": report["compute_capability"],
+        "driver": (report["nvidia_smi"] or {}).get("driver_version"),
+        "versions": {
+            **facts["versions"],
+            **{name: report[name] for name in ("torch", "triton", "cuda", "onnxruntime")},
+        },
+        "mmad_fast": facts["mmad_fast"],
+        "commit": facts["commit"],
+        "commit_is_clean": facts["commit_is_clean"],
+        "date": facts["date"],
+    }
+
+
+def run_child(options: argparse.Namespace) -> int:
+    """One step, in this process."""
+    rows = RowFile(options.output / FILE_NAME, row_facts(options.run))
+    with rows.guarded(options.child, "step"):
+        STEPS[options.child](rows, options)
+    return int(bool(rows.failures()))
+
+
+def child_command(step: str, run: str, options: argparse.Namespace) -> list[str]:
+    command = [sys.executable, str(Path(__file__)), "--child", step, "--run", run]
+    command += ["--output", str(options.output)]
+    for flag in ("quick", "no_build"):
+        if getattr(options, flag):
+            command.append(f"--{flag.replace('_', '-')}")
+    return command
+
+
+def run_step(command: list[str], timeout_s: float) -> str | None:
+    """Why the step's process did not end by itself, or None. It never outlives this call."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        stop(process)
+        return f"stopped after {timeout_s:.0f} s"
+    except BaseException:  # the user's Ctrl-C, a signal: do not leave the step running
+        stop(process)
+        raise
+    return None if code in (0, 1) else f"its process ended with exit code {code}"
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a step and what it started."""
+    for sent, wait_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        try:
+            os.killpg(process.pid, sent)
+            process.wait(timeout=wait_s)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def read_run(path: Path, run: str) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["run"] == run]
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """All steps; exit code 1 where one failed."""
+    run = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    path = options.output / FILE_NAME
+    deadline_s = options.deadline or (QUICK_DEADLINE_S if options.quick else float("inf"))
+    rows = RowFile(path, {"run": run, "device": device_report()["name"]})
+    start = time.monotonic()
+    for step in options.only or STEPS:
+        left_s = deadline_s - (time.monotonic() - start)
+        if left_s < 5:
+            rows.write(step, "step", status=NOT_RUN, reason="no time left")
+            continue
+        print(f"== {step}", flush=True)
+        timeout_s = min(left_s, timeout_of(step, options.quick))
+        problem = run_step(child_command(step, run, options), timeout_s)
+        if problem is not None:
+            rows.write(step, "step", status=FAILED, reason=problem)
+    if options.output.resolve() == RESULTS.resolve():
+        subprocess.run([sys.executable, str(ROOT / "bench" / "tables" / "gpu.py")], check=True)
+    found = read_run(path, run)
+    failures = [row for row in found if row["status"] == FAILED]
+    print(f"{len(found)} rows in {path}, {len(failures)} failures", flush=True)
+    for row in failures:
+        print(f"  {row['step']}: {row['what']}: {row['reason']}", flush=True)
+    return int(bool(failures))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    missing = what_is_missing()
+    if missing is not None:
+        print(f"on_gpu.py needs a GPU and there is none: {missing}", file=sys.stderr)
+        return NO_GPU
+    if options.child is not None:
+        return run_child(options)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
+    try:
+        return run_all(options)
+    except KeyboardInterrupt:
+        return STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
