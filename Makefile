@@ -5,13 +5,21 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
 # Arguments for `make peers`, e.g. make peers PEERS="--data DATA_SET --frames FOLDER --resume"
 PEERS ?=
+# Arguments for `make gpu`, e.g. make gpu GPU="--quick"
+GPU ?=
 # Arguments for `make bench`, e.g. make bench ARGS="--method cfm --data mvtec3d"
 ARGS ?= --method cfm-s
 
-.PHONY: bench peers test lint typecheck format sanitize other-processors clean
+.PHONY: bench gpu peers test lint typecheck format sanitize other-processors clean
 
 bench: $(VENV)/.installed-fit
 	$(BIN)/mmad-fast bench $(ARGS)
+
+# Exit code 2 without a GPU. ONNX Runtime for CUDA has the files of the one for CPUs, and replaces it.
+gpu:
+	@command -v nvidia-smi >/dev/null || { echo "make gpu needs an NVIDIA driver: no nvidia-smi here"; exit 2; }
+	$(MAKE) $(VENV)/.onnxruntime-gpu
+	$(BIN)/python bench/on_gpu.py $(GPU)
 
 peers: $(VENV)/.installed-bench
 	$(BIN)/python bench/peers/run_all.py $(PEERS)
@@ -27,6 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python bench/tables/readme.py --check
 	$(BIN)/python bench/tables/peers.py --check
 	$(BIN)/python bench/tables/detectors.py --check
+	$(BIN)/python bench/tables/gpu.py --check
 	$(BIN)/python bench/tables/gpu_cost_model.py --check
 
 typecheck: $(VENV)/.installed-dev
@@ -46,6 +55,11 @@ other-processors: $(VENV)/.installed-dev
 
 clean:
 	rm -rf build dist $(VENV)
+
+$(VENV)/.onnxruntime-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime
+	$(BIN)/python -m pip install --quiet onnxruntime-gpu
+	touch $@
 
 # One stamp per extra; installed again when the kernels or the requirements change.
 $(VENV)/.installed-%: $(SOURCES)
