@@ -214,7 +214,7 @@ def read_run(path: Path, run: str) -> list[dict[str, Any]]:
 
 def run_all(options: argparse.Namespace) -> int:
     """All steps; exit code 1 where one failed."""
-    run = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    run = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     path = options.output / FILE_NAME
     deadline_s = options.deadline or (QUICK_DEADLINE_S if options.quick else float("inf"))
     rows = RowFile(path, {"run": run, "device": device_report()["name"]})
@@ -247,11 +247,13 @@ def main(arguments: list[str] | None = None) -> int:
         return NO_GPU
     if options.child is not None:
         return run_child(options)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
     try:
         return run_all(options)
     except KeyboardInterrupt:
         return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from geometry_op_cases import torch_sampling
@@ -24,10 +24,14 @@ from mmad_fast.detector import Detector, load
 from mmad_fast.errors import BackendUnavailableError, MmadFastError
 from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.memory import peak_working_mib, weights_mib
+from mmad_fast.methods.cfm.parameters import CfmParameters
 from mmad_fast.methods.fitting import FitRequest, fit_detector
 from mmad_fast.methods.variants import VARIANTS
 from mmad_fast.scan import PreparedScan, Scan
 from mmad_fast.stage_clock import StageClock
+
+if TYPE_CHECKING:
+    from mmad_fast.methods.cfm.reference import ReferenceNetworks, ReferenceOptions
 
 STEP = "cfm"
 WEIGHTS = {"rgb_weights": "random", "point_weights": "random"}
@@ -101,8 +105,9 @@ def measure_method(
     expected: NDArray[np.float32] | None = None
     for name in (PUBLISHED, PUBLISHED_FAST_SAMPLING):
         with rows.guarded(STEP, method, backend=name, protocol="paper"):
-            pipeline = PublishedPipeline(on_cpu, device, samples_fast=name != PUBLISHED)
-            found = pipeline.anomaly_map(prepared[0], StageClock())
+            pipeline = PublishedPipeline.of_detector(on_cpu, device, samples_fast=name != PUBLISHED)
+            # Of equally near points the detector takes the lowest: so must its measure.
+            found = pipeline.anomaly_map(prepared[0], StageClock(), knn_ties="lowest")
             difference = None if expected is None else relative_difference(found, expected)
             expected = found if expected is None else expected
             write_published(pipeline, name, method, prepared, difference, device, rows, runs, facts)
@@ -253,10 +258,28 @@ def median_stages(stages: Sequence[dict[str, float]]) -> dict[str, float]:
 class PublishedPipeline:
     """methods/cfm/reference.py on a device: the same functions in the same order."""
 
-    def __init__(self, detector: Detector, device: Device, *, samples_fast: bool) -> None:
-        """Takes the detector whose weights are used, and who samples: our kernel, or torch."""
+    def __init__(
+        self,
+        networks: ReferenceNetworks,
+        options: ReferenceOptions,
+        device: Device,
+        *,
+        samples_fast: bool,
+    ) -> None:
+        """Moves the networks to the device. `samples_fast`: our kernel samples, not torch."""
+        for module in (networks.rgb, networks.point, *networks.mappings.values()):
+            module.to(device.name)
+        self._networks = networks
+        self._options = options
+        self._device = device
+        self._samples_fast = samples_fast
+
+    @classmethod
+    def of_detector(
+        cls, detector: Detector, device: Device, *, samples_fast: bool
+    ) -> PublishedPipeline:
+        """The pipeline with the weights and parameters of a detector."""
         from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
-        from mmad_fast.methods.cfm.parameters import CfmParameters
         from mmad_fast.methods.cfm.reference import ReferenceNetworks, ReferenceOptions
 
         artifact = detector.artifact
@@ -275,15 +298,14 @@ class PublishedPipeline:
             seed=seed,
         )
         networks = ReferenceNetworks.of_tensors(rgb, point, artifact.tensors())
-        for module in (networks.rgb, networks.point, *networks.mappings.values()):
-            module.to(device.name)
-        self._networks = networks
-        self._options = ReferenceOptions.of(parameters)
-        self._device = device
-        self._samples_fast = samples_fast
+        options = ReferenceOptions.of(parameters)
+        return cls(networks, options, device, samples_fast=samples_fast)
 
-    def anomaly_map(self, prepared: PreparedScan, clock: StageClock) -> NDArray[np.float32]:
-        """The smoothed, normalised map (S, S); each stage waits for the device."""
+    def anomaly_map(
+        self, prepared: PreparedScan, clock: StageClock, *, knn_ties: str = "any"
+    ) -> NDArray[np.float32]:
+        """The smoothed, normalised map (S, S); each stage waits for the device. `knn_ties` as in
+        ReferenceOptions; "any" is faster, and what was published."""
         import torch
 
         from mmad_fast.methods.cfm import reference
@@ -301,7 +323,7 @@ class PublishedPipeline:
                 centers = points[self._sample(prepared.points, points)]
             with self._stage(clock, "grouping"):
                 groups = reference.nearest_groups(
-                    points, centers, options.group_size, knn_ties="any"
+                    points, centers, options.group_size, knn_ties=knn_ties
                 )
             with self._stage(clock, "point_features"):
                 point_features = reference.point_mae_features(networks.point, groups, centers)

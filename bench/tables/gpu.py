@@ -27,7 +27,7 @@ Column = tuple[str, Callable[[Row], str]]
 TITLE = """# On GPUs
 
 Made by `bench/tables/gpu.py` from `bench/results/gpu.jsonl`, which `bench/on_gpu.py` writes on a
-machine with a GPU (`make gpu`). What the kernels should reach is modelled in `../gpu_cost_model.md`.
+machine with a GPU (`make gpu`). What kernels should reach is modelled in `../gpu_cost_model.md`.
 """
 NOTHING = """\
 **No GPU has been measured yet.** The kernels are checked without one: interpreted, emulated, and
@@ -46,8 +46,8 @@ CFM_NOTE = """\
 `paper`: prepared scan to smoothed map and score. `end-to-end`: raw arrays to score. Procedural
 scans, random weights. "cuda": backbones and ops on the GPU; "cpu": the same detector on this
 machine's CPU; in italics the published dense pipeline in torch on the same GPU. Map difference: to
-its map, relative to the maximum. Device MiB: peak of torch's allocator in a call; all on the device:
-everything that the detector added there, graphs included; working: of the host.
+its map, relative to the maximum. Device MiB: peak of torch's allocator in a call; all on the
+device: everything that the detector added there, graphs included; working: of the host.
 """
 
 
@@ -234,8 +234,9 @@ def device_lines(rows: Sequence[Row]) -> list[str]:
         report = reports[-1]
         smi = ", ".join(f"{k} {v}" for k, v in (report.get("nvidia_smi") or {}).items())
         lines += [
-            f"sm_{report.get('compute_capability')}, {report.get('multiprocessors')} "
-            f"multiprocessors, {number(report.get('memory_mib'))} MiB, L2 {number(report.get('l2_mib'))} MiB; "
+            f"sm_{report.get('compute_capability')}, "
+            f"{report.get('multiprocessors')} multiprocessors, "
+            f"{number(report.get('memory_mib'))} MiB, L2 {number(report.get('l2_mib'))} MiB; "
             f"{report.get('nvcc') or 'no nvcc'}.",
             "",
             *([f"nvidia-smi: {smi}.", ""] if smi else []),

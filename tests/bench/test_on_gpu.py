@@ -1,0 +1,703 @@
+"""bench/on_gpu.py without a GPU: what it decides, and every step once at a tiny size on the host,
+so that a first run on hardware does not fail on a slip.
+
+Triton's kernels are interpreted where their modules are there; the public ops run on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from gpu_test_device import TEST_DEVICE
+
+from mmad_fast.gpu.triton_kernels import DEFAULT_SM, TRITON_MODULES, LaunchConfig, TritonKernel
+
+HAS_TRITON_KERNELS = all(find_spec(name) for name in TRITON_MODULES)
+
+
+@pytest.fixture(scope="module")
+def parts(bench_module):
+    """The modules of bench/gpu by name."""
+    names = ("gpu_device", "gpu_rows", "ceilings", "kernel_costs", "op_cases", "geometry_op_cases")
+    names += ("feature_op_cases", "kernel_table", "cubins", "graph_latency", "cfm_tables")
+    names += ("build_and_test",)
+    return SimpleNamespace(**{name: bench_module(f"gpu/{name}") for name in names})
+
+
+@pytest.fixture(scope="module")
+def on_gpu(parts, bench_module):
+    return bench_module("./on_gpu")
+
+
+@pytest.fixture
+def device(parts):
+    """The host: tests of the steps need no GPU and must not measure one."""
+    return parts.gpu_device.Device("cpu")
+
+
+@pytest.fixture
+def rows(parts):
+    return parts.gpu_rows.RowFile(None)
+
+
+@pytest.fixture(scope="module")
+def tiny(parts):
+    return parts.op_cases.Sizes(
+        frames=((32, 0.28),),
+        num_groups=16,
+        group_size=8,
+        channels=12,
+        grid=24,
+        coverage=0.3,
+        token_grid=4,
+        layers={"tiny": (12, 10, 10, 8)},
+        banks={"tiny": (5, 40, 16)},
+        dtypes=("float32", "float16"),
+    )
+
+
+@pytest.fixture(scope="module")
+def budget(parts):
+    return parts.kernel_table.Budget(num_runs=5, row_s=0.001, num_configs=1)
+
+
+# What it decides
+
+
+def test_without_a_gpu_it_says_what_is_missing_and_writes_nothing(
+    on_gpu, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(on_gpu, "what_is_missing", lambda: "no driver: install one")
+    assert on_gpu.main(["--output", str(tmp_path)]) == 2
+    assert "needs a GPU and there is none: no driver: install one" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_named(parts, monkeypatch):
+    missing = parts.gpu_device.what_is_missing
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "is a build without CUDA" in missing()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "finds no CUDA device" in missing()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert missing() is None
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "torch does not load" in missing()
+
+
+def test_help_names_every_step(on_gpu, capsys):
+    with pytest.raises(SystemExit) as ended:
+        on_gpu.main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for step in on_gpu.STEPS:
+        assert step in text
+    assert set(on_gpu.STEPS) == set(on_gpu.TIMEOUTS_S)
+
+
+JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest">
+<testcase classname="tests.ops.test_knn_grouping_cuda" name="test_a" time="0.5"/>
+<testcase classname="tests.ops.test_knn_grouping_cuda" name="test_b" time="0.1">
+  <skipped type="pytest.skip" message="no CUDA device"/></testcase>
+<testcase classname="tests.gpu.test_launcher" name="test_c" time="0.1">
+  <skipped type="pytest.skip" message="emulation only: a device has no shuffled order"/></testcase>
+<testcase classname="tests.ops.test_pixel_mapping_triton" name="test_d" time="0.1">
+  <skipped type="pytest.xfail" message="known"/></testcase>
+<testcase classname="tests.data.test_folder" name="test_e" time="0.1">
+  <skipped type="pytest.skip" message="needs the shared folder"/></testcase>
+<testcase classname="tests.test_package" name="test_f" time="0.1">
+  <failure message="assert 1 == 2">text</failure></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_skipped_gpu_test_is_a_failure(parts):
+    outcomes = {test.name: test for test in parts.build_and_test.read_junit(JUNIT)}
+    failures = {name for name, test in outcomes.items() if test.is_failure}
+    assert failures == {
+        "tests.ops.test_knn_grouping_cuda::test_b",
+        "tests.test_package::test_f",
+    }
+    on_gpu = {name.rpartition(":")[2] for name, test in outcomes.items() if test.needs_gpu}
+    assert on_gpu == {"test_a", "test_b", "test_c", "test_d"}
+    assert outcomes["tests.ops.test_knn_grouping_cuda::test_a"].seconds == 0.5
+
+
+def test_the_rows_of_a_test_run(parts, rows):
+    build_and_test = parts.build_and_test
+    outcomes = build_and_test.read_junit(JUNIT)
+    build_and_test.write_test_rows(outcomes, rows, step="tests")
+    summary, *failures = rows.rows
+    assert (summary["status"], summary["passed"], summary["skipped"]) == ("failed", 2, 3)
+    assert (summary["failed"], summary["gpu_tests"]) == (2, 4)
+    assert [row["what"].rpartition(":")[2] for row in failures] == ["test_b", "test_f"]
+    assert "skipped: no CUDA device" in failures[0]["reason"]
+    good = [replace(test, outcome="passed") for test in outcomes]
+    build_and_test.write_test_rows(good, rows, step="tests")
+    assert rows.rows[-1]["status"] == "ok"
+    build_and_test.write_test_rows([good[-1]], rows, step="tests")
+    assert "no test of a GPU backend passed" in rows.rows[-1]["reason"]
+
+
+def test_a_run_of_pytest_without_a_report_is_a_failure(parts, rows, tmp_path, monkeypatch):
+    build_and_test = parts.build_and_test
+    said = []
+    monkeypatch.setattr(
+        build_and_test, "run_process", lambda c, **more: (said.append((c, more)), (3, "x", 1.0))[1]
+    )
+    build_and_test.run_tests(rows, tmp_path, is_quick=True, timeout_s=5)
+    assert rows.rows[-1]["status"] == "failed"
+    ((command, more),) = said
+    assert more["environment"] == {"MMAD_FAST_TEST_DEVICE": "cuda"}
+    assert "pytest" in command
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    build_and_test.run_tests(rows, tmp_path, is_quick=False, timeout_s=5)
+    assert rows.rows[1]["what"] == "tests"
+
+
+def test_the_sanitizer_runs_each_tool_or_says_that_it_is_absent(parts, rows, monkeypatch):
+    build_and_test = parts.build_and_test
+    monkeypatch.setattr(build_and_test.shutil, "which", lambda name: None)
+    build_and_test.sanitize(rows, is_quick=False, timeout_s=1)
+    assert [row["status"] for row in rows.rows] == ["not run"] * 4
+    monkeypatch.setattr(build_and_test.shutil, "which", lambda name: "/tools/" + name)
+    monkeypatch.setattr(build_and_test, "gpu_test_files", lambda root: ["tests/ops/test_x_cuda.py"])
+    codes = iter([0, 66, 5, 0, 0])
+    commands = []
+
+    def process(command, **more):
+        commands.append(command)
+        return next(codes), "said", 1.0
+
+    monkeypatch.setattr(build_and_test, "run_process", process)
+    build_and_test.sanitize(rows, is_quick=True, timeout_s=1)
+    assert [row["status"] for row in rows.rows[4:]] == ["ok", "failed", "ok", "ok"]
+    tools = ["memcheck", "racecheck", "synccheck", "synccheck", "initcheck"]
+    assert [command[2] for command in commands] == tools
+    assert "-k" in commands[2]
+    assert "-k" not in commands[3]  # nothing was selected: all of them
+
+
+def test_the_build_asks_for_the_cuda_kernels(parts, rows, monkeypatch):
+    build_and_test = parts.build_and_test
+    said = []
+    monkeypatch.setattr(
+        build_and_test, "run_process", lambda c, **more: (said.append((c, more)), (1, "no", 2.0))[1]
+    )
+    build_and_test.build(rows)
+    assert said[0][1]["environment"] == {"MMAD_FAST_CUDA": "ON"}
+    assert "--editable" in said[0][0]
+    assert rows.rows[0]["status"] == "failed"
+    assert "exit code 1: no" in rows.rows[0]["reason"]
+
+
+def test_a_process_is_stopped_when_its_time_is_up(parts, on_gpu):
+    run = parts.build_and_test.run_process
+    code, tail, _ = run([sys.executable, "-c", "print('hello')"], environment={}, timeout_s=30)
+    assert (code, tail) == (0, "hello")
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    code, tail, seconds = run(sleep, environment={}, timeout_s=0.5)
+    assert code == 124
+    assert "stopped after 0.5 s" in tail
+    assert seconds < 30
+    assert on_gpu.run_step(sleep, 0.5) == "stopped after 0 s"
+    assert on_gpu.run_step([sys.executable, "-c", "raise SystemExit(1)"], 30) is None
+    assert "exit code 7" in on_gpu.run_step([sys.executable, "-c", "raise SystemExit(7)"], 30)
+
+
+def test_steps_run_in_processes_of_their_own_and_a_dead_one_is_a_failure(
+    on_gpu, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def run_step(command, timeout_s):
+        asked.append((command, timeout_s))
+        return "its process ended with exit code -11" if "graph" in command else None
+
+    monkeypatch.setattr(on_gpu, "what_is_missing", lambda: None)
+    monkeypatch.setattr(on_gpu, "run_step", run_step)
+    arguments = ["--quick", "--only", "report", "graph", "--output", str(tmp_path)]
+    assert on_gpu.main(arguments) == 1
+    assert [c[c.index("--child") + 1] for c, _ in asked] == ["report", "graph"]
+    assert all("--quick" in command for command, _ in asked)
+    assert asked[0][1] == 30
+    (row,) = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert (row["step"], row["status"]) == ("graph", "failed")
+    assert "exit code -11" in capsys.readouterr().out
+    # Without time left no step begins.
+    assert on_gpu.main([*arguments, "--deadline", "1"]) == 0
+    assert len(asked) == 2
+
+
+def test_a_child_writes_its_rows_with_the_facts_of_the_run(on_gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_gpu, "what_is_missing", lambda: None)
+    more = ["--run", "2026-01-01T00:00:00", "--output", str(tmp_path)]
+    assert on_gpu.main(["--child", "report", *more]) == 0
+    assert on_gpu.main(["--child", "build", "--no-build", *more]) == 0
+    monkeypatch.setitem(on_gpu.STEPS, "graph", lambda rows, options: 1 / 0)
+    assert on_gpu.main(["--child", "graph", *more]) == 1
+    report, build, graph = on_gpu.read_run(tmp_path / "gpu.jsonl", "2026-01-01T00:00:00")
+    assert report["torch"] == torch.__version__
+    assert report["versions"]["torch"] == torch.__version__
+    assert build["status"] == "not run"
+    assert graph["reason"].startswith("ZeroDivisionError")
+    assert on_gpu.read_run(tmp_path / "gpu.jsonl", "another") == []
+
+
+def test_every_step_is_wired(on_gpu, parts, tmp_path, monkeypatch):
+    """Each step's function is called with what it takes, its work replaced."""
+    called = []
+    for name in ("measure_kernels", "compare_cubins", "measure_cfm", "measure_graph"):
+        monkeypatch.setattr(on_gpu, name, lambda *a, n=name, **k: called.append((n, a, k)))
+    monkeypatch.setattr(on_gpu, "measure_ceilings", lambda device, rows: {"copy": 1.0})
+    monkeypatch.setattr(on_gpu, "build_cubins", lambda sm, folder: called.append(("build", sm)))
+    monkeypatch.setattr(on_gpu, "device_launch", lambda folder, device: "launch")
+    for name in ("run_tests", "sanitize", "build"):
+        monkeypatch.setattr(
+            on_gpu.build_and_test, name, lambda *a, n=name, **k: called.append((n, a, k))
+        )
+    for flags in ([], ["--quick"]):
+        options = on_gpu.parse_arguments(flags)
+        rows = parts.gpu_rows.RowFile(None)
+        for step in on_gpu.STEPS.values():
+            step(rows, options)
+        assert not rows.failures()
+    names = [entry[0] for entry in called]
+    assert {name: names.count(name) for name in set(names)} == {
+        **dict.fromkeys(("measure_kernels", "compare_cubins", "measure_cfm", "measure_graph"), 2),
+        **dict.fromkeys(("run_tests", "sanitize"), 2),
+        "build": 4,  # of the project, and of the cubins
+    }
+    quick = [entry for entry in called if entry[0] == "measure_kernels"][1]
+    assert quick[1][2] is parts.op_cases.QUICK
+
+
+# Arithmetic
+
+
+def test_rates_are_work_by_time(parts):
+    work = parts.kernel_costs.Work("x", matrix_flop=4e9, plain_flop=1e9, device_bytes=2e9)
+    ceilings = {"copy": 2000.0, "float16": 10_000.0, "float32": 1_000.0}
+    rates = parts.gpu_rows.rate_fields(work, 2.0, ceilings, "float16")
+    assert rates["gflops"] == pytest.approx(2500)
+    assert rates["gbs"] == pytest.approx(1000)
+    assert rates["flop_share"] == pytest.approx(0.25)
+    assert rates["bandwidth_share"] == pytest.approx(0.5)
+    plain = parts.kernel_costs.Work("x", plain_flop=1e9)
+    assert parts.gpu_rows.rate_fields(plain, 1.0, ceilings, "float16")["flop_share"] == 1.0
+    assert parts.gpu_rows.rate_fields(work, 1.0, {}, "float16")["flop_share"] is None
+
+
+def test_timing_and_number_of_runs(parts):
+    fields = parts.gpu_rows.timing_fields([1.0, 2.0, 3.0])
+    assert (fields["p50_ms"], fields["p95_ms"], fields["runs"]) == (2.0, None, 3)
+    budget = parts.kernel_table.Budget(num_runs=200, row_s=1.0)
+    assert [budget.runs_for(ms) for ms in (0.01, 10.0, 5000.0)] == [200, 100, 5]
+
+
+def test_a_broken_part_is_a_row_and_not_the_end(parts, tmp_path):
+    rows = parts.gpu_rows.RowFile(tmp_path / "deep" / "x.jsonl", {"run": "r"})
+    with rows.guarded("step", "what", backend="b"):
+        raise ValueError("two\nlines")
+    rows.write("step", "other", p50_ms=1.0)
+    first, second = (
+        json.loads(line) for line in (tmp_path / "deep" / "x.jsonl").read_text().splitlines()
+    )
+    assert (first["status"], first["reason"]) == ("failed", "ValueError: two lines")
+    assert first["backend"] == "b"
+    assert (second["status"], second["run"]) == ("ok", "r")
+    assert rows.failures() == [first]
+
+
+def test_the_report_of_nvidia_smi_is_read(parts):
+    line = "NVIDIA H100 80GB HBM3, 570.1, 81559 MiB, 700.00 W, 700.00 W, P0, 345 MHz, 1980 MHz"
+    found = parts.gpu_device.parse_smi(f"{line}, 2619 MHz, 2619 MHz, 30, Enabled\n")
+    assert found["power.limit"] == "700.00 W"
+    assert found["clocks.max.sm"] == "1980 MHz"
+    assert found["ecc.mode.current"] == "Enabled"
+
+
+# Every step once, on the host
+
+
+def assert_ok(rows, *, may_lack_triton=True):
+    """Every row is fine; only Triton's kernels may be absent, where they are not built."""
+    assert rows.rows
+    for row in rows.rows:
+        is_absent = row["status"] == "not run" and "No module" in row["reason"]
+        if is_absent and may_lack_triton and not HAS_TRITON_KERNELS:
+            continue
+        assert row["status"] == "ok", row
+
+
+def test_ceilings(parts, device, rows):
+    found = parts.ceilings.measure_ceilings(
+        device, rows, num_runs=2, copy_bytes=4096, matrix_side=16
+    )
+    assert set(found) == {"copy", "float32", "tf32", "float16", "bfloat16"}
+    assert all(value > 0 for value in found.values())
+    assert_ok(rows)
+    copy = rows.rows[0]
+    assert copy["gbs"] == pytest.approx(1e-6 * 2 * 4096 / copy["p50_ms"])
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(TEST_DEVICE == "cuda", reason="interpreter only: drives kernels on the host")
+def test_kernel_table(parts, device, rows, tiny, budget):
+    ceilings = {"copy": 10.0, "float32": 100.0, "float16": 100.0}
+    parts.kernel_table.measure_kernels(device, rows, tiny, ceilings, budget)
+    assert_ok(rows)
+    ops = {row["what"] for row in rows.rows}
+    assert ops >= {
+        *("farthest_point_sampling", "knn_grouping", "inverse_distance_weights"),
+        *("inverse_distance_interpolation", "pooled_interpolation_rows"),
+        *("nearest_neighbor_scoring", "pixel_mapping", "point_embedding"),
+    }
+    for op in ops:
+        timed = [row for row in rows.rows if row["what"] == op and row["status"] == "ok"]
+        baselines = [row for row in timed if row.get("is_baseline")]
+        assert baselines, op
+        assert all(row["error"] < 1e-2 and row["p50_ms"] > 0 for row in baselines)
+        for row in timed:
+            if not row.get("is_baseline") and row["step"] == "kernels":
+                assert row["error"] <= row["max_error"]
+                assert row["gflops"] > 0
+
+
+def test_a_wrong_result_is_not_timed(parts, device, rows, budget):
+    case = parts.op_cases.OpCase(
+        "op", {}, parts.kernel_costs.Work("op", plain_flop=1.0), lambda got: got, 0.5
+    )
+    case.functions.update(right=lambda: 0.4, wrong=lambda: 0.6, nan=lambda: float("nan"))
+    case.offer("absent", lambda: parts.op_cases.triton_function("mmad_fast.nothing", "f"))
+    parts.kernel_table.measure_case(case, device, rows, {}, budget)
+    by_backend = {row["backend"]: row for row in rows.rows}
+    assert "p50_ms" in by_backend["right"]
+    for name in ("wrong", "nan"):
+        assert by_backend[name]["status"] == "failed"
+        assert "p50_ms" not in by_backend[name]
+    assert by_backend["absent"]["status"] == "not run"
+    assert "No module" in by_backend["absent"]["reason"]
+    rows.rows.clear()
+    on_device = SimpleNamespace(is_cuda=True)  # there every backend must run
+    case.functions.clear()
+    parts.kernel_table.measure_case(case, on_device, rows, {}, budget)
+    assert rows.rows[0]["status"] == "failed"
+
+
+KERNEL = TritonKernel(
+    name="op.part.fp32",
+    function="part_kernel",
+    arguments={"x": "*fp32:16", "n": "i32"},
+    configs={
+        DEFAULT_SM: (LaunchConfig(4, 1, {"BLOCK": 32}), LaunchConfig(8, 2, {"BLOCK": 64})),
+    },
+)
+
+
+def test_each_configuration_is_timed_and_the_fastest_named(parts, device, rows):
+    """A function whose answer is wrong in one configuration, and that looks its launch up."""
+    table = parts.kernel_table
+    configs = (*KERNEL.configs[DEFAULT_SM], LaunchConfig(1, 1, {"BLOCK": 1}))
+    kernel = replace(KERNEL, configs={DEFAULT_SM: configs})
+
+    def function():
+        block = kernel.configs_for(89)[0].constants["BLOCK"]
+        return 1.0 if block == 64 else 0.0
+
+    case = parts.op_cases.OpCase(
+        "op", {}, parts.kernel_costs.Work("op", plain_flop=1.0), lambda got: got, 0.5
+    )
+    budget = table.Budget(num_runs=5, row_s=0.01)
+    table.measure_configs(case, "triton", function, device, rows, {}, budget)
+    *by_config, fastest = rows.rows
+    assert [row["status"] for row in by_config] == ["ok", "failed", "ok"]
+    assert by_config[0]["config"] == "BLOCK32 warps4 stages1"
+    assert fastest["what"] == "op: fastest"
+    assert fastest["config"] in ("BLOCK32 warps4 stages1", "BLOCK1 warps1 stages1")
+    assert fastest["p50_ms"] <= fastest["default_p50_ms"]
+    assert kernel.configs_for(89) == configs  # as before
+
+
+@pytest.fixture
+def kernel_module(monkeypatch, parts):
+    """A module with one kernel, whose JIT function doubles x."""
+    module = ModuleType("kernel_of_the_test")
+
+    class Jit:
+        def __getitem__(self, grid):
+            return lambda x, n, **options: x.mul_(2)
+
+    def double(x):
+        options = KERNEL.configs_for(80)[0].constants
+        module.part_kernel[(3,)](x, len(x), **options)
+        return x
+
+    module.KERNELS = (KERNEL,)
+    module.part_kernel = Jit()
+    module.double = double
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(parts.cubins, "TRITON_MODULES", (module.__name__, "mmad_fast.nothing"))
+    return module
+
+
+def test_launches_are_handed_to_the_launcher(parts, device, rows, kernel_module):
+    launches = []
+
+    def launch(kernel, grid, arguments):
+        launches.append((kernel.name, grid, sorted(arguments), arguments["n"]))
+        arguments["x"].mul_(2)
+
+    case = parts.op_cases.OpCase(
+        "op",
+        {},
+        parts.kernel_costs.Work("op"),
+        lambda got: float(np.abs(parts.op_cases.host(got) - 2).max()),
+        1e-6,
+    )
+    case.functions["triton"] = lambda: kernel_module.double(torch.ones(4))
+    original = kernel_module.part_kernel
+    parts.cubins.compare_case(case, device, rows, launch)
+    assert_ok(rows)
+    assert rows.rows[0]["difference_to_jit"] == 0
+    assert rows.rows[0]["kernels"] == ["op.part.fp32"]
+    assert launches[0] == ("op.part.fp32", (3,), ["n", "x"], 4)
+    assert kernel_module.part_kernel is original
+    case.functions["triton"] = lambda: torch.full((4,), 2.0)
+    parts.cubins.compare_case(case, device, rows, launch)
+    assert "no launch" in rows.rows[-1]["reason"]
+    case.functions["triton"] = lambda: kernel_module.double(torch.ones(4))
+    parts.cubins.compare_case(case, device, rows, lambda kernel, grid, arguments: None)
+    assert rows.rows[-1]["status"] == "failed"
+    assert "p50_ms" not in rows.rows[-1]
+
+
+@pytest.mark.skipif(TEST_DEVICE == "cuda", reason="interpreter only: drives kernels on the host")
+def test_cubins_step_goes_over_every_triton_case(parts, device, rows, tiny):
+    """The interpreter stands in for the launcher."""
+    originals = {
+        (module.__name__, kernel.name): getattr(module, kernel.function)
+        for module in parts.cubins.importable_modules()
+        for kernel in module.KERNELS
+    }
+
+    def launch(kernel, grid, arguments):
+        (function,) = (f for (_, name), f in originals.items() if name == kernel.name)
+        options = kernel.launch_options(80)
+        function[grid](*arguments.values(), **options)
+
+    parts.cubins.compare_cubins(device, rows, tiny, launch)
+    assert_ok(rows)
+    assert {row["what"] for row in rows.rows} >= {"inverse_distance_weights", "pixel_mapping"}
+
+
+def test_the_cubins_are_built_by_the_command(parts, tmp_path, monkeypatch):
+    def run(command, **more):
+        assert command[-5:] == ["build", "--sm", "89", "--output", str(tmp_path)]
+        return SimpleNamespace(returncode=1, stderr="it\nsaid")
+
+    monkeypatch.setattr(parts.cubins.subprocess, "run", run)
+    with pytest.raises(RuntimeError, match="ended with 1: it said"):
+        parts.cubins.build_cubins(89, tmp_path)
+
+
+@pytest.mark.skipif(TEST_DEVICE == "cuda", reason="interpreter only: drives kernels on the host")
+def test_graph_step(parts, device, rows, tiny):
+    parts.graph_latency.measure_graph(device, rows, tiny, num_runs=2)
+    if not HAS_TRITON_KERNELS:
+        assert all("No module" in row["reason"] for row in rows.rows)
+        return
+    assert_ok(rows)
+    assert [row["backend"] for row in rows.rows] == ["eager", "CUDA graph"] * 2
+    assert rows.rows[1]["ratio_to_eager"] > 0
+
+
+def test_a_graph_with_another_answer_is_refused(parts, device, rows):
+    answers = iter(range(100))
+    with rows.guarded("graph", "chain"):
+        parts.graph_latency.measure_chain(
+            lambda: (torch.tensor([float(next(answers))]),), device, rows, {}, num_runs=2
+        )
+    assert "differs from the eager one" in rows.rows[-1]["reason"]
+
+
+def test_cases_see_wrong_answers(parts, device, tiny):
+    """The measure of every geometric case grows when a result is spoilt."""
+    (frame,) = parts.op_cases.frames(tiny)
+    for case in parts.geometry_op_cases.geometry_cases(frame, tiny, device):
+        for function in case.baselines.values():
+            good = function()
+            good = good if isinstance(good, tuple) else (good,)
+            spoilt = [part.clone() for part in good]
+            spoilt[0] = spoilt[0].roll(1, 0)
+            assert case.error_of(spoilt if len(spoilt) > 1 else spoilt[0]) > case.max_error
+
+
+def test_windows_are_those_of_the_reference(parts):
+    """Rows made of windows and plain weights, summed per centre, are the op's rows."""
+    from ops.cases import depth_frame
+
+    from mmad_fast.ops.inverse_distance_interpolation import reference
+
+    frame = depth_frame(24, coverage=0.3)
+    geometry = parts.geometry_op_cases
+    centers = frame.points[::7]
+    indices, weights = geometry.plain_weights_in_parts(frame.points, centers, part=10)
+    pixels, points, values = geometry.pooling_windows(frame.pixel_indices, 24)
+    kept, offsets, columns, row_values = reference.pooled_interpolation_rows(
+        indices, weights, frame.pixel_indices, len(centers), 24, 24
+    )
+    np.testing.assert_array_equal(pixels, kept)
+    expected = np.zeros((len(kept), len(centers)))
+    lengths = np.diff(offsets)
+    np.add.at(expected, (np.repeat(np.arange(len(kept)), lengths), columns), row_values)
+    found = np.zeros_like(expected)
+    at = np.maximum(points, 0)
+    amounts = weights[at] * (values * (points >= 0))[..., None]
+    where = np.arange(len(pixels))[:, None, None]
+    np.add.at(found, (np.broadcast_to(where, amounts.shape), indices[at]), amounts)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+# CFM
+
+
+def test_the_published_pipeline_on_a_device_is_the_reference(parts, device, tiny_published):
+    from mmad_fast.methods.cfm.reference import reference_infer
+    from mmad_fast.stage_clock import StageClock
+
+    prepared, networks, options = tiny_published
+    expected = reference_infer(prepared, networks, options).anomaly_map
+    for samples_fast in (False, True):
+        pipeline = parts.cfm_tables.PublishedPipeline(
+            networks, options, device, samples_fast=samples_fast
+        )
+        clock = StageClock()
+        found = pipeline.anomaly_map(prepared, clock, knn_ties="lowest")
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        assert list(clock.stage_ms)[:3] == ["upload", "rgb_tokens", "sampling"]
+
+
+@pytest.fixture
+def tiny_published(make_test_scan):
+    """(scan, networks, options) of the published pipeline, small."""
+    from mmad_fast.backbones import build_point_backbone
+    from mmad_fast.methods.cfm.networks import FeatureProjectionMLP
+    from mmad_fast.methods.cfm.reference import ReferenceNetworks, ReferenceOptions
+
+    torch.manual_seed(0)
+
+    class Tokens(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = torch.nn.Conv2d(3, 6, 8, 8)
+
+        def forward(self, image):
+            return self.patches(image).flatten(2).transpose(1, 2)
+
+    point = build_point_backbone(layers=(0,), weights="random", batch_norm="cloud")
+    mappings = {
+        "rgb_to_point": FeatureProjectionMLP(6, 384),
+        "point_to_rgb": FeatureProjectionMLP(384, 6),
+    }
+    networks = ReferenceNetworks(Tokens().eval(), point.eval(), mappings)
+    return make_test_scan, networks, ReferenceOptions(num_groups=24, group_size=8)
+
+
+@pytest.fixture
+def make_test_scan(tiny_artifact):
+    from conftest import make_arrays
+
+    from mmad_fast.detector import load
+    from mmad_fast.scan import Scan
+
+    return load(tiny_artifact).prepare(Scan.from_arrays(*make_arrays()))
+
+
+class Replayed:
+    """A published pipeline that answers as a detector does."""
+
+    def __init__(self, detector, factor=1.0):
+        self.detector, self.factor = detector, factor
+
+    def anomaly_map(self, prepared, clock, *, knn_ties="any"):
+        with clock.stage("mapping"):
+            return self.factor * self.detector.infer_prepared(prepared).anomaly_map
+
+
+@pytest.fixture
+def cfm_folder(tmp_path):
+    from mmad_fast.data.synthetic import CATEGORIES, write_synthetic
+
+    write_synthetic(
+        tmp_path / "set",
+        categories=CATEGORIES[:1],
+        num_train=1,
+        num_validation=1,
+        num_good=2,
+        num_per_defect=1,
+        size=96,
+        seed=0,
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_cfm_step(parts, device, rows, tiny_artifact, cfm_folder, monkeypatch, factor):
+    """The detector of the tests against a pipeline that answers alike, and one that does not."""
+    import shutil
+
+    cfm_tables = parts.cfm_tables
+    monkeypatch.setattr(
+        cfm_tables.PublishedPipeline,
+        "of_detector",
+        classmethod(lambda cls, detector, device, *, samples_fast: Replayed(detector, factor)),
+    )
+    if TEST_DEVICE == "cuda":  # the step itself is for the GPU; here it is driven without
+        original = cfm_tables.load
+        monkeypatch.setattr(cfm_tables, "load", lambda path, **more: original(path))
+    runs = cfm_tables.CfmRuns(device=2, published=2, cpu=2)
+    cfm_tables.measure_cfm(
+        device,
+        rows,
+        cfm_folder / "artifacts",
+        runs,
+        methods=("cfm-t",),
+        data=cfm_folder / "set",
+        fit=lambda method, path: shutil.copytree(tiny_artifact, path),
+    )
+    published = [row for row in rows.rows if row.get("is_baseline")]
+    assert [row["backend"] for row in published] == [
+        cfm_tables.PUBLISHED,
+        cfm_tables.PUBLISHED_FAST_SAMPLING,
+    ]
+    assert all(row["p50_ms"] > 0 and row["stage_ms"] for row in published)
+    on_cpu = [row for row in rows.rows if row.get("backend") == "cpu"]
+    if factor != 1.0:
+        assert [row["status"] for row in on_cpu] == ["failed"]
+        assert "map differs" in on_cpu[0]["reason"]
+        return
+    assert [row["protocol"] for row in on_cpu] == ["paper", "end-to-end"]
+    assert all(row["error"] == 0 and row["weights_mib"] > 0 for row in on_cpu)
+    assert "preprocess" in on_cpu[1]["stage_ms"]
+    assert "preprocess" not in on_cpu[0]["stage_ms"]
+    on_cuda = [row for row in rows.rows if row.get("backend") == "cuda"]
+    assert [row["protocol"] for row in on_cuda] == ["paper", "end-to-end"]
+    if TEST_DEVICE != "cuda":
+        assert all(row["status"] == "not run" and row["reason"] for row in on_cuda)
+
+
+def test_a_gpu_detector_has_its_memory_in_columns_of_their_own(parts, device, rows, tiny_artifact):
+    from mmad_fast.detector import load
+
+    fields = parts.cfm_tables.memory_fields(device, "cuda", lambda: None, 10.0)
+    assert set(fields) == {"device_memory_mib", "device_used_mib", "peak_working_mib"}
+    on_cpu = parts.cfm_tables.memory_fields(device, "cpu", lambda: load(tiny_artifact), None)
+    assert on_cpu["device_memory_mib"] is None
