@@ -8,6 +8,7 @@ void bind_controls(pybind11::module_& m) {
   namespace py = pybind11;
   m.def("set_schedule", &set_schedule, py::arg("seed"), py::arg("switches_at_atomics") = false);
   m.def("set_race_detection", &set_race_detection, py::arg("is_on"));
+  m.def("num_switches", &num_switches);
   m.def("set_compute_capability", &set_compute_capability, py::arg("compute_capability"));
 }
 

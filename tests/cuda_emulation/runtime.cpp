@@ -156,6 +156,7 @@ struct Device {
   bool finds_races = true;
   WatchedMemory static_shared;
   uint32_t generation = 0;  // counts clusters
+  int64_t num_switches = 0;
   Random random{0};
   Stacks stacks;
   std::map<const void*, std::map<cudaFuncAttribute, int>> attributes;
@@ -376,6 +377,7 @@ void run(Thread& thread) {
   cluster->running = &thread;
   threadIdx = thread.index;
   blockIdx = block.index;
+  ++device.num_switches;
   switch_fiber(cluster->scheduler, thread.fiber, false);
   uint64_t canary;
   std::memcpy(&canary, thread.fiber.stack, sizeof canary);
@@ -744,6 +746,8 @@ void set_schedule(uint32_t seed, bool switches_at_atomics) {
   device.random = Random(seed);
   device.switches_at_atomics = switches_at_atomics;
 }
+
+int64_t num_switches() { return device.num_switches; }
 
 void set_race_detection(bool is_on) {
   const std::lock_guard<std::mutex> lock(device.mutex);

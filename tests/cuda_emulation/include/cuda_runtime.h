@@ -91,7 +91,9 @@ void set_schedule(uint32_t seed, bool switches_at_atomics);
 void set_compute_capability(int compute_capability);
 // On at first; a race ends the launch with an exception.
 void set_race_detection(bool is_on);
-// These three for Python (controls.cpp).
+// How often a thread was let run: tells algorithms apart that return the same.
+int64_t num_switches();
+// These four for Python (controls.cpp).
 void bind_controls(pybind11::module_& m);
 
 template <typename T>
