@@ -48,6 +48,7 @@ def build_cubins(sm: int, folder: Path) -> None:
 def device_launch(folder: Path, device: Device) -> Launch:
     """Launches from a folder of cubins on torch's current stream."""
     import torch
+
     from mmad_fast.gpu.launcher import Launcher
 
     launcher = Launcher(folder, device=torch.cuda.current_device())

@@ -143,15 +143,14 @@ def _version(package: str) -> str | None:
 
 def _engine_rows() -> list[dict[str, Any]]:
     """Versions are those of the modules: several packages provide one (onnxruntime-gpu)."""
-    from mmad_fast.engines import DEVICES, ENGINES, engine_refusal, engine_version
+    from mmad_fast.engines import ENGINES, engine_refusal, engine_version
 
     rows = []
-    for name in ENGINES:
-        reason = engine_refusal(name)
-        version = engine_version(name) if reason is None else None
-        rows.append(
-            {"engine": name, "version": version, "devices": list(DEVICES), "reason": reason}
-        )
+    for name, entry in ENGINES.items():
+        version = engine_version(name) if engine_refusal(name) is None else None
+        for device in entry.devices:
+            reason = engine_refusal(name, device)
+            rows.append({"engine": name, "version": version, "device": device, "reason": reason})
     return rows
 
 
@@ -177,10 +176,12 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     for row in report["ops"]:
         runs, auto = ("yes" if row[key] else "" for key in ("runs", "chosen"))
         ops.add_row(row["op"], row["arrays"], row["backend"], runs, auto, row["reason"] or "")
-    engines = Table("engine", "version", "devices", "why not")
+    engines = Table("engine", "version", "device", "runs", "why not")
     for row in report["engines"]:
         version, reason = row["version"] or "", row["reason"] or ""
-        engines.add_row(row["engine"], version, ", ".join(row["devices"]), reason)
+        engines.add_row(
+            row["engine"], version, row["device"], "" if row["reason"] else "yes", reason
+        )
     packages = Table("optional package", "installed", "needed for")
     for row in report["packages"]:
         packages.add_row(row["package"], "yes" if row["installed"] else "no", row["needed_for"])
