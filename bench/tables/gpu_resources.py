@@ -30,7 +30,7 @@ TITLE = """\
 Made by `bench/tables/gpu_resources.py`, which compiles every kernel for every architecture; no GPU
 takes part, and nothing here is a time. A cell: registers of a thread / KiB of shared memory of a
 block / occupancy, the part of a multiprocessor's warps that are resident, computed from both. No
-kernel spills registers; `tests/gpu/test_compile_matrix.py` holds this and a budget.
+kernel may spill registers; `tests/gpu/test_compile_matrix.py` holds them to this and to a budget.
 """
 TRITON_NOTE = """\
 **Bold** is the configuration that runs; `bench/on_gpu.py` times the others. Its name: tile sizes,
@@ -105,7 +105,7 @@ def triton_table(kernels: Sequence[CompiledKernel]) -> list[str]:
 
 
 def _triton_cell(kernel: CompiledKernel) -> str:
-    text = _cell(kernel.registers, kernel.shared_bytes, kernel.occupancy)
+    text = _cell(kernel.registers, kernel.spill_bytes, kernel.shared_bytes, kernel.occupancy)
     return f"**{text}**" if kernel.is_default else text
 
 
@@ -138,11 +138,12 @@ def cuda_table(kernels: Sequence[CudaKernel]) -> list[str]:
 def _cuda_cell(kernel: CudaKernel) -> str:
     if not kernel.is_launched:
         return "–"
-    return _cell(kernel.registers, kernel.total_shared_bytes, kernel.occupancy)
+    return _cell(kernel.registers, kernel.spill_bytes, kernel.total_shared_bytes, kernel.occupancy)
 
 
-def _cell(registers: int, shared_bytes: int, occupancy: float) -> str:
-    return f"{registers} / {shared_bytes / KIB:.3g} / {occupancy:.0%}"
+def _cell(registers: int, spill_bytes: int, shared_bytes: int, occupancy: float) -> str:
+    spills = f" (spills {spill_bytes} bytes)" if spill_bytes else ""
+    return f"{registers}{spills} / {shared_bytes / KIB:.3g} / {occupancy:.0%}"
 
 
 def _head(*titles: str) -> list[str]:

@@ -36,7 +36,10 @@ class LaunchConfig:
     @property
     def label(self) -> str:
         """What tells it apart in names of files and tests, e.g. "block_q64-block_m32-w4-s3"."""
-        sizes = [f"{name.lower()}{value}" for name, value in self.constants.items()]
+        sizes = [
+            f"{name.lower()}{'_' if name[-1].isdigit() else ''}{value}"
+            for name, value in self.constants.items()
+        ]
         return "-".join([*sizes, f"w{self.num_warps}", f"s{self.num_stages}"])
 
 
