@@ -127,7 +127,7 @@ def find_nvcc() -> Path | None:
 @cache
 def nvcc_version(nvcc: Path) -> str:
     """E.g. "13.0.88"."""
-    command = [nvcc, "--version"]
+    command = [str(nvcc), "--version"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"V(\d+\.\d+\.\d+)", said)
     return "unknown" if found is None else found.group(1)
@@ -170,9 +170,9 @@ def measure_cuda(
         kernels = _compile(source, sm, compiler)
         cached.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps([asdict(kernel) for kernel in kernels])
-        with tempfile.NamedTemporaryFile("w", dir=cached.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, cached)
+        with tempfile.NamedTemporaryFile("w", dir=cached.parent, delete=False) as draft:
+            draft.write(text)
+        os.replace(draft.name, cached)
         return kernels
 
     with ThreadPoolExecutor(processes) as pool:
