@@ -31,6 +31,12 @@ def tensor_of(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array, order="C")).to(TEST_DEVICE)
 
 
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interface without DLPack does not say on which device it is."""
+    monkeypatch.setattr(cuda_kernels, "num_devices", lambda: 1)
+
+
 class Interface:
     """A bare producer with __cuda_array_interface__, like a Numba device array."""
 
@@ -61,7 +67,7 @@ class Exporter:
 
     def __dlpack__(self, *, stream: Any = None) -> Any:
         self.asked.append(stream)
-        stream = stream if TEST_DEVICE == "cuda" else None
+        stream = stream if self.tensor.is_cuda else None
         return self.tensor.__dlpack__(stream=stream, max_version=self._max_version)
 
 

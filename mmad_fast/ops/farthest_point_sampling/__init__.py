@@ -32,7 +32,7 @@ def farthest_point_sampling(
 
     Args:
         points: (N, 3) float32, any unit, finite, N >= 1. On a CUDA device the result is there,
-            too, and the content is not checked: values that are not finite are chosen last.
+            too, and the content is not checked: points that are not finite are never chosen.
         num_samples: G, at least 1.
         start_index: The first sample, in 0..N-1.
         skip_near_origin: As pointnet2_ops: points with x^2 + y^2 + z^2 <= 1e-3 are never chosen,

@@ -111,15 +111,15 @@ def _triton_pooled_rows(
 ) -> tuple[NDArray[np.int64], Any, Any, Any]:
     from mmad_fast.ops.inverse_distance_interpolation import triton_kernel
 
-    windows = pixel_windows(pixel_indices, grid_size, output_size)
-    num_rows, width = windows.points.shape
     with indices.torch_stream():
+        windows = pixel_windows(pixel_indices, grid_size, output_size, upload=indices.upload)
+        num_rows, width = windows.points.shape
         # A window wider than a kernel's is several of the kernel's: their entries are adjacent.
         columns, values = triton_kernel.pooled_interpolation_rows(
             indices.tensor(),
             weights.tensor(),
-            indices.upload(windows.points.reshape(-1, KERNEL_WINDOW)),
-            indices.upload(windows.values.reshape(-1, KERNEL_WINDOW)),
+            windows.points.view(-1, KERNEL_WINDOW),
+            windows.shares.view(-1, KERNEL_WINDOW),
         )
         offsets = indices.upload(np.arange(num_rows + 1) * (3 * width))
         given = (indices.give(tensor) for tensor in (offsets, columns, values))

@@ -71,8 +71,8 @@ def _triton(arrays: tuple[DeviceArray, ...], network: Any) -> Any:
 
     source = arrays[0]
     with source.torch_stream():
-        psi = triton_kernel.pixel_mapping(*(array.tensor() for array in arrays), network)
-        return source.give(psi)
+        arguments: list[Any] = [*(array.tensor() for array in arrays), network]
+        return source.give(triton_kernel.pixel_mapping(*arguments))
 
 
 def _reference(
