@@ -191,9 +191,9 @@ def measure_configs(
 
 
 def config_label(config: LaunchConfig) -> str:
-    """E.g. "BLOCK_N32 BLOCK_G32 warps4 stages1"."""
-    sizes = [f"{name}{value}" for name, value in config.constants.items()]
-    return " ".join([*sizes, f"warps{config.num_warps}", f"stages{config.num_stages}"])
+    """E.g. "BLOCK_N=32 BLOCK_G=32 warps=4 stages=1"."""
+    sizes = [f"{name}={value}" for name, value in config.constants.items()]
+    return " ".join([*sizes, f"warps={config.num_warps}", f"stages={config.num_stages}"])
 
 
 def used_kernels(function: Callable[[], Any]) -> dict[str, tuple[LaunchConfig, ...]]:
