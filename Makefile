@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
+NATIVE := $(shell find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # Arguments for `make peers`, e.g. make peers PEERS="--data DATA_SET --frames FOLDER --resume"
 PEERS ?=
 # Arguments for `make gpu`, e.g. make gpu GPU="--quick"
@@ -31,7 +32,7 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/python bench/tables/readme.py --check
 	$(BIN)/python bench/tables/peers.py --check
 	$(BIN)/python bench/tables/detectors.py --check
@@ -44,7 +45,7 @@ typecheck: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format -i $(NATIVE)
 
 # Optional jobs: see CONTRIBUTING.md.
 sanitize: $(VENV)/.installed-dev

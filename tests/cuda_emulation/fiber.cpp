@@ -10,7 +10,7 @@
 
 namespace cuda_emulation {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CUDA_EMULATION_UCONTEXT)
 
 void exchange_stacks(void** saved, void* loaded) __asm__("cuda_emulation_exchange_stacks")
     __attribute__((visibility("hidden")));

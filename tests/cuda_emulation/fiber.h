@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(CUDA_EMULATION_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -14,7 +14,7 @@ namespace cuda_emulation {
 struct Fiber {
   char* stack = nullptr;  // lowest address
   size_t stack_bytes = 0;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(CUDA_EMULATION_UCONTEXT)
   void* stack_pointer = nullptr;
 #else
   ucontext_t context;
