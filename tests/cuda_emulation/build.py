@@ -25,7 +25,8 @@ DOUBLES = tuple(
     EMULATION / name for name in ("doubles.cu", "missing_barrier.cu", "doubles_bindings.cpp")
 )
 RUNTIME = tuple(
-    EMULATION / name for name in ("runtime.cpp", "races.cpp", "fiber.cpp", "controls.cpp")
+    EMULATION / name
+    for name in ("runtime.cpp", "runtime_api.cpp", "races.cpp", "fiber.cpp", "controls.cpp")
 )
 # They only pass arguments on; compiling them with sanitizers would take longer than all the rest.
 BINDINGS = ("cuda_bindings.cpp", "controls.cpp", "doubles_bindings.cpp")

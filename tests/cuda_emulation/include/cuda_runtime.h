@@ -89,11 +89,14 @@ void* map_shared_rank(void* address, unsigned rank);
 // The order of threads, told in runtime.cpp; the chip, whose limits launches must keep.
 void set_schedule(uint32_t seed, bool switches_at_atomics);
 void set_compute_capability(int compute_capability);
+int compute_capability();
+// The most dynamic shared memory that a block may ask for.
+int shared_limit();
 // On at first; a race ends the launch with an exception.
 void set_race_detection(bool is_on);
 // How often a thread was let run: tells algorithms apart that return the same.
 int64_t num_switches();
-// These four for Python (controls.cpp).
+// All but two of these for Python (controls.cpp).
 void bind_controls(pybind11::module_& m);
 
 template <typename T>
