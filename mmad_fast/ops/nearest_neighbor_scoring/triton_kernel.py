@@ -168,7 +168,7 @@ def _rescore_kernel(  # type: ignore[no-untyped-def]
             is_channel = channel < num_channels
             query = tl.load(queries + q * num_channels + channel, mask=is_channel, other=0.0)
             value = tl.load(row + channel, mask=is_channel & is_row[:, None], other=0.0)
-            difference = tl.where(is_channel & is_row[:, None], query - value.to(tl.float32), 0.0)
+            difference = query - value.to(tl.float32)
             total += difference * difference
         squared = tl.sum(total, axis=1)
         squared = tl.where(is_row & (squared < float("inf")), squared, float("inf"))
