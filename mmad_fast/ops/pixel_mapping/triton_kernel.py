@@ -531,7 +531,7 @@ _PIXEL_CONFIGS = {
             _pixel_config(64, 64, 32, 4, 3, tf32x3=True),
             _pixel_config(64, 128, 32, 8, 3, tf32x3=True),
         ),
-        75: (_pixel_config(64, 64, 16, 4, 2), _pixel_config(32, 64, 16, 4, 2)),
+        75: (_pixel_config(64, 64, 16, 4, 2),),
     },
     "half": {
         DEFAULT_SM: (_pixel_config(64, 128, 64, 4, 3), _pixel_config(128, 128, 64, 8, 3)),
