@@ -502,7 +502,7 @@ def _pixel_config(
 
 
 # No tensor cores in Triton on sm_75: short loops over BLOCK_K keep the operands in registers.
-_TOKEN_CONFIGS = {
+_TOKEN_CONFIGS: dict[str, dict[int, tuple[LaunchConfig, ...]]] = {
     "float32": {
         DEFAULT_SM: (_token_config(64, 64, 16, 4, 4, tf32x3=True),),
         90: (_token_config(64, 64, 32, 4, 3, tf32x3=True),),
@@ -517,7 +517,7 @@ _TOKEN_CONFIGS = {
 }
 
 # Two programs of the first configuration fit into every multiprocessor.
-_PIXEL_CONFIGS = {
+_PIXEL_CONFIGS: dict[str, dict[int, tuple[LaunchConfig, ...]]] = {
     "float32": {
         DEFAULT_SM: (
             _pixel_config(64, 64, 16, 4, 4, tf32x3=True),
