@@ -19,7 +19,7 @@ bench: $(VENV)/.installed-fit
 # Exit code 2 without a GPU. ONNX Runtime for CUDA has the files of the one for CPUs, and replaces it.
 gpu:
 	@command -v nvidia-smi >/dev/null || { echo "make gpu needs an NVIDIA driver: no nvidia-smi here"; exit 2; }
-	$(MAKE) $(VENV)/.onnxruntime-gpu
+	MMAD_FAST_CUDA=OFF $(MAKE) $(VENV)/.onnxruntime-gpu
 	$(BIN)/python bench/on_gpu.py $(GPU)
 
 peers: $(VENV)/.installed-bench

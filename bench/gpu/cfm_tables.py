@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mmad_fast.data.dataset import open_dataset
 from mmad_fast.data.selection import pick_category
 from mmad_fast.detector import Detector, load
-from mmad_fast.errors import BackendUnavailableError, MmadFastError
+from mmad_fast.errors import MmadFastError
 from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.memory import peak_working_mib, weights_mib
 from mmad_fast.methods.cfm.parameters import CfmParameters
@@ -116,7 +116,7 @@ def measure_method(
     before = device.used_memory_mib()
     try:
         on_gpu = load(artifact, device="cuda")
-    except (BackendUnavailableError, MmadFastError) as error:
+    except MmadFastError as error:
         for protocol in ("paper", "end-to-end"):
             rows.write(
                 STEP,

@@ -224,7 +224,7 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
 def device_lines(rows: Sequence[Row]) -> list[str]:
     """What the GPU is, and with what it was measured."""
     reports = [row for row in rows if row["step"] == "report"]
-    any_row = rows[-1]
+    any_row = next((row for row in reversed(rows) if row.get("versions")), rows[-1])
     versions = any_row.get("versions") or {}
     names = ("torch", "triton", "cuda", "onnxruntime", "numpy")
     parts = [f"{name} {versions[name]}" for name in names if versions.get(name)]
