@@ -223,6 +223,26 @@ def test_points_that_are_not_finite_come_last(cuda_kernels: ModuleType, share: f
             assert np.isin(indices[is_finite_center], finite).all()
 
 
+@pytest.mark.skipif(TEST_DEVICE == "cuda", reason="a device does not count warp operations")
+@pytest.mark.parametrize("k", [1, 32, 128])
+def test_no_cloud_takes_more_than_a_few_scans(cuda_kernels: ModuleType, k: int) -> None:
+    """Counted in warp operations (votes, shuffles, barriers) per leaf of 32 points: the boxes take
+    30, a plain scan 4; what grows faster than N would take hundreds."""
+    num_leaves = 300
+    count = 32 * num_leaves
+    clouds = {
+        "equal": np.ones((count, 3), np.float32),
+        "two values": np.repeat(np.float32([[1, 0, 0], [0, 0, 0]]), count // 2, axis=0),
+        "shuffled": uniform_cloud(count),
+        "shells": shrinking_shells(count),
+    }
+    for name, points in clouds.items():
+        before = cuda_kernels.num_switches()
+        group(cuda_kernels, points, np.array([count - 1]), k)
+        operations = (cuda_kernels.num_switches() - before) / 32
+        assert operations < 80 * num_leaves, name
+
+
 @pytest.mark.skipif(TEST_DEVICE == "cuda", reason="a device has no schedule to set")
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6])
 def test_the_order_of_threads_does_not_matter(cuda_kernels: ModuleType, seed: int) -> None:
