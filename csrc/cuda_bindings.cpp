@@ -66,7 +66,6 @@ void bind_device(py::module_& m) {
       py::arg("device"), py::arg("pointer"), py::arg("bytes"), py::arg("stream"));
 }
 
-#if __has_include("farthest_point_sampling/cuda.cu")
 // points (N, 3) float32; indices (num_samples,) int64 is written.
 void bind_farthest_point_sampling(py::module_& m) {
   m.def("farthest_point_sampling_workspace", &cuda::farthest_point_sampling_workspace,
@@ -84,9 +83,7 @@ void bind_farthest_point_sampling(py::module_& m) {
       py::arg("start_index"), py::arg("skip_near_origin"), py::arg("indices"), py::arg("workspace"),
       py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }
-#endif
 
-#if __has_include("knn_grouping/cuda.cu")
 // points (N, 3) float32, center_indices (G,) int64; indices (G, K) int64 and groups (G, K, 3)
 // float32 are written.
 void bind_knn_grouping(py::module_& m) {
@@ -106,9 +103,7 @@ void bind_knn_grouping(py::module_& m) {
       py::arg("num_centers"), py::arg("num_neighbors"), py::arg("indices"), py::arg("groups"),
       py::arg("workspace"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }
-#endif
 
-#if __has_include("inverse_distance_interpolation/cuda.cu")
 // points (N, 3) and centers (G, 3) float32; indices (N, 3) int64 and weights (N, 3) float32 are
 // written.
 void bind_inverse_distance_interpolation(py::module_& m) {
@@ -125,21 +120,14 @@ void bind_inverse_distance_interpolation(py::module_& m) {
       py::arg("num_centers"), py::arg("indices"), py::arg("weights"), py::arg("stream"),
       py::call_guard<py::gil_scoped_release>());
 }
-#endif
 
 }  // namespace
 
 PYBIND11_MODULE(MMAD_FAST_CUDA_MODULE, m) {
   bind_device(m);
-#if __has_include("farthest_point_sampling/cuda.cu")
   bind_farthest_point_sampling(m);
-#endif
-#if __has_include("knn_grouping/cuda.cu")
   bind_knn_grouping(m);
-#endif
-#if __has_include("inverse_distance_interpolation/cuda.cu")
   bind_inverse_distance_interpolation(m);
-#endif
 #ifdef MMAD_FAST_CUDA_EMULATION
   cuda_emulation::bind_controls(m);  // tests/cuda_emulation
 #endif

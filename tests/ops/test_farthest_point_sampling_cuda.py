@@ -291,3 +291,18 @@ def test_few_points_need_no_workspace(kernels: ModuleType) -> None:
     for num_points in (MOST_IN_REGISTERS + 1, 50_000, 10**6):
         num_bytes = kernels.farthest_point_sampling_workspace(num_points)
         assert 4 * num_points < num_bytes < 8 * num_points + 100_000
+
+
+@pytest.mark.skipif(TEST_DEVICE == "cuda", reason="a device does not count warp operations")
+def test_pruning_saves_work(kernels: ModuleType) -> None:
+    """On a scan, row by row, most leaves are out of question; in the same points shuffled hardly
+    any is. Counted in warp operations (votes, shuffles, barriers)."""
+    points = depth_frame(136, seed=2).points
+    assert len(points) > MOST_IN_REGISTERS
+    shuffled = np.random.default_rng(0).permutation(points)
+    operations = []
+    for cloud in (points, shuffled):
+        before = kernels.num_switches()
+        launch(kernels, cloud, 60)
+        operations.append(kernels.num_switches() - before)
+    assert operations[0] < 0.8 * operations[1], operations
