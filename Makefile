@@ -36,7 +36,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python bench/tables/readme.py --check
 	$(BIN)/python bench/tables/peers.py --check
 	$(BIN)/python bench/tables/detectors.py --check
-	$(BIN)/python bench/tables/gpu.py --check
+	$(BIN)/python bench/tables/gpu_results.py --check
 	$(BIN)/python bench/tables/gpu_cost_model.py --check
 
 typecheck: $(VENV)/.installed-dev

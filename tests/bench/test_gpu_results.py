@@ -1,4 +1,4 @@
-"""bench/tables/gpu.py: what the page and the README's section say of sample rows, and of none."""
+"""bench/tables/gpu_results.py: what the page and the README's section say of sample rows, and of none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def tables(bench_module):
-    return bench_module("tables/gpu")
+    return bench_module("tables/gpu_results")
 
 
 def row(step, what, **changes):
@@ -144,7 +144,7 @@ def test_the_other_steps_have_their_tables(tables):
 
 
 def test_page_and_readme_are_what_the_rows_say(tables, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--check"])
+    monkeypatch.setattr("sys.argv", ["gpu_results.py", "--check"])
     assert tables.main() == 0
     monkeypatch.setattr(tables, "render_section", lambda rows: "other\n")
     assert tables.main() == 1

@@ -2,8 +2,8 @@
 figure is typed by hand.
 
 python bench/on_gpu.py                # measures, on a machine with a GPU
-python bench/tables/gpu.py            # rewrites the page and the section
-python bench/tables/gpu.py --check    # exit code 1 if one of them would change
+python bench/tables/gpu_results.py            # rewrites the page and the section
+python bench/tables/gpu_results.py --check    # exit code 1 if one of them would change
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 TITLE = """# On GPUs
 
-Made by `bench/tables/gpu.py` from `bench/results/gpu.jsonl`, which `bench/on_gpu.py` writes on a
+Made by `bench/tables/gpu_results.py` from `bench/results/gpu.jsonl`, which `bench/on_gpu.py` writes on a
 machine with a GPU (`make gpu`). What kernels should reach is modelled in `../gpu_cost_model.md`.
 """
 NOTHING = """\
