@@ -26,8 +26,9 @@ Column = tuple[str, Callable[[Row], str]]
 
 TITLE = """# On GPUs
 
-Made by `bench/tables/gpu_results.py` from `bench/results/gpu.jsonl`, which `bench/on_gpu.py` writes on a
-machine with a GPU (`make gpu`). What kernels should reach is modelled in `../gpu_cost_model.md`.
+Made by `bench/tables/gpu_results.py` from `bench/results/gpu.jsonl`, which `bench/on_gpu.py` writes
+on a machine with a GPU (`make gpu`). What kernels should reach is modelled in
+`../gpu_cost_model.md`.
 """
 NOTHING = """\
 **No GPU has been measured yet.** The kernels are checked without one: interpreted, emulated, and

@@ -1,4 +1,4 @@
-"""bench/tables/gpu_results.py: what the page and the README's section say of sample rows, and of none."""
+"""bench/tables/gpu_results.py: what the page and the README say of sample rows, and of none."""
 
 from __future__ import annotations
 
