@@ -232,7 +232,9 @@ def run_all(options: argparse.Namespace) -> int:
         if problem is not None:
             rows.write(step, "step", status=FAILED, reason=problem)
     if options.output.resolve() == RESULTS.resolve():
-        subprocess.run([sys.executable, str(ROOT / "bench" / "tables" / "gpu_results.py")], check=True)
+        subprocess.run(
+            [sys.executable, str(ROOT / "bench" / "tables" / "gpu_results.py")], check=True
+        )
     found = read_run(path, run)
     failures = [row for row in found if row["status"] == FAILED]
     print(f"{len(found)} rows in {path}, {len(failures)} failures", flush=True)
