@@ -30,14 +30,22 @@ POINT_ENTRIES = 3.0 * costs.POOLING_WINDOW
 L2_BYTES_PER_CLOCK = 32
 """Assumed reads of one multiprocessor from the second level cache; half the width of its port."""
 BLOCK_STEP_CLOCKS = 430
-"""Assumed latency of an arg-max over one block: two rounds of five shuffles at 30 clocks, two
-round trips through shared memory and two barriers at 25, and the winner's coordinates at 30."""
-CLUSTER_STEP_CLOCKS = 1000
-"""The same and an exchange through distributed shared memory (two trips at 180) and a barrier."""
-GRID_STEP_CLOCKS = 1900
-"""The same as one block's and two dependent trips through the second level cache, at 735 each with
-their atomics, as a barrier over all blocks takes."""
-CLUSTER_BLOCKS = 8
+"""Assumed latency of an arg-max over one block in the published form: two rounds of five shuffles
+at 30 clocks, two round trips through shared memory and two barriers at 25, and the winner's
+coordinates at 30."""
+PRUNED_STEP_CLOCKS = 310
+"""Assumed of a step on pruned leaves (README.md of the op): test and vote 50, arg-max of the warp
+80, slots and barrier 60, arg-max over the slots 120."""
+LEAVES_CLOCKS, FURTHER_LEAF_CLOCKS = 275, 50
+"""Assumed of the busiest warp: its first two leaves, and each further one."""
+CLUSTER_CLOCKS = 300
+"""Assumed of a cluster's barrier and remote slots."""
+BUSIEST_LEAVES, COUNTED_POINTS, COUNTED_WARPS = 1.6, 13_811, 32
+"""Counted on a depth frame of that many points: leaves per sample of the busiest of 32 warps. They
+grow with the root of the points (4.6 at 119,378), and are shared out by more warps."""
+CLUSTER_BLOCKS, CLUSTER_WARPS = 8, 128
+MAPPING_STRIP, MAPPING_PROGRAMS = 64, 2
+"""Pixels of a strip, and strips in flight per multiprocessor, of pixel_mapping."""
 POINT_STATE_BYTES = 16
 """Coordinates and distance to the nearest sample."""
 REGISTER_BYTES_FOR_POINTS = 128 * 1024
@@ -74,42 +82,47 @@ def roofline(work: Work, card: Card, precision: str, *, choice: str = "") -> Est
 
 
 def sampling(card: Card, num_points: int, num_samples: int) -> Estimate:
-    """Farthest point sampling by the fastest of the algorithms that the card has."""
-    options = {"one block": _sampling_seconds(card, num_points, num_samples, 1, BLOCK_STEP_CLOCKS)}
+    """Farthest point sampling of a scan by the faster of the kernels that the card has."""
+    options = {"one block": _pruned_sampling_seconds(card, num_points, num_samples)}
     if card.architecture.has_clusters:
-        options[f"cluster of {CLUSTER_BLOCKS}"] = _sampling_seconds(
-            card, num_points, num_samples, CLUSTER_BLOCKS, CLUSTER_STEP_CLOCKS
+        options[f"cluster of {CLUSTER_BLOCKS}"] = _pruned_sampling_seconds(
+            card, num_points, num_samples, num_warps=CLUSTER_WARPS, more_clocks=CLUSTER_CLOCKS
         )
-    options["all multiprocessors"] = _sampling_seconds(
-        card, num_points, num_samples, card.multiprocessors, GRID_STEP_CLOCKS
-    )
     choice = min(options, key=lambda name: options[name])
     work = costs.farthest_point_sampling(num_points, num_samples)
     return Estimate(work, options[choice], "latency", choice)
 
 
-def _sampling_seconds(
-    card: Card, num_points: int, num_samples: int, num_blocks: int, step_clocks: float
+def _pruned_sampling_seconds(
+    card: Card,
+    num_points: int,
+    num_samples: int,
+    *,
+    num_warps: int = COUNTED_WARPS,
+    more_clocks: float = 0,
 ) -> float:
-    """Steps follow each other: each takes the arithmetic of the fullest block, what does not fit
-    its registers and shared memory comes from the second level cache, and then the arg-max."""
-    points = -(-num_points // num_blocks)
+    """Steps follow each other, and each takes what its busiest warp takes."""
+    growth = (num_points / COUNTED_POINTS) ** 0.5 * (COUNTED_WARPS / num_warps) ** 0.5
+    leaves = max(1.0, BUSIEST_LEAVES * growth)
+    clocks = PRUNED_STEP_CLOCKS + LEAVES_CLOCKS + FURTHER_LEAF_CLOCKS * max(0.0, leaves - 2)
+    return num_samples * (clocks + more_clocks) / card.clocks_per_s
+
+
+def published_sampling_seconds(card: Card, num_points: int, num_samples: int) -> float:
+    """One block that measures every point in every step: its arithmetic, or what does not fit its
+    registers and shared memory from the second level cache, and then the arg-max."""
     # An instruction is a clock per lane: a difference, product or sum each, minimum and comparison.
-    arithmetic = points * (costs.DISTANCE_FLOP + 2) / card.float32_lanes
+    arithmetic = num_points * (costs.DISTANCE_FLOP + 2) / card.float32_lanes
     on_chip = REGISTER_BYTES_FOR_POINTS + card.architecture.shared_per_block
-    spilled = max(0, points * POINT_STATE_BYTES - on_chip)
-    clocks = max(arithmetic, spilled / L2_BYTES_PER_CLOCK) + step_clocks
+    spilled = max(0, num_points * POINT_STATE_BYTES - on_chip)
+    clocks = max(arithmetic, spilled / L2_BYTES_PER_CLOCK) + BLOCK_STEP_CLOCKS
     return num_samples * clocks / card.clocks_per_s
 
 
-def mapping_tile(card: Card, hidden: int, precision: str) -> int:
-    """Pixels per block: the largest power of two whose activations of one layer fit half of a
-    block's shared memory, the other half holding the next one's; 16 at least."""
-    fitting = card.architecture.shared_per_block // 2 // (hidden * costs.OPERAND_BYTES[precision])
-    tile = 16
-    while tile * 2 <= min(fitting, 128):
-        tile *= 2
-    return tile
+def mapping_scratch_bytes(card: Card, hidden: int, precision: str) -> int:
+    """Of all strips in flight: two layers' activations each (triton_kernel.py of pixel_mapping)."""
+    programs = MAPPING_PROGRAMS * card.multiprocessors
+    return programs * 2 * MAPPING_STRIP * hidden * costs.OPERAND_BYTES[precision]
 
 
 def bank_splits(card: Card, num_queries: int, num_rows: int, *, query_tile: int = 128) -> int:
@@ -138,7 +151,6 @@ def detector_steps(
     of the operands in backbones, embedder and mapping; geometry is float32 always."""
     spec = get_rgb_spec(variant.rgb_backbone)
     layers = mapping_layers(variant)
-    tile = mapping_tile(card, layers[1], precision)
     rgb = costs.transformer_blocks(
         NUM_TOKENS + 1, spec.dim, spec.num_heads, variant.rgb_layers, precision=precision
     )
@@ -153,7 +165,7 @@ def detector_steps(
             source_entries=entries[0],
             target_entries=entries[1],
             precision=precision,
-            pixel_tile=tile,
+            pixel_tile=MAPPING_STRIP,
         )
         for sizes, tokens, entries in (
             (layers, (NUM_TOKENS, NUM_GROUPS), (costs.BILINEAR_ENTRIES, POINT_ENTRIES)),
@@ -162,7 +174,6 @@ def detector_steps(
     )
     embedding = costs.point_embedding(NUM_GROUPS, GROUP_SIZE, precision=precision)
     mapping = _sum("pixel_mapping, both directions", there, back)
-    tile_choice = f"{tile} pixels"
     return {
         "RGB blocks": roofline(rgb, card, precision),
         "sampling": sampling(card, num_points, NUM_GROUPS),
@@ -180,7 +191,7 @@ def detector_steps(
             card,
             "float32",
         ),
-        "mapping": roofline(mapping, card, precision, choice=tile_choice),
+        "mapping": roofline(mapping, card, precision),
     }
 
 
@@ -219,7 +230,7 @@ def published_steps(variant: Variant, card: Card, *, num_points: int) -> dict[st
         "mapping": mapping,
     }
     steps = {name: roofline(work, card, "float32") for name, work in blocks.items()}
-    one_block = _sampling_seconds(card, num_points, NUM_GROUPS, 1, BLOCK_STEP_CLOCKS)
+    one_block = published_sampling_seconds(card, num_points, NUM_GROUPS)
     work = costs.farthest_point_sampling(num_points, NUM_GROUPS)
     steps["sampling"] = Estimate(work, one_block, "latency", "one block")
     return steps

@@ -147,14 +147,20 @@ def pixel_mapping(
     target_entries: float,
     precision: str = "float32",
     pixel_tile: int = 64,
+    output_tile: int = 128,
 ) -> Work:
     """The first weight on the tokens; per pixel the expansion of its output, GELU, the inner
-    layers, and the last one compared with the expanded target as it is made. Every tile of pixels
-    reads the weights behind the first from the second level cache."""
+    layers, and the last one compared with the expanded target as it is made. From the second level
+    cache: the weights behind the first for every tile of pixels; the rows of tokens that the
+    expansions mix; a tile's activations, written once and read again for every tile of outputs."""
     source, first, *_, target = layers
     inner = sum(a * b for a, b in pairwise(layers[1:]))
     weights = OPERAND_BYTES[precision] * inner
     rows = num_pixels * (source_entries + target_entries) * 2 * FLOAT_BYTES
+    mixed = num_pixels * (source_entries * first + target_entries * target) * FLOAT_BYTES
+    activations = OPERAND_BYTES[precision] * sum(
+        num_pixels * a * (1 + math.ceil(b / output_tile)) for a, b in pairwise(layers[1:])
+    )
     return Work(
         "pixel_mapping",
         matrix_flop=2.0 * (num_tokens * source * first + num_pixels * inner),
@@ -171,7 +177,7 @@ def pixel_mapping(
         + FLOAT_BYTES * num_targets * target
         + rows
         + FLOAT_BYTES * num_pixels,
-        l2_bytes=math.ceil(num_pixels / pixel_tile) * weights,
+        l2_bytes=math.ceil(num_pixels / pixel_tile) * weights + mixed + activations,
     )
 
 

@@ -56,13 +56,17 @@ ASSUMPTIONS = f"""\
 ## Assumptions
 - Sizes: 224 x 224 pixels, {FOREGROUND_PIXELS:,} of them scored (28 %) or all {ALL_PIXELS:,}; as
   many points as pixels; {NUM_GROUPS} groups of {GROUP_SIZE} points; {NUM_TOKENS} tokens.
-- Traffic: inputs read once, outputs written once. Backbones and embedder store each activation; the
-  mapping stores none, but every tile of pixels reads its weights from the second level cache.
+- Traffic: inputs read once, outputs written once. Backbones and embedder store each activation. The
+  mapping moves weights, mixed rows and activations through the second level cache; where its
+  scratch is larger, the excess goes to memory, which is left out.
 - Second level cache: {detectors.L2_BYTES_PER_CLOCK} bytes per clock and multiprocessor.
-- An arg-max over one block takes {detectors.BLOCK_STEP_CLOCKS} clocks, over a cluster of \
-{detectors.CLUSTER_BLOCKS} blocks {detectors.CLUSTER_STEP_CLOCKS}, over the whole chip
-  {detectors.GRID_STEP_CLOCKS}. Points beyond registers and shared memory come from the second level
-  cache in each step. Pruning, which skips most distances, is left out: this is the worst case.
+- Sampling: a step takes {detectors.PRUNED_STEP_CLOCKS} clocks, \
+{detectors.LEAVES_CLOCKS} more for the busiest warp's first two leaves, and
+  {detectors.FURTHER_LEAF_CLOCKS} for each further one; a cluster's \
+{detectors.CLUSTER_CLOCKS} more. Leaves were counted on depth frames; in
+  clouds without order all are busy. The kernel takes the cluster from 65,537 points on, this model
+  only from far more: real hardware must tell. The published form measures all points in every step,
+  and its arg-max takes {detectors.BLOCK_STEP_CLOCKS} clocks.
 - float16: operands of the products in backbones, embedder, mapping and scoring, float32 accumulate;
   geometry stays float32. float32: the CUDA cores, no TF32.
 - Scoring precision: float16 (with the winners measured again in float32) where the model gains more
@@ -135,7 +139,7 @@ def kernel_works(precision: str, card: Card) -> list[tuple[str, Work]]:
                 source_entries=costs.BILINEAR_ENTRIES,
                 target_entries=POINT_ENTRIES,
                 precision=precision,
-                pixel_tile=detectors.mapping_tile(card, layers[1], precision),
+                pixel_tile=detectors.MAPPING_STRIP,
             )
             found.append((f"{name}, RGB to points, P={num_pixels}", work))
     for name, (queries, rows, channels) in M3DM_BANKS.items():
@@ -313,16 +317,17 @@ def choice_table() -> list[str]:
                 *(f"{step.choice}, {milliseconds(step.seconds)} ms" for step in samplings),
                 f"{'float16' if gain > PRECISION_GAIN else 'float32'} ({gain:.1f}x)",
                 f"{splits} / {few_splits}",
-                *(
-                    f"{detectors.mapping_tile(card, hidden, precision)} pixels"
+                " / ".join(
+                    f"{detectors.mapping_scratch_bytes(card, hidden, precision) / 2**20:.0f}"
                     for precision in ("float32", "float16")
-                ),
+                )
+                + f" of {card.l2_mib:g}",
             )
         )
     head = (
         *("card", f"sampling, N={FOREGROUND_PIXELS}", f"sampling, N={ALL_PIXELS}"),
         *("scoring precision (gain)", "bank splits, M3DM points / RGB"),
-        *("mapping tile, float32", "mapping tile, float16"),
+        "mapping scratch, float32 / float16, MiB of the L2",
     )
     return ["## Choice of algorithm per card (MODEL)", *table(head, rows)]
 
