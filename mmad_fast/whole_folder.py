@@ -183,7 +183,7 @@ def read_manifest(folder: Path, kind: FolderKind) -> dict[str, Any]:
     file = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise ArtifactError(
-            f"{folder}: no such {kind.name} folder; make one with `{kind.command}`, or check the "
+            f"{folder}: no such folder; make {kind.contents} with `{kind.command}`, or check the "
             "path"
         )
     if not file.is_file():

@@ -135,7 +135,7 @@ def test_an_unknown_family(copied: Path) -> None:
 
 
 def test_no_such_folder_and_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no such artifact folder"):
+    with pytest.raises(ArtifactError, match="no such folder; make a detector artifact with"):
         read_artifact(tmp_path / "absent")
     with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
         read_artifact(tmp_path)
