@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,32 @@ def test_embedding(
     monkeypatch.setattr(torch_kernel, "PIECE", 40)
     pieces = to_host(point_embedding(to_device(groups), embedder))
     assert_no_worse_than_plain(pieces, groups, embedder)
+
+
+@on_device
+def test_geometry_of_a_scan_of_full_size(cuda_kernels: ModuleType) -> None:
+    """1024 groups of 128 of a 224 x 224 depth frame, by the CUDA kernels: indices to the bit."""
+    points = depth_frame(224, seed=1).points
+    if TEST_DEVICE != "cuda":
+        cuda_kernels.set_race_detection(False)  # the kernels' own tests have it
+    try:
+        chosen = farthest_point_sampling(to_device(points), 1024)
+        groups = knn_grouping(to_device(points), chosen, 128)
+        weights = inverse_distance_weights(
+            to_device(points), to_device(points[to_host(chosen)]), backend="cuda"
+        )
+    finally:
+        if TEST_DEVICE != "cuda":
+            cuda_kernels.set_race_detection(True)
+    host_chosen = sample_in_float32(points, 1024)
+    np.testing.assert_array_equal(to_host(chosen), host_chosen)
+    nearest = nearest_in_float32(points, host_chosen, 128)
+    np.testing.assert_array_equal(to_host(groups.indices), nearest)
+    centers = points[host_chosen]
+    np.testing.assert_array_equal(to_host(groups.groups), points[nearest] - centers[:, None])
+    indices, shares = weights_in_float32(points, centers)
+    np.testing.assert_array_equal(to_host(weights.indices), indices)
+    np.testing.assert_allclose(to_host(weights.weights), shares, rtol=1e-6, atol=0)
 
 
 @on_device
