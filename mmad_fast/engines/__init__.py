@@ -133,7 +133,8 @@ def check_engine(engine: str, device: str) -> None:
         )
     reason = engine_refusal(engine, device)
     if reason is not None:
-        raise BackendUnavailableError(f"engine {engine!r} cannot run here: {reason}")
+        where = "here" if device == "cpu" else f"on device {device!r} here"
+        raise BackendUnavailableError(f"engine {engine!r} cannot run {where}: {reason}")
 
 
 def engine_refusal(engine: str, device: str = "cpu") -> str | None:
