@@ -19,7 +19,8 @@
 //   3. the best candidate of the warp goes to a slot; after a barrier every warp reads all slots
 //      and finds the same winner. Two sets of slots in turn: one barrier per sample suffices.
 // It runs as one block of 32 warps (kBlocks == 1), or on sm_90 and later as a cluster of 8 blocks
-// of 16 warps, which write to each other's slots (distributed shared memory).
+// of 16 warps, which write to each other's slots (distributed shared memory), if there is room for
+// one: a part of a chip (MIG) may have too few multiprocessors.
 //
 // Memory: points are read in place. Slots lie in shared memory; the boxes and candidates of the
 // leaves (where groups have several) and the distances do too if they fit, else in the workspace.
@@ -49,7 +50,7 @@ constexpr double kNearOriginSquared = 1e-3;
 
 constexpr int kMaxThreadsInRegisters = 512;
 constexpr int kThreadsOfBlock = 1024;
-constexpr int kBlocksOfCluster = 8;  // the most that every chip with clusters can run
+constexpr int kBlocksOfCluster = 8;  // the most that is portable
 constexpr int kThreadsOfClusterBlock = 512;
 
 // The point of some set that is farthest from the chosen ones.
@@ -563,8 +564,9 @@ void launch_in_registers(const Arguments& a) {
                                           a.skip_near_origin, a.indices));
 }
 
+// False, and nothing is launched: there is no room for the cluster.
 template <int kBlocks>
-void launch_on_leaves(const Arguments& a, int64_t shared_limit) {
+bool launch_on_leaves(const Arguments& a, int64_t shared_limit) {
   const LeafLayout layout = leaf_layout<kBlocks>(a.num_points, shared_limit);
   // The limit, not what this launch needs: another thread may be launching for another cloud.
   MMAD_FAST_CHECK_CUDA(cudaFuncSetAttribute(sample_leaves<kBlocks>,
@@ -579,12 +581,22 @@ void launch_on_leaves(const Arguments& a, int64_t shared_limit) {
   config.gridDim = dim3(kBlocks);
   config.blockDim = dim3(Blocks<kBlocks>::kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(layout.shared_bytes);
-  config.stream = a.stream;
   config.attrs = &cluster;
   config.numAttrs = kBlocks > 1 ? 1 : 0;
+  if (kBlocks > 1) {
+    int num_clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&num_clusters, sample_leaves<kBlocks>, &config) !=
+        cudaSuccess) {
+      cudaGetLastError();  // the next call is not to report this error again
+      return false;
+    }
+    if (num_clusters == 0) return false;
+  }
+  config.stream = a.stream;
   MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&config, sample_leaves<kBlocks>, a.points, a.num_points,
                                           a.num_samples, a.start_index, a.skip_near_origin, layout,
                                           a.indices, a.workspace));
+  return true;
 }
 
 int device_attribute(cudaDeviceAttr attribute) {
@@ -630,10 +642,11 @@ void farthest_point_sampling(const float* points, int64_t num_points, int64_t nu
       return launch_in_registers<4>(arguments);
     case Kernel::kRegisters8:
       return launch_in_registers<8>(arguments);
-    case Kernel::kBlock:
-      return launch_on_leaves<1>(arguments, shared_limit);
     case Kernel::kCluster:
-      return launch_on_leaves<kBlocksOfCluster>(arguments, shared_limit);
+      if (launch_on_leaves<kBlocksOfCluster>(arguments, shared_limit)) return;
+      [[fallthrough]];
+    case Kernel::kBlock:
+      launch_on_leaves<1>(arguments, shared_limit);
   }
 }
 

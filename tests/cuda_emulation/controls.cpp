@@ -10,6 +10,7 @@ void bind_controls(pybind11::module_& m) {
   m.def("set_race_detection", &set_race_detection, py::arg("is_on"));
   m.def("num_switches", &num_switches);
   m.def("set_compute_capability", &set_compute_capability, py::arg("compute_capability"));
+  m.def("set_cluster_limit", &set_cluster_limit, py::arg("blocks"));
 }
 
 }  // namespace cuda_emulation

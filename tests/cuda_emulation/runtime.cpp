@@ -151,6 +151,7 @@ class Stacks {
 struct Device {
   std::mutex mutex;
   int compute_capability = 80;
+  uint64_t cluster_limit = 16;
   uint32_t seed = 0;
   bool switches_at_atomics = false;
   bool finds_races = true;
@@ -577,6 +578,7 @@ cudaError_t check_launch(const cudaLaunchConfig_t& config, const void* kernel) {
   if (device.compute_capability < 90) return cudaErrorNotSupported;
   const bool is_large = attribute_of(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 0);
   if (size == 0 || size > (is_large ? 16 : 8)) return cudaErrorInvalidClusterSize;
+  if (size > device.cluster_limit) return cudaErrorInvalidClusterSize;
   const bool divides = grid.x % shape.x == 0 && grid.y % shape.y == 0 && grid.z % shape.z == 0;
   return divides ? cudaSuccess : cudaErrorInvalidClusterSize;
 }
@@ -745,6 +747,11 @@ void set_compute_capability(int compute_capability) {
   const std::lock_guard<std::mutex> lock(device.mutex);
   device.compute_capability = compute_capability;
   device.attributes.clear();
+}
+
+void set_cluster_limit(int blocks) {
+  const std::lock_guard<std::mutex> lock(device.mutex);
+  device.cluster_limit = static_cast<uint64_t>(blocks);
 }
 
 }  // namespace cuda_emulation

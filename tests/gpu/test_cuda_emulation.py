@@ -29,6 +29,7 @@ def doubles() -> ModuleType:
 def plain_schedule(doubles: ModuleType) -> None:
     doubles.set_schedule(0)
     doubles.set_compute_capability(80)
+    doubles.set_cluster_limit(16)
     doubles.set_race_detection(True)
 
 
@@ -167,6 +168,10 @@ def test_clusters_have_limits(doubles: ModuleType) -> None:
     doubles.set_compute_capability(90)
     with pytest.raises(RuntimeError, match="cluster misconfiguration"):
         doubles.sum_over_cluster(16, True)
+    doubles.set_cluster_limit(4)
+    np.testing.assert_array_equal(doubles.sum_over_cluster(4, True), [10] * 4)
+    with pytest.raises(RuntimeError, match="cluster misconfiguration"):
+        doubles.sum_over_cluster(8, True)
 
 
 def test_blocks_run_in_a_drawn_order(doubles: ModuleType) -> None:

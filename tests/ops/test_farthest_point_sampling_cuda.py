@@ -42,6 +42,7 @@ def kernels(cuda_kernels: ModuleType) -> Iterator[ModuleType]:
     yield cuda_kernels
     if IS_EMULATED:
         cuda_kernels.set_compute_capability(80)
+        cuda_kernels.set_cluster_limit(16)
         cuda_kernels.set_schedule(0)
 
 
@@ -193,6 +194,15 @@ def test_a_cluster_serves_large_clouds_where_there_are_clusters(kernels: ModuleT
         indices, workspace = launch(kernels, points[:num_points], 2, sm=sm)
         np.testing.assert_array_equal(indices, sample_in_float32(points[:num_points], 2))
         assert bool((workspace == BYTE_SENTINEL).all()) == is_cluster
+
+
+@pytest.mark.skipif(not IS_EMULATED, reason="a GPU has room for clusters or not")
+def test_one_block_serves_large_clouds_where_no_cluster_has_room(kernels: ModuleType) -> None:
+    points = integer_cloud(MOST_IN_A_BLOCK + 1, seed=1)
+    kernels.set_cluster_limit(4)
+    indices, workspace = launch(kernels, points, 2, sm=120)
+    np.testing.assert_array_equal(indices, sample_in_float32(points, 2))
+    assert (workspace != BYTE_SENTINEL).any()
 
 
 @each_kernel

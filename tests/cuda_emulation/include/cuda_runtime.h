@@ -90,6 +90,8 @@ void* map_shared_rank(void* address, unsigned rank);
 void set_schedule(uint32_t seed, bool switches_at_atomics);
 void set_compute_capability(int compute_capability);
 int compute_capability();
+// The most blocks of a cluster that there is room for, as on a part of a chip (MIG). 16 at first.
+void set_cluster_limit(int blocks);
 // The most dynamic shared memory that a block may ask for.
 int shared_limit();
 // On at first; a race ends the launch with an exception.
