@@ -1,11 +1,14 @@
-"""The compiled CUDA module explains itself where there is no driver."""
+"""The compiled CUDA module explains itself where there is no driver, and builds with older nvcc."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -41,3 +44,48 @@ def test_it_needs_neither_torch_nor_the_cpu_kernels(module: ModuleType) -> None:
         [sys.executable, "-c", words], check=True, capture_output=True, text=True
     ).stdout.split()
     assert not {"torch", "triton", "cuda", "mmad_fast._kernels"} & set(loaded)
+
+
+OLDER_NVCC = """\
+#!/bin/sh
+for argument in "$@"; do
+  case "$argument" in
+    --list-gpu-arch) printf 'compute_%s\\n' {known}; exit;;
+    *_100* | *_120*) echo "nvcc fatal : Unsupported gpu architecture" >&2; exit 1;;
+  esac
+done
+exec {nvcc} "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "codes"),
+    [("70 75 80 86 89 90", ["75", "80", "86", "89", "90", "compute_90"]), ("70 75 80 86", [])],
+)
+def test_an_older_nvcc_builds_for_what_it_knows(
+    known: str, codes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nothing, where it is too old."""
+    monkeypatch.delenv("CUDAARCHS", raising=False)
+    nvcc, cmake = shutil.which("nvcc"), shutil.which("cmake")
+    pybind11 = pytest.importorskip("pybind11")
+    if nvcc is None or cmake is None:
+        pytest.skip("needs nvcc and cmake")
+    older = tmp_path / "nvcc"
+    older.write_text(OLDER_NVCC.format(known=known, nvcc=nvcc))
+    older.chmod(0o755)
+    options = {
+        "CMAKE_CUDA_COMPILER": older,
+        "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
+        "MMAD_FAST_CUDA": "AUTO",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    command = [cmake, "-S", str(Path(__file__).parents[2]), "-B", str(tmp_path / "build")]
+    command += [f"-D{name}={value}" for name, value in options.items()]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    commands = (tmp_path / "build" / "compile_commands.json").read_text()
+    found = set(re.findall(r"[\[,](?:sm_)?((?:compute_)?\d+)(?=[\],])", commands))
+    assert found == set(codes), commands
+    assert ("older than CUDA 11.8" in said.stdout) == (not codes)
