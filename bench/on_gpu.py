@@ -70,7 +70,7 @@ def step_build(rows: RowFile, options: argparse.Namespace) -> None:
     if options.no_build:
         rows.write("build", "pip install", status=NOT_RUN, reason="--no-build")
     else:
-        build_and_test.build(rows)
+        build_and_test.build(rows, device_report()["compute_capability"])
 
 
 def step_tests(rows: RowFile, options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Triton's kernels are interpreted where their modules are there; the public ops r
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from dataclasses import replace
@@ -290,9 +291,13 @@ def test_every_step_is_wired(on_gpu, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(on_gpu, "build_cubins", lambda sm, folder: called.append(("build", sm)))
     monkeypatch.setattr(on_gpu, "device_launch", lambda folder, device: "launch")
     for name in ("run_tests", "sanitize", "build"):
-        monkeypatch.setattr(
-            on_gpu.build_and_test, name, lambda *a, n=name, **k: called.append((n, a, k))
-        )
+        takes = inspect.signature(getattr(on_gpu.build_and_test, name))
+
+        def stand_in(*a, n=name, takes=takes, **k):
+            takes.bind(*a, **k)
+            called.append((n, a, k))
+
+        monkeypatch.setattr(on_gpu.build_and_test, name, stand_in)
     for flags in ([], ["--quick"]):
         options = on_gpu.parse_arguments(flags)
         rows = parts.gpu_rows.RowFile(None)
