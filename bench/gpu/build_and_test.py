@@ -22,7 +22,7 @@ ALLOWED_SKIPS = (
     *("emulation only", "interpreter only", "the GPU is there: nothing to emulate"),
     *("a GPU makes its own schedule", "a GPU draws its own schedule"),
     *("a device has no schedule to set", "a device does not count warp operations"),
-    "a GPU has one compute capability and no settings",
+    "a GPU has one compute capability",
     *("compute-sanitizer watches a GPU", "bench/on_gpu.py times them all"),
 )
 """How the reason of a GPU test's skip may begin: it tests what stands in for the GPU, or what the

@@ -15,15 +15,17 @@ STEP = "ceilings"
 
 @contextmanager
 def product_precision(dtype: str) -> Iterator[None]:
-    """Float32 products of torch in TF32 for "tf32", else in float32."""
+    """Float32 products and convolutions of torch in TF32 for "tf32", else in float32."""
     import torch
 
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"  # torch's default is True
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def measure_ceilings(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ceilings import product_precision
 from geometry_op_cases import torch_sampling
 from gpu_device import Device
 from gpu_rows import FAILED, NOT_RUN, RowFile, timing_fields
@@ -256,7 +257,7 @@ def median_stages(stages: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class PublishedPipeline:
-    """methods/cfm/reference.py on a device: the same functions in the same order."""
+    """methods/cfm/reference.py on a device: the same functions in the same order, in float32."""
 
     def __init__(
         self,
@@ -312,7 +313,7 @@ class PublishedPipeline:
 
         networks, options, device = self._networks, self._options, self._device
         # Some of the reference's functions make tensors of their own: on the device, too.
-        with torch.inference_mode(), torch.device(device.name):
+        with torch.inference_mode(), torch.device(device.name), product_precision("float32"):
             with self._stage(clock, "upload"):
                 image = device.tensor(prepared.rgb)[None]
                 points = device.tensor(prepared.points)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -149,6 +150,19 @@ def test_a_skipped_gpu_test_is_a_failure(parts):
     on_gpu = {name.rpartition(":")[2] for name, test in outcomes.items() if test.needs_gpu}
     assert on_gpu == {"test_a", "test_b", "test_c", "test_d", "tests.ops.test_scoring_triton"}
     assert outcomes["tests.ops.test_knn_grouping_cuda::test_a"].seconds == 0.5
+
+
+def test_every_skip_on_a_gpu_is_allowed(parts):
+    build_and_test = parts.build_and_test
+    on_a_gpu = r'(?:TEST_DEVICE == "cuda"|not IS_EMULATED),\s*reason="([^"]+)"'
+    reasons = {
+        reason
+        for name in build_and_test.gpu_test_files(build_and_test.ROOT)
+        for reason in re.findall(on_a_gpu, (build_and_test.ROOT / name).read_text(encoding="utf-8"))
+    }
+    assert len(reasons) > 4
+    for reason in reasons:
+        assert reason.startswith(build_and_test.ALLOWED_SKIPS), reason
 
 
 def test_the_rows_of_a_test_run(parts, rows):
@@ -382,6 +396,7 @@ def test_ceilings(parts, device, rows):
     copy = rows.rows[0]
     assert copy["gbs"] == pytest.approx(1e-6 * 2 * 4096 / copy["p50_ms"])
     assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32  # as before
 
 
 @pytest.mark.skipif(TEST_DEVICE == "cuda", reason="interpreter only: drives kernels on the host")
@@ -616,7 +631,13 @@ def test_the_published_pipeline_on_a_device_is_the_reference(parts, device, tiny
             networks, options, device, samples_fast=samples_fast
         )
         clock = StageClock()
+        tf32 = []  # of convolutions, which torch computes in it unless told
+        watch = networks.rgb.register_forward_hook(
+            lambda *_, tf32=tf32: tf32.append(torch.backends.cudnn.allow_tf32)
+        )
         found = pipeline.anomaly_map(prepared, clock, knn_ties="lowest")
+        watch.remove()
+        assert tf32 == [False]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
         assert list(clock.stage_ms)[:3] == ["upload", "rgb_tokens", "sampling"]
 
