@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import onnxruntime
@@ -76,6 +77,9 @@ class OnnxRuntimeEngine:
                 f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error}"
             ) from error
         _require_provider(self._session, device)
+        # On a stream of the caller's all runs use the session's one cuBLAS and one cuDNN handle,
+        # which two threads must not do at a time.
+        self._one_at_a_time = Lock()
         self._run_options = onnxruntime.RunOptions()
         if stream:
             # The stream orders this graph and what comes after it: nobody has to wait here.
@@ -118,7 +122,8 @@ class OnnxRuntimeEngine:
             binding.bind_input(name, *place, self.input_shapes[name], address)
         for name, address in outputs.items():
             binding.bind_output(name, *place, self.output_shapes[name], address)
-        self._session.run_with_iobinding(binding, self._run_options)
+        with self._one_at_a_time:
+            self._session.run_with_iobinding(binding, self._run_options)
 
 
 def device_refusal(device: str) -> str | None:

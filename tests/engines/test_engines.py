@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -190,6 +191,38 @@ def test_buffers_of_the_caller(path: Path) -> None:
     for name, expected in graph.run({"x": x}).items():
         np.testing.assert_array_equal(outputs[name][:5], expected)
         assert np.isnan(outputs[name][5]).all()  # behind the graph's shape nothing is written
+
+
+def test_runs_on_buffers_take_turns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CUDA stream they share cuDNN's handle, which serves one thread at a time."""
+    graph = onnx_runtime.OnnxRuntimeEngine(path)
+    session, running, most = graph._session, [], []
+
+    class Watched:
+        io_binding = staticmethod(session.io_binding)
+
+        def run_with_iobinding(self, *arguments: object) -> None:
+            running.append(1)
+            time.sleep(0.01)
+            most.append(len(running))
+            session.run_with_iobinding(*arguments)
+            running.pop()
+
+    monkeypatch.setattr(graph, "_session", Watched())
+    x, y, z = inputs(5), np.empty((4, 5, 33), np.float32), np.empty((4, 5, 33), np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        for answered in [
+            pool.submit(
+                graph.run_bound,
+                {"x": x.ctypes.data},
+                {"y": y[i].ctypes.data, "z": z[i].ctypes.data},
+            )
+            for i in range(4)
+        ]:
+            answered.result()
+    assert most == [1] * 4
+    expected = session.run(["y"], {"x": x})[0]
+    np.testing.assert_array_equal(y, np.broadcast_to(expected, y.shape))
 
 
 @pytest.mark.parametrize(("given", "written"), [({}, ("y", "z")), ({"x": 0}, ("y",))])
