@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import mmad_fast
 from mmad_fast.errors import BackendUnavailableError
 from mmad_fast.gpu import cuda_kernels
 
@@ -14,8 +15,10 @@ CACHED = ("_load", "_cuda_problem", "_torch_problem", "_triton_problem")
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
+def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What was found in other tests does not count here, nor the other way round."""
+    # An import looks at the package's attribute before it looks at sys.modules.
+    monkeypatch.delattr(mmad_fast, "_cuda_kernels", raising=False)
     for name in CACHED:
         getattr(cuda_kernels, name).cache_clear()
     yield
