@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from mmad_fast.errors import BackendUnavailableError
+from mmad_fast.gpu.architectures import ARCHITECTURES
 
 BUILD_COMMAND = "MMAD_FAST_CUDA=ON pip install . (in a checkout, with nvcc on the PATH)"
 
@@ -74,6 +75,13 @@ def _cuda_problem() -> str | None:
         return driver_problem
     if module.device_count() == 0:
         return "there is no CUDA device: check CUDA_VISIBLE_DEVICES and nvidia-smi"
+    oldest = min(ARCHITECTURES)
+    found = [module.compute_capability(device) for device in range(module.device_count())]
+    if max(found) < oldest:
+        return (
+            f"the CUDA device has compute capability {max(found) / 10}; the kernels are compiled "
+            f"for {oldest / 10} and newer: take backend='cpu'"
+        )
     return None
 
 

@@ -34,8 +34,12 @@ def torch_with(version: str, cuda: str | None, *, available: bool = False) -> An
     )
 
 
-def kernels_with(problem: str | None, count: int) -> Any:
-    return SimpleNamespace(driver_problem=lambda: problem, device_count=lambda: count)
+def kernels_with(problem: str | None, count: int, sm: int = 89) -> Any:
+    return SimpleNamespace(
+        driver_problem=lambda: problem,
+        device_count=lambda: count,
+        compute_capability=lambda device: sm,
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,7 @@ def kernels_with(problem: str | None, count: int) -> Any:
         (None, "has no CUDA kernels; build them: MMAD_FAST_CUDA=ON pip install"),
         (kernels_with("no driver; install one", 0), "^no driver; install one$"),
         (kernels_with(None, 0), "there is no CUDA device: check CUDA_VISIBLE_DEVICES"),
+        (kernels_with(None, 2, 70), "compute capability 7.0; the kernels are compiled for 7.5 and"),
     ],
 )
 def test_cuda_says_why_not(module: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
