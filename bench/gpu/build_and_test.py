@@ -24,9 +24,10 @@ ALLOWED_SKIPS = (
     *("a device has no schedule to set", "a device does not count warp operations"),
     "a GPU has one compute capability",
     *("compute-sanitizer watches a GPU", "bench/on_gpu.py times them all"),
+    "the page says",
 )
 """How the reason of a GPU test's skip may begin: it tests what stands in for the GPU, or what the
-other steps do."""
+other steps do, or a page that was made with other compilers than this machine has."""
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SANITIZER_ERROR = 66
 SANITIZER_SELECTION = "one-point or sixty-three or duplicates or finite or in_range"

@@ -152,7 +152,7 @@ def test_a_skipped_gpu_test_is_a_failure(parts):
     assert outcomes["tests.ops.test_knn_grouping_cuda::test_a"].seconds == 0.5
 
 
-def test_every_skip_on_a_gpu_is_allowed(parts):
+def test_every_skip_on_a_gpu_is_allowed(parts, bench_module):
     build_and_test = parts.build_and_test
     on_a_gpu = r'(?:TEST_DEVICE == "cuda"|not IS_EMULATED),\s*reason="([^"]+)"'
     reasons = {
@@ -161,7 +161,9 @@ def test_every_skip_on_a_gpu_is_allowed(parts):
         for reason in re.findall(on_a_gpu, (build_and_test.ROOT / name).read_text(encoding="utf-8"))
     }
     assert len(reasons) > 4
-    for reason in reasons:
+    page = bench_module("tables/gpu_resources")
+    made, here = (f"{page.VERSIONS}{version}" for version in ("triton 1", "triton 2"))
+    for reason in (*reasons, page.difference(made, here)):
         assert reason.startswith(build_and_test.ALLOWED_SKIPS), reason
 
 
