@@ -22,7 +22,7 @@ ALLOWED_SKIPS = (
     *("emulation only", "interpreter only", "the GPU is there: nothing to emulate"),
     *("a GPU makes its own schedule", "a GPU draws its own schedule"),
     *("a device has no schedule to set", "a device does not count warp operations"),
-    "a GPU has one compute capability",
+    *("a GPU has one compute capability", "a GPU has room for clusters or not"),
     *("compute-sanitizer watches a GPU", "bench/on_gpu.py times them all"),
     "the page says",
 )
@@ -56,11 +56,13 @@ class TestOutcome:
 
     @property
     def needs_gpu(self) -> bool:
-        """It tests a GPU backend: a module in tests/gpu, or one named *_cuda or *_triton."""
+        """It tests a GPU backend: a module in tests/gpu, or one named *_cuda, *_triton or
+        *_device_*."""
         module = self.name.partition("::")[0]
         parts = module.split(".")
         return "gpu" in parts[:-1] or any(
-            part.startswith("test_") and part.endswith(("_cuda", "_triton")) for part in parts
+            part.startswith("test_") and (part.endswith(("_cuda", "_triton")) or "_device_" in part)
+            for part in parts
         )
 
     @property
@@ -158,8 +160,9 @@ def gpu_test_files(root: Path) -> list[str]:
         *root.glob("tests/gpu/test_*.py"),
         *root.glob("tests/ops/test_*_cuda.py"),
         *root.glob("tests/ops/test_*_triton.py"),
+        *root.glob("tests/*/test_*device_*.py"),
     ]
-    return sorted(str(file.relative_to(root)) for file in files)
+    return sorted({str(file.relative_to(root)) for file in files})
 
 
 def sanitize(rows: RowFile, *, is_quick: bool, timeout_s: float, step: str = "sanitizer") -> None:
