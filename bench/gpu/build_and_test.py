@@ -31,7 +31,7 @@ other steps do, or a page that was made with other compilers than this machine h
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SANITIZER_ERROR = 66
 SANITIZER_SELECTION = "one-point or sixty-three or duplicates or finite or in_range"
-NO_TESTS_SELECTED = 5
+NO_TESTS_SELECTED, TIMED_OUT = 5, 124
 WITHOUT_GPU = ("test_compile_matrix.py", "test_ahead_of_time.py", "test_cuda_sanitizers.py")
 """Tests in tests/gpu that compile for all architectures or emulate: not part of a quick run."""
 
@@ -182,9 +182,11 @@ def sanitize(rows: RowFile, *, is_quick: bool, timeout_s: float, step: str = "sa
         code, tail, seconds = run_process(selected, environment=environment, timeout_s=timeout_s)
         if code == NO_TESTS_SELECTED:
             code, tail, seconds = run_process(command, environment=environment, timeout_s=timeout_s)
-        is_clean = code == 0
-        reason = "" if is_clean else f"exit code {code}: {tail}"
-        rows.write(step, tool, status=OK if is_clean else FAILED, reason=reason, seconds=seconds)
+        # A quick run has little time for the tools: one that does not end found nothing so far.
+        out_of_time = NOT_RUN if is_quick else FAILED
+        status = {0: OK, TIMED_OUT: out_of_time}.get(code, FAILED)
+        reason = "" if code == 0 else f"exit code {code}: {tail}"
+        rows.write(step, tool, status=status, reason=reason, seconds=seconds)
 
 
 def run_command(
@@ -223,5 +225,5 @@ def run_process(
     except subprocess.TimeoutExpired as error:
         said = error.stdout or b""
         text = said.decode(errors="replace") if isinstance(said, bytes) else said
-        code, text = 124, f"{text}\nstopped after {timeout_s:g} s"
+        code, text = TIMED_OUT, f"{text}\nstopped after {timeout_s:g} s"
     return code, " ".join(text.split())[-400:], time.perf_counter() - start

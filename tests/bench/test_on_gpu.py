@@ -224,6 +224,10 @@ def test_the_sanitizer_runs_each_tool_or_says_that_it_is_absent(parts, rows, mon
     assert [command[2] for command in commands] == tools
     assert "-k" in commands[2]
     assert "-k" not in commands[3]  # nothing was selected: all of them
+    for is_quick, expected in ((True, "not run"), (False, "failed")):
+        codes = iter([124] * 4)
+        build_and_test.sanitize(rows, is_quick=is_quick, timeout_s=1)
+        assert [row["status"] for row in rows.rows[-4:]] == [expected] * 4
 
 
 def test_the_build_asks_for_the_cuda_kernels(parts, rows, monkeypatch):
