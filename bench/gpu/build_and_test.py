@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 
 from gpu_rows import FAILED, NOT_RUN, OK, RowFile
 
+from mmad_fast.measure.cuda_resources import installed_nvcc
+
 ROOT = Path(__file__).parents[2]
 BUILD_TIMEOUT_S = 900.0
 ALLOWED_SKIPS = (
@@ -125,18 +127,10 @@ def build(rows: RowFile, sm: int | None, *, step: str = "build") -> None:
     environment = {"MMAD_FAST_CUDA": "ON"}
     if sm is not None:
         environment["CUDAARCHS"] = str(sm)
-    compiler = installed_compiler()
+    compiler = installed_nvcc()
     if compiler is not None and not os.environ.get("CUDACXX") and shutil.which("nvcc") is None:
         environment["CUDACXX"] = str(compiler)
     run_command(command, rows, step=step, what="pip install", environment=environment)
-
-
-def installed_compiler() -> Path | None:
-    """The nvcc that pip installed, for machines without a CUDA tool kit."""
-    package = find_spec("nvidia")
-    folders = (package and package.submodule_search_locations) or ()
-    found = (path for folder in folders for path in sorted(Path(folder).glob("cu*/bin/nvcc")))
-    return next(found, None)
 
 
 def run_tests(rows: RowFile, folder: Path, *, is_quick: bool, timeout_s: float) -> None:

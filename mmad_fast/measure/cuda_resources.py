@@ -117,11 +117,15 @@ def find_nvcc() -> Path | None:
     if named:
         found = shutil.which(named)
         return None if found is None else Path(found)
+    return installed_nvcc()
+
+
+def installed_nvcc() -> Path | None:
+    """The CUDA compiler that pip installed, for machines without a CUDA tool kit."""
     package = find_spec("nvidia")
-    for folder in (package and package.submodule_search_locations) or ():
-        for candidate in sorted(Path(folder).glob("cu*/bin/nvcc")):
-            return candidate
-    return None
+    folders = (package and package.submodule_search_locations) or ()
+    found = (path for folder in folders for path in sorted(Path(folder).glob("cu*/bin/nvcc")))
+    return next(found, None)
 
 
 @cache

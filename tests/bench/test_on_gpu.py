@@ -236,13 +236,13 @@ def test_the_build_asks_for_the_cuda_kernels(parts, rows, monkeypatch):
     monkeypatch.setattr(
         build_and_test, "run_process", lambda c, **more: (said.append((c, more)), (1, "no", 2.0))[1]
     )
-    monkeypatch.setattr(build_and_test, "installed_compiler", lambda: None)
+    monkeypatch.setattr(build_and_test, "installed_nvcc", lambda: None)
     build_and_test.build(rows, 89)
     assert said[0][1]["environment"] == {"MMAD_FAST_CUDA": "ON", "CUDAARCHS": "89"}
     assert "--editable" in said[0][0]
     assert rows.rows[0]["status"] == "failed"
     assert "exit code 1: no" in rows.rows[0]["reason"]
-    monkeypatch.setattr(build_and_test, "installed_compiler", lambda: "/pip/nvcc")
+    monkeypatch.setattr(build_and_test, "installed_nvcc", lambda: "/pip/nvcc")
     monkeypatch.setattr(build_and_test.shutil, "which", lambda name: None)
     monkeypatch.delenv("CUDACXX", raising=False)
     build_and_test.build(rows, None)
