@@ -29,11 +29,14 @@ peers: $(VENV)/.installed-bench
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
+# hadolint has wheels for x86-64 Linux only.
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint docker/*.Dockerfile
 	$(BIN)/python bench/tables/readme.py --check
+	$(BIN)/python bench/tables/install_size.py --check
 	$(BIN)/python bench/tables/peers.py --check
 	$(BIN)/python bench/tables/detectors.py --check
 	$(BIN)/python bench/tables/gpu_results.py --check
