@@ -84,13 +84,15 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    facts = environment()  # before the results change the checkout
     with tempfile.TemporaryDirectory() as scratch:
         wheel = build_wheel(Path(scratch, "wheel"))
         for name in options.variants:
             row = measure(name, VARIANTS[name], wheel, Path(scratch, name.replace(" ", "-")))
+            line = json.dumps(row | {"environment": facts | row["environment"]})
             with options.results.open("a", encoding="utf-8") as results:
-                results.write(json.dumps(row) + "\n")
-            print(json.dumps({key: row[key] for key in row if key != "environment"}), flush=True)
+                results.write(line + "\n")
+            print(line, flush=True)
 
 
 def build_wheel(folder: Path) -> Path:
@@ -101,7 +103,8 @@ def build_wheel(folder: Path) -> Path:
 
 
 def measure(name: str, variant: Variant, wheel: Path, folder: Path) -> dict[str, Any]:
-    """The row of a variant, installed into a folder that is not there yet."""
+    """The row of a variant, installed into a folder that is not there yet; of its environment it
+    has the versions only."""
     pins = ("--constraint", ROOT / "constraints.txt")
     _pip("download", "--dest", folder / "download", *pins, variant.requirement(wheel))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
@@ -127,7 +130,7 @@ def measure(name: str, variant: Variant, wheel: Path, folder: Path) -> dict[str,
         "engine_import_ms": ready_ms,
         "engine_import_mib": ready_mib,
         "runs": RUNS - 1,
-        "environment": environment() | {"versions": versions},
+        "environment": {"versions": versions},
     }
 
 

@@ -211,8 +211,9 @@ def load_detector(options: argparse.Namespace) -> mmad_fast.Detector:
     chosen = {name: getattr(options, name) for name in ("engine", "device", "precision")}
     given = {name: value for name, value in chosen.items() if value is not None}
     detector = mmad_fast.load(options.artifact, **given)
+    if choice := getattr(detector, "engine_choice", None):
+        log.info("engine %s, %s: %s", choice.engine, choice.precision, choice.reason)
     replay = detector.replay_golden()
-    log.info("%s is ready: %s", detector.method, getattr(detector, "engine_choice", given))
     if not replay.agrees:  # to be expected of a precision below fp32 only
         log.warning("the golden map differs by %.1e: see mmad-fast doctor", replay.map_difference)
     return detector
