@@ -1,0 +1,109 @@
+"""The graph that an engine is built from: an artifact's graph in another batch and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
+from mmad_fast.export.attention import fuse_attention
+from mmad_fast.export.batch import SINGLE, Batch, set_batch
+from mmad_fast.export.folding import fold_constants
+from mmad_fast.export.precision import to_precision
+
+if TYPE_CHECKING:
+    import onnx
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+TARGETS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
+
+HALF_PRECISIONS = ("fp16", "bf16")
+QUANTIZED_PRECISIONS = ("int8", "fp8")
+QUANTIZED_OPS = frozenset(
+    {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
+)
+
+
+def deployment_graph(
+    source: Path,
+    *,
+    target: str,
+    precision: str = "fp32",
+    batch: Batch = SINGLE,
+    calibration: Sequence[Mapping[str, NDArray]] = (),
+) -> onnx.ModelProto:
+    """The graph of `source` as the target reads it best, checked.
+
+    Inputs and outputs keep their names, their type float32 and all axes but the batch. Constants
+    are folded, attention is one node per block, opset 23. int8 and fp8 graphs have explicit
+    QuantizeLinear and DequantizeLinear nodes around the products with constant matrices; the
+    rest is fp32 for ONNX Runtime and OpenVINO, fp16 for TensorRT.
+
+    Args:
+        source: An artifact's graph: float32, batch 1, as `export_graph` writes it.
+        target: One of TARGETS.
+        precision: One of PRECISIONS.
+        batch: The batch sizes; of a dynamic one only that it is dynamic is in the graph.
+        calibration: Inputs by name of some scans, batch 1; needed for int8 and fp8.
+
+    Raises:
+        InvalidInputError: an unknown name; a source that is quantised already, not of batch 1 or
+            not written by `export_graph`; no calibration inputs; weights beyond fp16.
+        MissingDependencyError: onnx is not installed.
+        MmadFastError: the source is not a graph.
+    """
+    _check_names(target, precision, calibration)
+    model = _load(source)
+    fold_constants(model)
+    set_batch(model, batch)
+    fuse_attention(model)
+    if precision in HALF_PRECISIONS:
+        to_precision(model, precision)
+    elif precision in QUANTIZED_PRECISIONS:
+        from mmad_fast.export.quantization import quantize_with_calibration
+
+        rest = "fp16" if target in ("tensorrt-rtx", "tensorrt") else "fp32"
+        model = quantize_with_calibration(model, calibration, precision=precision, rest=rest)
+    _import_onnx().checker.check_model(model, full_check=True)
+    return model
+
+
+def _check_names(target: str, precision: str, calibration: Sequence[Mapping[str, NDArray]]) -> None:
+    for what, given, known in (("target", target, TARGETS), ("precision", precision, PRECISIONS)):
+        if given not in known:
+            raise InvalidInputError(f"{what} is {given!r}; it must be one of {', '.join(known)}")
+    if precision in QUANTIZED_PRECISIONS and not len(calibration):
+        raise InvalidInputError(
+            f"precision {precision!r} needs the inputs of some scans to find the ranges of "
+            "activations, and there are none; give calibration scans"
+        )
+
+
+def _load(source: Path) -> onnx.ModelProto:
+    """The source's graph, if it is one that can be turned into others."""
+    onnx = _import_onnx()
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load_model(source)
+    except (DecodeError, OSError) as error:
+        raise MmadFastError(f"{source} cannot be read as an ONNX graph: {error}") from error
+    if any(node.op_type in QUANTIZED_OPS for node in model.graph.node):
+        raise InvalidInputError(
+            f"{source.name} is quantised already; export a detector that was fitted with "
+            "precision='fp32'"
+        )
+    return model
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "exporting needs onnx, which is not installed; run pip install 'mmad-fast[export]'"
+        ) from error
+    return onnx

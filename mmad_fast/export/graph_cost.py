@@ -1,0 +1,77 @@
+"""What a graph costs, counted from its nodes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class GraphCost:
+    """The size of a graph.
+
+    Attributes:
+        multiply_adds: Multiplications with addition in all products and convolutions, attention's
+            included, for one input of the batch; half of what is often called FLOPs.
+        parameters: Numbers in the weights; shapes, scales and zero points of quantised weights do
+            not count.
+        weight_bytes: Bytes of all initialisers.
+        num_nodes: Nodes of the graph.
+    """
+
+    multiply_adds: int
+    parameters: int
+    weight_bytes: int
+    num_nodes: int
+
+
+def graph_cost(model: onnx.ModelProto) -> GraphCost:
+    """The cost of the graph; of a dynamic batch, that of one input."""
+    import onnx
+    from onnx import numpy_helper
+
+    shapes = _shapes(onnx.shape_inference.infer_shapes(model).graph)
+    scales = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
+    }
+    weights = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type != onnx.TensorProto.INT64 and tensor.name not in scales
+    ]
+    return GraphCost(
+        multiply_adds=sum(_multiply_adds(node, shapes) for node in model.graph.node),
+        parameters=sum(math.prod(tensor.dims) for tensor in weights),
+        weight_bytes=sum(
+            numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer
+        ),
+        num_nodes=len(model.graph.node),
+    )
+
+
+def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
+    """The multiplications of one node for one input; 0 for what is no product."""
+    if node.op_type in ("MatMul", "Gemm"):
+        return math.prod(shapes[node.output[0]][1:]) * shapes[node.input[0]][-1]
+    if node.op_type == "Conv":
+        return math.prod(shapes[node.output[0]][1:]) * math.prod(shapes[node.input[1]][1:])
+    if node.op_type == "Attention":
+        num_tokens, channels = shapes[node.input[0]][1:]
+        return 2 * num_tokens * num_tokens * channels
+    return 0
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """The shape of each tensor; 0 for an open axis, which is always the first."""
+    shapes = {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    return shapes | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
