@@ -1,22 +1,23 @@
-"""Attention as one node, the pattern that engines have a fused kernel for."""
+"""Attention in the patterns that engines have a fused kernel for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.export.folding import remove_unused
+from mmad_fast.export.opset import require_opset
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
-OPSET = 23
+ATTENTION_OPSET = 23
 """The first with the operator Attention."""
-
-IR_VERSION = 11
-"""What came with opset 23."""
 
 
 def fuse_attention(model: onnx.ModelProto) -> int:
@@ -24,9 +25,8 @@ def fuse_attention(model: onnx.ModelProto) -> int:
 
     `export_graph` writes a block's attention head by head: the product with the qkv matrix
     (B, T, 3C) is reshaped, transposed and sliced, a few heads at a time go through MatMul, Softmax
-    and MatMul, and the results are concatenated, transposed and reshaped to (B, T, C). Here it
-    becomes a Split of (B, T, 3C) and an Attention of three (B, T, C). The graph becomes one of
-    opset 23: no operator that it holds has changed its meaning since 18.
+    and MatMul, and the results are concatenated. Here it is reshaped to (B, T, 3H, D), transposed
+    and split once, and goes through one Attention. The graph becomes one of opset 23.
 
     Args:
         model: As `export_graph` writes it; changed in place.
@@ -34,54 +34,113 @@ def fuse_attention(model: onnx.ModelProto) -> int:
     Raises:
         InvalidInputError: a Softmax is not part of such a block.
     """
-    from onnx import helper
+    num_blocks = _rewrite(model, _attention)
+    require_opset(model, ATTENTION_OPSET)
+    return num_blocks
+
+
+def merge_heads(model: onnx.ModelProto) -> int:
+    """The number of attention blocks, each of which is two products around one Softmax from now on.
+
+    As `fuse_attention`, but with MatMul, Softmax and MatMul over all heads in place of the
+    operator, so the opset stays. TensorRT has the same fused kernel for both, and one kernel less
+    around it for this one. On a CPU the attention weights of all heads take memory.
+
+    Args:
+        model: As `export_graph` writes it; changed in place.
+
+    Raises:
+        InvalidInputError: a Softmax is not part of such a block.
+    """
+    return _rewrite(model, _products)
+
+
+def _rewrite(
+    model: onnx.ModelProto, attend: Callable[[_Block, Sequence[str]], list[onnx.NodeProto]]
+) -> int:
+    """The number of blocks whose attention was rewritten."""
+    from onnx import numpy_helper
 
     graph = model.graph
     links = _Links(graph)
-    blocks = {
-        block.output: block
-        for block in (_find_block(links, node) for node in graph.node if node.op_type == "Softmax")
-    }
+    softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+    blocks = {block.output: block for block in (_find_block(links, node) for node in softmaxes)}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         block = blocks.get(node.output[0])
-        nodes.extend([node] if block is None else block.nodes())
+        nodes.extend([node] if block is None else _split_heads(block, attend))
     del graph.node[:]
     graph.node.extend(nodes)
+    for block in blocks.values():
+        for name, values in block.constants().items():
+            graph.initializer.append(numpy_helper.from_array(values, name))
     remove_unused(model)
-    del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", OPSET))
-    model.ir_version = max(model.ir_version, IR_VERSION)
     return len(blocks)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One block's attention: output = attention of qkv, the thirds of a (B, T, 3C) tensor."""
+    """One block's attention: output (B, H, T, D) = attention of qkv (B, T, 3C).
+
+    Attributes:
+        qkv: Name of the tensor.
+        output: Name of the tensor.
+        shape: Of qkv as (B, T, 3, H, D).
+        scale: Factor of the products of queries and keys.
+    """
 
     qkv: str
     output: str
-    num_heads: int
+    shape: tuple[int, ...]
     scale: float
 
-    def nodes(self) -> list[onnx.NodeProto]:
-        from onnx import helper
+    def constants(self) -> dict[str, NDArray]:
+        """The values by name that its nodes may read."""
+        batch, num_tokens, parts, num_heads, head_size = self.shape
+        heads = np.array([batch, num_tokens, parts * num_heads, head_size], np.int64)
+        scale = np.array(self.scale, np.float32)
+        return {f"{self.output}_shape": heads, f"{self.output}_scale": scale}
 
-        parts = [f"{self.output}_{part}" for part in ("query", "key", "value")]
-        return [
-            helper.make_node(
-                "Split", [self.qkv], parts, name=f"{self.output}_split", axis=-1, num_outputs=3
-            ),
-            helper.make_node(
-                "Attention",
-                parts,
-                [self.output],
-                name=f"{self.output}_attention",
-                q_num_heads=self.num_heads,
-                kv_num_heads=self.num_heads,
-                scale=self.scale,
-            ),
-        ]
+
+def _split_heads(
+    block: _Block, attend: Callable[[_Block, Sequence[str]], list[onnx.NodeProto]]
+) -> list[onnx.NodeProto]:
+    """The nodes of the block, from qkv to its output."""
+    from onnx import helper
+
+    name = block.output
+    heads, ordered = f"{name}_heads", f"{name}_ordered"
+    parts = [f"{name}_{part}" for part in ("query", "key", "value")]
+    return [
+        helper.make_node("Reshape", [block.qkv, f"{name}_shape"], [heads], name=heads),
+        helper.make_node("Transpose", [heads], [ordered], name=ordered, perm=[0, 2, 1, 3]),
+        helper.make_node("Split", [ordered], parts, name=f"{name}_qkv", axis=1, num_outputs=3),
+        *attend(block, parts),
+    ]
+
+
+def _attention(block: _Block, parts: Sequence[str]) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    return [
+        helper.make_node("Attention", parts, [block.output], name=block.output, scale=block.scale)
+    ]
+
+
+def _products(block: _Block, parts: Sequence[str]) -> list[onnx.NodeProto]:
+    from onnx import helper
+
+    name, (query, key, value) = block.output, parts
+    scaled, turned, scores, weights = (
+        f"{name}_{part}" for part in ("scaled", "turned", "scores", "weights")
+    )
+    return [
+        helper.make_node("Mul", [query, f"{name}_scale"], [scaled], name=scaled),
+        helper.make_node("Transpose", [key], [turned], name=turned, perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", [scaled, turned], [scores], name=scores),
+        helper.make_node("Softmax", [scores], [weights], name=weights, axis=-1),
+        helper.make_node("MatMul", [weights, value], [name], name=name),
+    ]
 
 
 class _Links:
@@ -95,6 +154,10 @@ class _Links:
                 self.readers.setdefault(name, []).append(node)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
 
+    def is_made_by(self, name: str, op_type: str) -> bool:
+        """Whether a node of that kind produces the tensor."""
+        return name in self.producers and self.producers[name].op_type == op_type
+
     def above(self, name: str, op_type: str) -> onnx.NodeProto:
         """The node of that kind that produces the tensor."""
         return _require(self.producers.get(name), op_type, f"before {name!r}")
@@ -105,7 +168,7 @@ class _Links:
         reader = readers[0] if len(readers) == 1 else None
         return _require(reader, op_type, f"after {node.output[0]!r}")
 
-    def constant(self, name: str) -> np.ndarray:
+    def constant(self, name: str) -> NDArray:
         """The initialiser of that name."""
         from onnx import numpy_helper
 
@@ -122,17 +185,17 @@ def _find_block(links: _Links, softmax: onnx.NodeProto) -> _Block:
     if readers and readers[0].op_type == "Concat":
         joined = links.below(joined, "Concat")
         parts = list(joined.input)
-    output = links.below(links.below(joined, "Transpose"), "Reshape").output[0]
+    output = joined.output[0]
     windows = [_find_window(links, part) for part in parts]
-    first = windows[0]
+    queries, scale = windows[0]
     reached = 0
     for window in windows:
-        if (window.qkv, window.scale, window.first) != (first.qkv, first.scale, reached):
+        if window != (replace(queries, first=reached, end=window[0].end), scale):
             raise _unknown_attention(f"the heads of {output!r} are not in order")
-        reached = window.end
-    if reached != first.num_heads:
-        raise _unknown_attention(f"{output!r} has {reached} of {first.num_heads} heads")
-    return _Block(first.qkv, output, first.num_heads, first.scale)
+        reached = window[0].end
+    if reached != queries.shape[3]:
+        raise _unknown_attention(f"{output!r} has {reached} of {queries.shape[3]} heads")
+    return _Block(queries.qkv, output, queries.shape, scale)
 
 
 @dataclass(frozen=True)
@@ -140,25 +203,14 @@ class _Heads:
     """A part of a qkv tensor: of its queries (0), keys (1) or values (2) the heads first to end."""
 
     qkv: str
+    shape: tuple[int, ...]
     role: int
-    num_heads: int
     first: int
     end: int
 
 
-@dataclass(frozen=True)
-class _Window:
-    """The heads first to end of one attention."""
-
-    qkv: str
-    num_heads: int
-    first: int
-    end: int
-    scale: float
-
-
-def _find_window(links: _Links, attended: str) -> _Window:
-    """What softmax(scale * queries @ keys) @ values of that name is computed from."""
+def _find_window(links: _Links, attended: str) -> tuple[_Heads, float]:
+    """The queries and the scale of softmax(scale * queries @ keys) @ values of that name."""
     product = links.above(attended, "MatMul")
     scores = links.above(links.above(product.input[0], "Softmax").input[0], "MatMul")
     queries = links.above(scores.input[0], "Mul")
@@ -166,26 +218,26 @@ def _find_window(links: _Links, attended: str) -> _Window:
     found = [
         _find_heads(links, name) for name in (queries.input[0], keys.input[0], product.input[1])
     ]
-    first = found[0]
-    if found != [replace(first, role=role) for role in range(3)]:
+    if found != [replace(found[0], role=role) for role in range(3)]:
         raise _unknown_attention(f"{attended!r} is not made of the same heads of one qkv tensor")
-    scale = float(links.constant(queries.input[1]))
-    return _Window(first.qkv, first.num_heads, first.first, first.end, scale)
+    return found[0], float(links.constant(queries.input[1]))
 
 
 def _find_heads(links: _Links, name: str) -> _Heads:
     """What part of which qkv tensor the tensor (B, heads, T, D) is."""
     window = None
-    if links.producers[name].op_type == "Slice":
+    if links.is_made_by(name, "Slice"):
         node = links.above(name, "Slice")
         window = [int(links.constant(bound)[0]) for bound in node.input[1:3]]
         name = node.input[0]
     part = links.above(links.above(name, "Squeeze").input[0], "Slice")
     reshape = links.above(links.above(part.input[0], "Transpose").input[0], "Reshape")
-    num_heads = int(links.constant(reshape.input[1])[3])  # of (B, T, 3, heads, D)
+    shape = tuple(int(size) for size in links.constant(reshape.input[1]))
+    if len(shape) != 5 or shape[2] != 3:
+        raise _unknown_attention(f"{reshape.output[0]!r} has shape {shape}, not (B, T, 3, H, D)")
     role = int(links.constant(part.input[1])[0])
-    first, end = window or (0, num_heads)
-    return _Heads(reshape.input[0], role, num_heads, first, end)
+    first, end = window or (0, shape[3])
+    return _Heads(reshape.input[0], shape, role, first, end)
 
 
 def _require(node: onnx.NodeProto | None, op_type: str, where: str) -> onnx.NodeProto:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
-from mmad_fast.export.attention import fuse_attention
+from mmad_fast.export.attention import fuse_attention, merge_heads
 from mmad_fast.export.batch import SINGLE, Batch, set_batch
 from mmad_fast.export.folding import fold_constants
 from mmad_fast.export.precision import to_precision
@@ -59,13 +59,17 @@ def deployment_graph(
     model = _load(source)
     fold_constants(model)
     set_batch(model, batch)
-    fuse_attention(model)
+    is_tensorrt = target in ("tensorrt-rtx", "tensorrt")
+    if is_tensorrt and precision not in QUANTIZED_PRECISIONS:
+        merge_heads(model)
+    else:
+        fuse_attention(model)
     if precision in HALF_PRECISIONS:
         to_precision(model, precision)
     elif precision in QUANTIZED_PRECISIONS:
         from mmad_fast.export.quantization import quantize_with_calibration
 
-        rest = "fp16" if target in ("tensorrt-rtx", "tensorrt") else "fp32"
+        rest = "fp16" if is_tensorrt else "fp32"
         model = quantize_with_calibration(model, calibration, precision=precision, rest=rest)
     _import_onnx().checker.check_model(model, full_check=True)
     return model

@@ -17,8 +17,8 @@ class GraphCost:
     Attributes:
         multiply_adds: Multiplications with addition in all products and convolutions, attention's
             included, for one input of the batch; half of what is often called FLOPs.
-        parameters: Numbers in the weights; shapes, scales and zero points of quantised weights do
-            not count.
+        parameters: Numbers in the weights. Shapes, single factors (of GELU, say), and the scales
+            and zero points of quantised tensors do not count.
         weight_bytes: Bytes of all initialisers.
         num_nodes: Nodes of the graph.
     """
@@ -44,7 +44,7 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
     weights = [
         tensor
         for tensor in model.graph.initializer
-        if tensor.data_type != onnx.TensorProto.INT64 and tensor.name not in scales
+        if tensor.dims and tensor.data_type != onnx.TensorProto.INT64 and tensor.name not in scales
     ]
     return GraphCost(
         multiply_adds=sum(_multiply_adds(node, shapes) for node in model.graph.node),
@@ -63,8 +63,8 @@ def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     if node.op_type == "Conv":
         return math.prod(shapes[node.output[0]][1:]) * math.prod(shapes[node.input[1]][1:])
     if node.op_type == "Attention":
-        num_tokens, channels = shapes[node.input[0]][1:]
-        return 2 * num_tokens * num_tokens * channels
+        queries, keys = shapes[node.input[0]], shapes[node.input[1]]
+        return 2 * math.prod(queries[1:]) * keys[-2]
     return 0
 
 

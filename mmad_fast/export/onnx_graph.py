@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
+from mmad_fast.export.folding import fold_constants
 
 OPSET = 18
 """LayerNormalization is one node since 17; ONNX Runtime, OpenVINO and TensorRT all read 18."""
@@ -89,6 +90,7 @@ def export_graph(
         )
     model = _to_model(module, example_inputs, output_name)
     _clean(model)
+    fold_constants(model)
     _check_static(model)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -225,7 +227,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _clean(model: Any) -> None:
-    """Takes out what no engine reads: stack traces with paths, unused initialisers."""
+    """Takes out what no engine reads, stack traces with paths; refuses what is not repeatable."""
     graph = model.graph
     del model.metadata_props[:]
     del graph.metadata_props[:]
@@ -233,12 +235,6 @@ def _clean(model: Any) -> None:
     for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
-    used = {name for node in graph.node for name in node.input}
-    used.update(value.name for value in graph.output)
-    kept = [initializer for initializer in graph.initializer if initializer.name in used]
-    if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
     for node in graph.node:
         is_training = any(a.name == "training_mode" and a.i for a in node.attribute)
         if node.op_type in RANDOM_OPS or is_training:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.export.opset import require_opset
 
 if TYPE_CHECKING:
     import onnx
 
-CAST_SUFFIX = "_float32"
+BFLOAT16_OPSET = 22
+"""The first whose convolution takes bfloat16."""
 
 
 def to_precision(model: onnx.ModelProto, precision: str) -> None:
@@ -33,6 +35,8 @@ def to_precision(model: onnx.ModelProto, precision: str) -> None:
     types = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
     if precision not in types:
         raise InvalidInputError(f"precision is {precision!r}; it must be one of {', '.join(types)}")
+    if precision == "bf16":
+        require_opset(model, BFLOAT16_OPSET)
     graph, half = model.graph, types[precision]
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:

@@ -1,0 +1,23 @@
+"""The version of ONNX that a graph is written in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+IR_VERSIONS = {22: 10, 23: 11}
+"""The file format that each opset came with."""
+
+
+def require_opset(model: onnx.ModelProto, opset: int) -> None:
+    """Makes the graph one of at least that opset, 22 or 23.
+
+    No operator of the backbones has changed its meaning between 18, which `export_graph` writes,
+    and these; they have only learned more types.
+    """
+    for entry in model.opset_import:
+        if entry.domain == "":
+            entry.version = max(entry.version, opset)
+    model.ir_version = max(model.ir_version, IR_VERSIONS[opset])
