@@ -43,8 +43,9 @@ def merge_heads(model: onnx.ModelProto) -> int:
     """The number of attention blocks, each of which is two products around one Softmax from now on.
 
     As `fuse_attention`, but with MatMul, Softmax and MatMul over all heads in place of the
-    operator, so the opset stays. TensorRT has the same fused kernel for both, and one kernel less
-    around it for this one. On a CPU the attention weights of all heads take memory.
+    operator, so the opset stays and a TensorRT that does not know the operator reads it. TensorRT
+    makes the same fused kernel of both, and needs one kernel less around it for this one. On a
+    CPU the attention weights of all heads take memory.
 
     Args:
         model: As `export_graph` writes it; changed in place.

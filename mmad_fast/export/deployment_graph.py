@@ -12,6 +12,7 @@ from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFast
 from mmad_fast.export.attention import fuse_attention, merge_heads
 from mmad_fast.export.batch import SINGLE, Batch, set_batch
 from mmad_fast.export.folding import fold_constants
+from mmad_fast.export.opset import require_opset
 from mmad_fast.export.precision import to_precision
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ TARGETS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
 
 HALF_PRECISIONS = ("fp16", "bf16")
 QUANTIZED_PRECISIONS = ("int8", "fp8")
+QUANTIZED_OPSET = 23
 QUANTIZED_OPS = frozenset(
     {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
 )
@@ -38,9 +40,11 @@ def deployment_graph(
     """The graph of `source` as the target reads it best, checked.
 
     Inputs and outputs keep their names, their type float32 and all axes but the batch. Constants
-    are folded, attention is one node per block, opset 23. int8 and fp8 graphs have explicit
-    QuantizeLinear and DequantizeLinear nodes around the products with constant matrices; the
-    rest is fp32 for ONNX Runtime and OpenVINO, fp16 for TensorRT.
+    are folded. Attention is one Attention node per block (opset 23) for ONNX Runtime and OpenVINO,
+    two products around a Softmax for TensorRT, which fuses either and has a kernel less around the
+    latter. int8 and fp8 graphs have explicit QuantizeLinear and DequantizeLinear nodes around the
+    products with constant matrices; the rest is fp32 for ONNX Runtime and OpenVINO, fp16 for
+    TensorRT.
 
     Args:
         source: An artifact's graph: float32, batch 1, as `export_graph` writes it.
@@ -60,7 +64,7 @@ def deployment_graph(
     fold_constants(model)
     set_batch(model, batch)
     is_tensorrt = target in ("tensorrt-rtx", "tensorrt")
-    if is_tensorrt and precision not in QUANTIZED_PRECISIONS:
+    if is_tensorrt:
         merge_heads(model)
     else:
         fuse_attention(model)
@@ -70,6 +74,7 @@ def deployment_graph(
         from mmad_fast.export.quantization import quantize_with_calibration
 
         rest = "fp16" if is_tensorrt else "fp32"
+        require_opset(model, QUANTIZED_OPSET)
         model = quantize_with_calibration(model, calibration, precision=precision, rest=rest)
     _import_onnx().checker.check_model(model, full_check=True)
     return model
