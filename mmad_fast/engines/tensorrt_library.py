@@ -7,6 +7,7 @@ for; the GPU is asked through cuda-bindings.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -31,6 +32,7 @@ class TensorRtLibrary:
         install_arm: What to do on a 64-bit Arm machine, e.g. a Jetson.
         sms: The compute capabilities it builds for without a GPU; None: it builds for the GPU at
             hand only.
+        oldest_sm: By precision, the oldest compute capability that can run it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TensorRtLibrary:
     install: str
     install_arm: str
     sms: tuple[int, ...] | None
+    oldest_sm: Mapping[str, int]
 
 
 LIBRARIES: dict[str, TensorRtLibrary] = {
@@ -52,6 +55,8 @@ LIBRARIES: dict[str, TensorRtLibrary] = {
             "pip install tensorrt-rtx-cu13 cuda-bindings (it has wheels for glibc 2.35 and newer, "
             "and does not serve a Jetson Orin: take tensorrt there)",
             (75, 80, 86, 89, 120, 121),
+            # Found by building; it has no float32 products for Turing.
+            {"fp32": 80, "fp16": 75, "bf16": 80, "int8": 75, "fp8": 89},
         ),
         TensorRtLibrary(
             "tensorrt",
@@ -62,6 +67,7 @@ LIBRARIES: dict[str, TensorRtLibrary] = {
             "virtual environment with --system-site-packages; on other Arm machines: pip install "
             "tensorrt; on both: pip install cuda-bindings",
             None,
+            {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 75, "fp8": 89},
         ),
     )
 }
@@ -139,21 +145,41 @@ def gpu_sm(device_index: int = 0) -> int:
     Raises:
         BackendUnavailableError: no GPU can be used here, or there is none of that index.
     """
-    driver, reason = _start_driver()
-    if driver is None:
-        raise BackendUnavailableError(reason)
-    count = driver.cuDeviceGetCount()[1]
-    if not 0 <= device_index < count:
-        raise BackendUnavailableError(f"there is no CUDA device {device_index}; there are {count}")
+    driver, device = _device(device_index)
     names = driver.CUdevice_attribute
     major, minor = (
-        driver.cuDeviceGetAttribute(attribute, driver.cuDeviceGet(device_index)[1])[1]
+        driver.cuDeviceGetAttribute(attribute, device)[1]
         for attribute in (
             names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
         )
     )
     return int(10 * major + minor)
+
+
+def gpu_name(device_index: int = 0) -> str:
+    """The name of a GPU, as its driver calls it.
+
+    Args:
+        device_index: Which CUDA device.
+
+    Raises:
+        BackendUnavailableError: no GPU can be used here, or there is none of that index.
+    """
+    driver, device = _device(device_index)
+    name: bytes = driver.cuDeviceGetName(256, device)[1]
+    return name.decode(errors="replace").rstrip("\0 ")
+
+
+def _device(device_index: int) -> tuple[Any, Any]:
+    """(cuda.bindings.driver, started, the device)."""
+    driver, reason = _start_driver()
+    if driver is None:
+        raise BackendUnavailableError(reason)
+    count = driver.cuDeviceGetCount()[1]
+    if not 0 <= device_index < count:
+        raise BackendUnavailableError(f"there is no CUDA device {device_index}; there are {count}")
+    return driver, driver.cuDeviceGet(device_index)[1]
 
 
 def _start_driver() -> tuple[Any, str | None]:

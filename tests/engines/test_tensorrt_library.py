@@ -14,6 +14,7 @@ import pytest
 from mmad_fast.engines import tensorrt_library
 from mmad_fast.engines.tensorrt_library import (
     LIBRARIES,
+    gpu_name,
     gpu_refusal,
     gpu_sm,
     import_library,
@@ -48,6 +49,9 @@ class FakeDriver:
 
     def cuDeviceGet(self, index: int) -> tuple[Code, int]:
         return Code.CUDA_SUCCESS, index
+
+    def cuDeviceGetName(self, length: int, device: int) -> tuple[Code, bytes]:
+        return Code.CUDA_SUCCESS, f"GPU {self.devices[device]}".encode().ljust(length, b"\0")
 
     def cuDeviceGetAttribute(self, name: str, device: int) -> tuple[Code, int]:
         major, minor = divmod(self.devices[device], 10)
@@ -156,6 +160,7 @@ def test_a_gpu_has_a_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None
     pretend(monkeypatch, {"cuda.bindings.driver": FakeDriver(89, 120)})
     assert gpu_refusal() is None
     assert [gpu_sm(), gpu_sm(1)] == [89, 120]
+    assert gpu_name(1) == "GPU 120"
     with pytest.raises(BackendUnavailableError, match="no CUDA device 2; there are 2"):
         gpu_sm(2)
 

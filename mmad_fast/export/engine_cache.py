@@ -1,0 +1,136 @@
+"""Built engines, kept in the user's cache by what they were built from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmad_fast.backbones.weights import cache_root
+from mmad_fast.errors import ArtifactError
+from mmad_fast.export.engine_layers import EngineLayer
+from mmad_fast.whole_folder import fingerprint
+
+SCHEMA = 1
+"""Of an entry, and of how an engine is built: another one misses the older entries."""
+ENGINE_FILE = "engine.bin"
+RECORD_FILE = "record.json"
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """An engine as the cache holds it.
+
+    Attributes:
+        path: Its file in the cache.
+        build_s: How long building it took.
+        layers: What the inspector said of it.
+    """
+
+    path: Path
+    build_s: float
+    layers: tuple[EngineLayer, ...]
+
+
+def cache_key(graph: bytes, **settings: Any) -> str:
+    """The name of an engine in the cache: a sha256 of all that it is made from.
+
+    Args:
+        graph: The serialised graph.
+        settings: Whatever else decides what is built, as JSON takes it: library with version,
+            precision, sms, batch.
+    """
+    facts = {"schema": SCHEMA, "graph": hashlib.sha256(graph).hexdigest(), **settings}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class EngineCache:
+    """A folder with one folder per engine: the engine, and a record with its sha256 and layers.
+
+    An entry appears whole or not at all, by renaming its folder; it is checked whenever it is read.
+    So several processes can use one cache: who comes second finds the first one's entry.
+    """
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        """Opens a cache; nothing is written before the first engine is stored.
+
+        Args:
+            folder: Where; None: "engines" in the user's cache ($MMAD_FAST_CACHE).
+        """
+        self.folder = cache_root() / "engines" if folder is None else Path(folder)
+
+    def find(self, key: str) -> CachedEngine | None:
+        """The engine of that key; None where there is none, or it is damaged. A damaged one is
+        removed."""
+        entry = self.folder / key
+        try:
+            record = json.loads((entry / RECORD_FILE).read_text(encoding="utf-8"))
+            if fingerprint(entry / ENGINE_FILE) != record["file"]:
+                raise ValueError("the engine has changed")
+            layers = tuple(EngineLayer.from_dict(layer) for layer in record["layers"])
+            return CachedEngine(entry / ENGINE_FILE, float(record["build_s"]), layers)
+        except (OSError, ValueError, KeyError, TypeError):
+            # Whatever is wrong with it: it can be built again.
+            self._remove(entry)
+            return None
+
+    def store(
+        self, key: str, engine: Path, *, build_s: float, layers: Sequence[EngineLayer]
+    ) -> None:
+        """Keeps a copy of a built engine.
+
+        Args:
+            key: See `cache_key`.
+            engine: Its file.
+            build_s: How long building it took.
+            layers: What the inspector said of it.
+
+        Raises:
+            ArtifactError: the cache cannot be written.
+        """
+        entry = self.folder / key
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=".partial.", dir=self.folder))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            shutil.copyfile(engine, partial / ENGINE_FILE)
+            record = {
+                "file": fingerprint(partial / ENGINE_FILE),
+                "build_s": build_s,
+                "layers": [layer.to_dict() for layer in layers],
+            }
+            (partial / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
+            try:
+                os.rename(partial, entry)
+            except OSError:
+                if not entry.is_dir():  # else another process has stored the same engine
+                    raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _unwritable(self, error: OSError) -> ArtifactError:
+        return ArtifactError(
+            f"{self.folder}: the engine cache cannot be written ({error.strerror or error}); set "
+            "MMAD_FAST_CACHE to a folder with room where you may write, or do without a cache"
+        )
+
+    def _remove(self, entry: Path) -> None:
+        """Removes an entry at once: nobody sees half of it."""
+        if not entry.exists():
+            return
+        with suppress(OSError):  # another process was quicker, or the cache is read-only
+            aside = Path(tempfile.mkdtemp(prefix=".partial.", dir=self.folder))
+            with suppress(OSError):
+                os.rename(entry, aside / entry.name)
+            shutil.rmtree(aside, ignore_errors=True)
