@@ -16,8 +16,6 @@ from typing import Any
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 
 ARM = ("aarch64", "arm64")
-OLDEST_ATTENTION = "10.14"
-"""TensorRT's ONNX parser reads the operator Attention since then; JetPack 6 has an older one."""
 
 
 @dataclass(frozen=True)

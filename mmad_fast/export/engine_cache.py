@@ -26,15 +26,13 @@ RECORD_FILE = "record.json"
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """An engine as the cache holds it.
+    """What the cache knows of an engine.
 
     Attributes:
-        path: Its file in the cache.
         build_s: How long building it took.
         layers: What the inspector said of it.
     """
 
-    path: Path
     build_s: float
     layers: tuple[EngineLayer, ...]
 
@@ -66,16 +64,23 @@ class EngineCache:
         """
         self.folder = cache_root() / "engines" if folder is None else Path(folder)
 
-    def find(self, key: str) -> CachedEngine | None:
-        """The engine of that key; None where there is none, or it is damaged. A damaged one is
-        removed."""
+    def fetch(self, key: str, target: Path) -> CachedEngine | None:
+        """What is known of the engine of that key, copied to `target`; None where there is none, or
+        it is damaged. A damaged one is removed.
+
+        Args:
+            key: See `cache_key`.
+            target: Where the copy is written. What is checked is the copy: another process may
+                remove the entry meanwhile. Where there is no engine, it may be half a file.
+        """
         entry = self.folder / key
         try:
             record = json.loads((entry / RECORD_FILE).read_text(encoding="utf-8"))
-            if fingerprint(entry / ENGINE_FILE) != record["file"]:
+            shutil.copyfile(entry / ENGINE_FILE, target)
+            if fingerprint(target) != record["file"]:
                 raise ValueError("the engine has changed")
             layers = tuple(EngineLayer.from_dict(layer) for layer in record["layers"])
-            return CachedEngine(entry / ENGINE_FILE, float(record["build_s"]), layers)
+            return CachedEngine(float(record["build_s"]), layers)
         except (OSError, ValueError, KeyError, TypeError):
             # Whatever is wrong with it: it can be built again.
             self._remove(entry)

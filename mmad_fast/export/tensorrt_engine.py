@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmad_fast.engines.tensorrt_library import (
     LIBRARIES,
-    OLDEST_ATTENTION,
     TensorRtLibrary,
     check_library,
     gpu_name,
@@ -32,22 +28,18 @@ from mmad_fast.errors import (
     BackendUnavailableError,
     InvalidInputError,
     MissingDependencyError,
-    MmadFastError,
 )
+from mmad_fast.export.attention_products import attention_as_products
 from mmad_fast.export.batch import SINGLE, Batch
 from mmad_fast.export.engine_cache import EngineCache, cache_key
-from mmad_fast.export.engine_layers import TEXT_LAYER, EngineLayer, parse_layers
+from mmad_fast.export.engine_layers import EngineLayer, parse_layers
+from mmad_fast.export.tensorrt_messages import build_error, collecting_logger, taking_stderr
 
 if TYPE_CHECKING:
     import onnx
 
 ONE_BUILD_AT_A_TIME = Lock()
 """The library writes some of its errors to the process's stderr, which is ours while it builds."""
-MAX_ERRORS_SHOWN = 3
-
-
-class EngineBuildError(MmadFastError):
-    """TensorRT cannot build an engine from a graph."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +109,8 @@ def build_engine(
     _check_version(trt, library)
     wanted = _resolve_sms(library, precision, sms)
     graph = _checked_graph(model, batch)
+    if not hasattr(trt, "IAttention"):
+        graph = attention_as_products(graph)
     version = library_version(target)
     key = cache_key(
         graph,
@@ -126,20 +120,20 @@ def build_engine(
         batch=[batch.min, batch.opt, batch.max],
         gpu=gpu_name() if library.sms is None else None,
     )
-    found = None if cache is None else cache.find(key)
-    if found is not None:
-        with _writing(path) as partial:
-            shutil.copyfile(found.path, partial)
-        size = path.stat().st_size
-        return BuiltEngine(path, target, version, wanted, found.build_s, size, found.layers, True)
-    started = time.perf_counter()
-    engine, layers = _build(trt, library, graph, precision, wanted, batch)
-    build_s = time.perf_counter() - started
     with _writing(path) as partial:
-        partial.write_bytes(engine)
-    if cache is not None:
-        _keep(cache, key, path, build_s, layers)
-    return BuiltEngine(path, target, version, wanted, build_s, len(engine), layers, False)
+        found = None if cache is None else cache.fetch(key, partial)
+        if found is not None:
+            build_s, layers = found.build_s, found.layers
+        else:
+            started = time.perf_counter()
+            engine, layers = _build(trt, library, graph, precision, wanted, batch)
+            build_s = time.perf_counter() - started
+            partial.write_bytes(engine)
+            if cache is not None:
+                _keep(cache, key, partial, build_s, layers)
+        size = partial.stat().st_size
+    is_cached = found is not None
+    return BuiltEngine(path, target, version, wanted, build_s, size, layers, is_cached)
 
 
 def _check_precision(library: TensorRtLibrary, precision: str) -> None:
@@ -150,15 +144,16 @@ def _check_precision(library: TensorRtLibrary, precision: str) -> None:
 
 
 def _check_version(trt: ModuleType, library: TensorRtLibrary) -> None:
-    """Raises where the library is too old for strongly typed networks or the Attention operator.
+    """Raises where the library is too old for networks whose types are those of the graph.
 
     Raises:
         BackendUnavailableError: it is.
     """
-    if not hasattr(trt, "IAttention"):
+    if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         raise BackendUnavailableError(
-            f"{library.title} {trt.__version__} cannot read the operator Attention of exported "
-            f"graphs; {library.title} {OLDEST_ATTENTION} or newer is needed: {library.install}"
+            f"{library.title} {trt.__version__} has no strongly typed networks; {library.title} 10 "
+            "or newer is needed: on a Jetson it comes with JetPack 6, elsewhere run: "
+            f"{library.install}"
         )
 
 
@@ -287,51 +282,23 @@ def _build(
     Raises:
         EngineBuildError: TensorRT refuses.
     """
-    with ONE_BUILD_AT_A_TIME, _taking_stderr() as spilled:
-        log = _collecting_logger(trt)
+    with ONE_BUILD_AT_A_TIME, taking_stderr() as spilled:
+        log = collecting_logger(trt)
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, log)
         if not parser.parse(graph):
-            errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            raise _build_error(library, "cannot read the graph", errors, spilled())
-        if precision == "fp32":
+            found = [parser.get_error(index) for index in range(parser.num_errors)]
+            errors = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in found]
+            raise build_error(library, "cannot read the graph", errors, spilled())
+        if precision == "fp32" and hasattr(trt, "IAttention"):
             _take_attention_apart(trt, network)
         config = _config(trt, library, builder, network, sms, batch)
         engine = builder.build_serialized_network(network, config)
         if engine is None:
-            raise _build_error(library, "cannot build the graph", log.errors, spilled())
+            raise build_error(library, "cannot build the graph", log.errors, spilled())
         serialized = bytes(engine)
         return serialized, _layers(trt, library, log, serialized)
-
-
-def _build_error(
-    library: TensorRtLibrary, what: str, errors: Sequence[str], spilled: str
-) -> EngineBuildError:
-    shown = list(dict.fromkeys(error.strip() for error in errors if error.strip()))
-    reason = "; ".join(shown[:MAX_ERRORS_SHOWN]) or spilled.strip() or "it gives no reason"
-    return EngineBuildError(
-        f"{library.title} {what}: {reason}. Export the artifact again; if that does not help, take "
-        "another precision or target"
-    )
-
-
-def _collecting_logger(trt: ModuleType) -> Any:
-    """A logger of the library that keeps its errors and the list of layers, and prints nothing."""
-
-    class CollectingLogger(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif TEXT_LAYER.search(message):
-                self.layers.append(message)
-
-    return CollectingLogger()
 
 
 def _take_attention_apart(trt: ModuleType, network: Any) -> None:
@@ -387,33 +354,6 @@ def _layers(
 
 
 @contextmanager
-def _taking_stderr() -> Iterator[Callable[[], str]]:
-    """Gives a function that returns what was written to the process's stderr since.
-
-    The library's compiler writes there past its logger. Where nothing fails, what others wrote
-    meanwhile is written again at the end."""
-    sys.stderr.flush()
-    original = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-
-        def spilled() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
-        os.dup2(file.fileno(), 2)
-        failed = True
-        try:
-            yield spilled
-            failed = False
-        finally:
-            sys.stderr.flush()
-            os.dup2(original, 2)
-            os.close(original)
-            if not failed:
-                sys.stderr.write(spilled())
-
-
-@contextmanager
 def _writing(path: Path) -> Iterator[Path]:
     """A file to write beside the target, which takes its place at the end.
 
@@ -423,22 +363,23 @@ def _writing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(
             f"{path}: the engine cannot be written ({error.strerror or error}); choose a folder "
             "with room where you may write"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _keep(
-    cache: EngineCache, key: str, path: Path, build_s: float, layers: tuple[EngineLayer, ...]
+    cache: EngineCache, key: str, engine: Path, build_s: float, layers: tuple[EngineLayer, ...]
 ) -> None:
     """Stores the engine; a cache that cannot be written costs the next build, not this one."""
     try:
-        cache.store(key, path, build_s=build_s, layers=layers)
+        cache.store(key, engine, build_s=build_s, layers=layers)
     except ArtifactError as error:
         warnings.warn(str(error), stacklevel=3)

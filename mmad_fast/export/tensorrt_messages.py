@@ -1,0 +1,77 @@
+"""What a TensorRT library says while it builds: kept, and not printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from mmad_fast.engines.tensorrt_library import TensorRtLibrary
+from mmad_fast.errors import MmadFastError
+from mmad_fast.export.engine_layers import TEXT_LAYER
+
+MAX_ERRORS_SHOWN = 3
+
+
+class EngineBuildError(MmadFastError):
+    """TensorRT cannot build an engine from a graph."""
+
+
+def build_error(
+    library: TensorRtLibrary, what: str, errors: Sequence[str], spilled: str
+) -> EngineBuildError:
+    shown = list(dict.fromkeys(error.strip() for error in errors if error.strip()))
+    reason = "; ".join(shown[:MAX_ERRORS_SHOWN]) or spilled.strip() or "it gives no reason"
+    return EngineBuildError(
+        f"{library.title} {what}: {reason}. Export the artifact again; if that does not help, take "
+        "another precision or target"
+    )
+
+
+def collecting_logger(trt: ModuleType) -> Any:
+    """A logger of the library that keeps its errors and the list of layers, and prints nothing."""
+
+    class CollectingLogger(trt.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.layers: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif TEXT_LAYER.search(message):
+                self.layers.append(message)
+
+    return CollectingLogger()
+
+
+@contextmanager
+def taking_stderr() -> Iterator[Callable[[], str]]:
+    """Gives a function that returns what was written to the process's stderr since.
+
+    The library's compiler writes there past its logger. Where nothing fails, what others wrote
+    meanwhile is written again at the end."""
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+
+        def spilled() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        os.dup2(file.fileno(), 2)
+        failed = True
+        try:
+            yield spilled
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+            os.close(original)
+            if not failed:
+                sys.stderr.write(spilled())
