@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ from mmad_fast.errors import (
     InvalidInputError,
     MissingDependencyError,
 )
-from mmad_fast.export.attention_products import attention_as_products
 from mmad_fast.export.batch import SINGLE, Batch
 from mmad_fast.export.engine_cache import EngineCache, cache_key
 from mmad_fast.export.engine_layers import EngineLayer, parse_layers
@@ -69,7 +68,7 @@ class BuiltEngine:
 
 def build_engine(
     model: onnx.ModelProto,
-    path: Path,
+    path: Path | str,
     *,
     target: str,
     precision: str,
@@ -103,14 +102,13 @@ def build_engine(
         EngineBuildError: TensorRT cannot read or build the graph; the message has its errors.
         ArtifactError: the engine cannot be written.
     """
+    path = Path(path)
     library = check_library(target)
     _check_precision(library, precision)
     trt = import_library(target)
     _check_version(trt, library)
     wanted = _resolve_sms(library, precision, sms)
     graph = _checked_graph(model, batch)
-    if not hasattr(trt, "IAttention"):
-        graph = attention_as_products(graph)
     version = library_version(target)
     key = cache_key(
         graph,
@@ -276,15 +274,15 @@ def _build(
     precision: str,
     sms: tuple[int, ...],
     batch: Batch,
-) -> tuple[bytes, tuple[EngineLayer, ...]]:
-    """(the engine, its layers).
+) -> tuple[Any, tuple[EngineLayer, ...]]:
+    """(a buffer with the engine, its layers).
 
     Raises:
         EngineBuildError: TensorRT refuses.
     """
     with ONE_BUILD_AT_A_TIME, taking_stderr() as spilled:
         log = collecting_logger(trt)
-        builder = trt.Builder(log)
+        builder = _builder(trt, library, log, spilled)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, log)
         if not parser.parse(graph):
@@ -297,12 +295,20 @@ def _build(
         engine = builder.build_serialized_network(network, config)
         if engine is None:
             raise build_error(library, "cannot build the graph", log.errors, spilled())
-        serialized = bytes(engine)
-        return serialized, _layers(trt, library, log, serialized)
+        return engine, _layers(trt, library, log, engine)
+
+
+def _builder(
+    trt: ModuleType, library: TensorRtLibrary, log: Any, spilled: Callable[[], str]
+) -> Any:
+    try:
+        return trt.Builder(log)
+    except TypeError as error:  # the binding's word for: the library gave no builder
+        raise build_error(library, "does not start", log.errors, spilled()) from error
 
 
 def _take_attention_apart(trt: ModuleType, network: Any) -> None:
-    """Lets the builder make several kernels of an attention: in float32 it has no fused one."""
+    """Lets the builder make several kernels of an Attention node: it has no float32 one."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_OUTPUT:
@@ -339,7 +345,7 @@ def _config(
 
 
 def _layers(
-    trt: ModuleType, library: TensorRtLibrary, log: Any, engine: bytes
+    trt: ModuleType, library: TensorRtLibrary, log: Any, engine: Any
 ) -> tuple[EngineLayer, ...]:
     """The engine's layers: from the builder's log; TensorRT, which has a GPU, asks the inspector.
 
@@ -348,9 +354,13 @@ def _layers(
         return parse_layers(log.layers[-1])
     if library.sms is not None:
         return ()
-    runtime = trt.Runtime(log)
-    inspector = runtime.deserialize_cuda_engine(engine).create_engine_inspector()
-    return parse_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    loaded = trt.Runtime(log).deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise build_error(library, "cannot load the engine that it has built", log.errors, "")
+    information = loaded.create_engine_inspector().get_engine_information(
+        trt.LayerInformationFormat.JSON
+    )
+    return parse_layers(information)
 
 
 @contextmanager

@@ -56,22 +56,31 @@ def taking_stderr() -> Iterator[Callable[[], str]]:
 
     The library's compiler writes there past its logger. Where nothing fails, what others wrote
     meanwhile is written again at the end."""
-    sys.stderr.flush()
-    original = os.dup(2)
+    try:
+        original = os.dup(2)
+    except OSError:  # a service without one
+        yield lambda: ""
+        return
     with tempfile.TemporaryFile() as file:
 
         def spilled() -> str:
             file.seek(0)
             return file.read().decode(errors="replace")
 
+        _flush()
         os.dup2(file.fileno(), 2)
-        failed = True
+        succeeded = False
         try:
             yield spilled
-            failed = False
+            succeeded = True
         finally:
-            sys.stderr.flush()
+            _flush()
             os.dup2(original, 2)
+            if succeeded:
+                os.write(original, spilled().encode())
             os.close(original)
-            if not failed:
-                sys.stderr.write(spilled())
+
+
+def _flush() -> None:
+    if sys.stderr is not None:
+        sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Small transformer graphs with one Attention node per block, as exported graphs have them."""
+"""Small transformer graphs, with attention as graphs exported for TensorRT have it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ class GraphBuilder:
     Args:
         precision: "fp32", "fp16" or "bf16": of the whole graph but its input and output; "int8" or
             "fp8": fp16, with products by constant matrices between Q/DQ pairs.
+        with_operator: Attention is one Attention node, not two products and a softmax.
     """
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, with_operator: bool) -> None:
+        self.with_operator = with_operator
         self.quantized = {
             "int8": TensorProto.INT8,
             "fp8": TensorProto.FLOAT8E4M3FN,
@@ -42,6 +44,9 @@ class GraphBuilder:
         numpy_type = helper.tensor_dtype_to_np_dtype(data_type)
         self.weights.append(numpy_helper.from_array(values.astype(numpy_type), name))
         return name
+
+    def shape(self, *sizes: int) -> str:
+        return self.constant(np.array(sizes), TensorProto.INT64)
 
     def normal(self, *shape: int) -> NDArray:
         return self.random.normal(0, shape[0] ** -0.5, shape)
@@ -72,23 +77,27 @@ class GraphBuilder:
         twice = self.node("Mul", tensor, self.node("Add", error, self.constant(np.array(1.0))))
         return self.node("Mul", twice, half)
 
-    def attention(self, tensor: str, dim: int, heads: int) -> str:
+    def attention(self, tensor: str, batch: int, dim: int, heads: int) -> str:
         fused = self.linear(tensor, dim, 3 * dim)
-        parts = [f"{fused}_{part}" for part in ("query", "key", "value")]
+        rows = self.node("Reshape", fused, self.shape(batch, TOKENS, 3 * heads, dim // heads))
+        ordered = self.node("Transpose", rows, perm=[0, 2, 1, 3])
+        parts = [f"{ordered}_{part}" for part in ("query", "key", "value")]
         self.nodes.append(
-            helper.make_node("Split", [fused], parts, f"{fused}_split", axis=-1, num_outputs=3)
+            helper.make_node("Split", [ordered], parts, f"{ordered}_split", axis=1, num_outputs=3)
         )
-        attended = self.node(
-            "Attention",
-            *parts,
-            q_num_heads=heads,
-            kv_num_heads=heads,
-            scale=(dim // heads) ** -0.5,
-        )
-        return self.linear(attended, dim, dim)
+        scale = (dim // heads) ** -0.5
+        if self.with_operator:
+            attended = self.node("Attention", *parts, scale=scale)
+        else:
+            query = self.node("Mul", parts[0], self.constant(np.array(scale)))
+            scores = self.node("MatMul", query, self.node("Transpose", parts[1], perm=[0, 1, 3, 2]))
+            attended = self.node("MatMul", self.node("Softmax", scores, axis=-1), parts[2])
+        merged = self.node("Transpose", attended, perm=[0, 2, 1, 3])
+        merged = self.node("Reshape", merged, self.shape(batch, TOKENS, dim))
+        return self.linear(merged, dim, dim)
 
-    def block(self, tokens: str, dim: int, heads: int) -> str:
-        attended = self.attention(self.norm(tokens, dim), dim, heads)
+    def block(self, tokens: str, batch: int, dim: int, heads: int) -> str:
+        attended = self.attention(self.norm(tokens, dim), batch, dim, heads)
         tokens = self.node("Add", tokens, attended)
         hidden = self.gelu(self.linear(self.norm(tokens, dim), dim, 4 * dim))
         return self.node("Add", tokens, self.linear(hidden, 4 * dim, dim))
@@ -101,8 +110,9 @@ def transformer(
     batch: int | str = 1,
     dim: int = DIM,
     heads: int = HEADS,
+    with_operator: bool = False,
 ) -> onnx.ModelProto:
-    """tokens (B, 49, dim) -> features (B, 49, dim), both float32; one Attention node per block.
+    """tokens (B, 49, dim) -> features (B, 49, dim), both float32.
 
     Args:
         precision: See GraphBuilder.
@@ -110,12 +120,13 @@ def transformer(
         batch: Its size, or a name: then it is dynamic.
         dim: Channels.
         heads: Attention heads.
+        with_operator: See GraphBuilder.
     """
-    graph = GraphBuilder(precision)
+    graph = GraphBuilder(precision, with_operator)
     is_float = graph.type == TensorProto.FLOAT
     tokens = "tokens" if is_float else graph.node("Cast", "tokens", to=graph.type)
     for _ in range(blocks):
-        tokens = graph.block(tokens, dim, heads)
+        tokens = graph.block(tokens, batch if isinstance(batch, int) else -1, dim, heads)
     graph.node("Cast", graph.norm(tokens, dim), to=TensorProto.FLOAT)
     graph.nodes[-1].output[0] = "features"
     tensors = [

@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from export import fake_tensorrt
 from export.attention_graphs import DIM, TOKENS, transformer
 from export.fake_tensorrt import ENGINE, FakeTensorRt
 from onnx import TensorProto, helper
@@ -22,7 +21,6 @@ from onnx import TensorProto, helper
 from mmad_fast.engines.tensorrt_library import LIBRARIES, library_refusal
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.export import tensorrt_engine
-from mmad_fast.export.attention_products import attention_as_products
 from mmad_fast.export.batch import Batch
 from mmad_fast.export.engine_cache import EngineCache
 from mmad_fast.export.engine_layers import summarize
@@ -31,8 +29,9 @@ from mmad_fast.export.tensorrt_messages import EngineBuildError
 
 RTX = LIBRARIES["tensorrt-rtx"]
 PRECISIONS = tuple(RTX.oldest_sm)
-KERNELS_PER_BLOCK = {"fp32": 17, "fp16": 11, "bf16": 11, "int8": 13, "fp8": 13}
-"""Of the two-block transformer, its ends included; a storm of reformats would be many more."""
+KERNELS_PER_BLOCK = {"fp32": 17, "fp16": 10, "bf16": 10, "int8": 12, "fp8": 11}
+"""At most, of the two-block transformer with its ends; TensorRT-RTX 1.7.1 needs 1 to 2 less. A
+storm of reformats would be many more."""
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +68,19 @@ def test_an_engine_of_each_precision(
     assert (summary.fused_attention, summary.separate_softmax) == ((2, 0) if is_fused else (0, 2))
     assert summary.gemms == 8 + (0 if is_fused else 4)
     assert summary.kernels_per_block <= KERNELS_PER_BLOCK[precision]
-    assert summary.reformats <= (0 if is_fused else 3 * 2)
+    assert summary.reformats <= (2 if is_fused else 12)
     assert built.layers[0].inputs[0].name == "tokens"
     assert built.layers[-1].outputs[0].shape == (1, TOKENS, DIM)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_operator_attention_is_read_too(precision: str, tmp_path: Path) -> None:
+    model = transformer(precision, with_operator=True)
+    summary = summarize(build(model, tmp_path / "engine", precision=precision).layers)
+    attention = (summary.fused_attention, summary.separate_softmax)
+    assert attention == ((0, 2) if precision == "fp32" else (2, 0))
 
 
 @pytest.mark.usefixtures("rtx")
@@ -424,6 +432,29 @@ def test_the_errors_of_tensorrt_are_in_the_message(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_is_written_to_stderr_past_the_logger_is_not_lost(
+    fails: bool,
+    tensorrt: FakeTensorRt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The library's compiler does that where it fails; otherwise it was another thread."""
+
+    def parse(parser: Any, graph: bytes) -> bool:
+        os.write(2, b"past the logger\n")
+        return not fails
+
+    monkeypatch.setattr(fake_tensorrt.Parser, "parse", parse)
+    if fails:
+        with pytest.raises(EngineBuildError, match="cannot read the graph: past the logger"):
+            build(transformer("fp16", blocks=1), tmp_path / "e", target="tensorrt", sms=())
+    else:
+        build(transformer("fp16", blocks=1), tmp_path / "e", target="tensorrt", sms=())
+    assert capfd.readouterr().err == ("" if fails else "past the logger\n")
+
+
 def test_without_a_gpu_tensorrt_says_that_it_needs_one(
     tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,15 +486,26 @@ def test_a_cached_engine_of_another_gpu_is_not_taken(
     assert hits == [False, True, False]
 
 
-def test_a_tensorrt_without_the_operator_gets_products(
+def test_a_tensorrt_without_the_operator_attention_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeTensorRt("10.3.0", knows_attention=False)
     pretend(monkeypatch, fake, 87)
-    build(transformer("fp16"), tmp_path / "e", target="tensorrt", sms=(87,))
-    operators = [node.op_type for node in onnx.load_model_from_string(fake.parsed).graph.node]
-    assert operators.count("Softmax") == 2
-    assert "Attention" not in operators
+    model = transformer("fp32")
+    built = build(model, tmp_path / "e", target="tensorrt", precision="fp32", sms=(87,))
+    assert built.sms == (87,)
+
+
+def test_a_tensorrt_that_does_not_start_says_why(
+    tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(logger: Any) -> None:
+        logger.log(FakeTensorRt.ILogger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+
+    monkeypatch.setattr(tensorrt, "Builder", fail)
+    with pytest.raises(EngineBuildError, match="TensorRT does not start: CUDA init.* error: 35"):
+        build(transformer("fp16", blocks=1), tmp_path / "e", target="tensorrt", sms=())
 
 
 def test_a_tensorrt_without_strong_types_is_too_old(
@@ -474,32 +516,3 @@ def test_a_tensorrt_without_strong_types_is_too_old(
     pretend(monkeypatch, fake, 87)
     with pytest.raises(BackendUnavailableError, match="TensorRT 8.6.2 .*TensorRT 10 or newer"):
         build(transformer("fp16", blocks=1), tmp_path / "e", target="tensorrt", sms=())
-
-
-def test_products_are_what_the_operator_computes() -> None:
-    graph = transformer("fp32").SerializeToString()
-    tokens = np.random.default_rng(1).normal(size=(1, TOKENS, DIM)).astype(np.float32)
-    outputs = [
-        onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]).run(
-            None, {"tokens": tokens}
-        )[0]
-        for g in (graph, attention_as_products(graph))
-    ]
-    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-5)
-
-
-@pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_products_become_one_kernel_again(precision: str, tmp_path: Path) -> None:
-    graph = attention_as_products(transformer(precision).SerializeToString())
-    built = build(onnx.load_model_from_string(graph), tmp_path / "e", precision=precision)
-    summary = summarize(built.layers)
-    assert (summary.fused_attention, summary.separate_softmax) == (2, 0)
-
-
-def test_an_attention_of_another_kind_cannot_be_taken_apart() -> None:
-    model = transformer("fp32", blocks=1)
-    node = next(node for node in model.graph.node if node.op_type == "Attention")
-    node.attribute.append(helper.make_attribute("is_causal", 1))
-    with pytest.raises(InvalidInputError, match="is_causal"):
-        attention_as_products(model.SerializeToString())
