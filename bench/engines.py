@@ -163,7 +163,11 @@ def _point_transformer(blocks: int) -> Any:
 
 def engine_names(with_settings: bool) -> list[str]:
     """The engines that run here; "ENGINE, SETTING" for one setting changed."""
-    names = [name for name in ENGINES if engine_refusal(name) is None]
+    names = [
+        name
+        for name, entry in ENGINES.items()
+        if "onnx" in entry.reads and engine_refusal(name) is None
+    ]
     if with_settings:
         changed = {"onnxruntime": ORT_SETTINGS, "openvino": OPENVINO_SETTINGS}
         names += [f"{name}, {setting}" for name in names for setting in changed[name]]

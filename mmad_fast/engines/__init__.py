@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,33 +16,68 @@ from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInpu
 
 
 class EngineEntry(NamedTuple):
-    """Where an engine is implemented, and how to get what it needs.
+    """Where an engine is implemented, what it opens, and how to get what it needs.
 
     Attributes:
-        module: Imported when the engine is used; has VERSION, that of the library behind it.
+        module: Imported when the engine is used. It has `version(**options)`, that of the library
+            behind the engine, and `device_refusal(device, **options)`, why that library cannot use
+            a device here.
         class_name: The engine's class in it.
         install: The command that installs what the module imports.
-        devices: Where it can run a graph, if the installed build can.
+        devices: Where it can run a graph, if the installed build can. On "cpu" it takes and
+            returns NumPy arrays, even where it computes on a GPU.
+        reads: The export targets whose files it opens, the one made for it first.
+        options: What tells the class which library or provider it is to use.
     """
 
     module: str
     class_name: str
     install: str
     devices: tuple[str, ...] = ("cpu",)
+    reads: tuple[str, ...] = ("onnx",)
+    options: Mapping[str, str] = MappingProxyType({})
 
+
+_ONNX_RUNTIME = ("mmad_fast.engines.onnx_runtime", "OnnxRuntimeEngine")
+_TENSORRT = ("mmad_fast.engines.tensorrt", "TensorRtEngine")
+_BOTH = ("cpu", "cuda")
 
 ENGINES: dict[str, EngineEntry] = {
-    "onnxruntime": EngineEntry(
-        "mmad_fast.engines.onnx_runtime",
-        "OnnxRuntimeEngine",
-        "pip install onnxruntime",
-        ("cpu", "cuda"),
+    "tensorrt-rtx": EngineEntry(
+        *_TENSORRT,
+        "pip install 'mmad-fast[tensorrt-rtx]'",
+        _BOTH,
+        ("tensorrt-rtx",),
+        {"library": "tensorrt-rtx"},
     ),
+    "tensorrt": EngineEntry(
+        *_TENSORRT,
+        "pip install tensorrt 'mmad-fast[gpu]'",
+        _BOTH,
+        ("tensorrt",),
+        {"library": "tensorrt"},
+    ),
+    "onnxruntime": EngineEntry(*_ONNX_RUNTIME, "pip install onnxruntime", _BOTH),
     "openvino": EngineEntry(
-        "mmad_fast.engines.openvino", "OpenVinoEngine", "pip install 'mmad-fast[openvino]'"
+        "mmad_fast.engines.openvino",
+        "OpenVinoEngine",
+        "pip install 'mmad-fast[openvino]'",
+        reads=("openvino", "onnx"),
+    ),
+    "onnxruntime-tensorrt-rtx": EngineEntry(
+        *_ONNX_RUNTIME,
+        "pip uninstall onnxruntime && pip install onnxruntime-trt-rtx",
+        _BOTH,
+        options={"provider": "tensorrt-rtx"},
+    ),
+    "onnxruntime-tensorrt": EngineEntry(
+        *_ONNX_RUNTIME,
+        "pip uninstall onnxruntime && pip install onnxruntime-gpu tensorrt",
+        _BOTH,
+        options={"provider": "tensorrt"},
     ),
 }
-"""The engines by name, in the order of preference (docs/decisions.md has the measurements)."""
+"""The engines by name, in the order of preference (docs/decisions.md has the reasons)."""
 
 DEVICES: tuple[str, ...] = ("cpu", "cuda")
 
@@ -70,12 +107,12 @@ class DeviceEngine(Engine, Protocol):
 def open_graph(
     path: Path, *, engine: str = "onnxruntime", num_threads: int | None = None
 ) -> Engine:
-    """The graph in an ONNX file, ready to run on the CPU.
+    """The graph in a file, ready to run on NumPy arrays.
 
     Args:
-        path: The ONNX file.
+        path: A file of a target that the engine reads.
         engine: A name in ENGINES.
-        num_threads: Threads per run; None means mmad_fast.threads.get_num_threads().
+        num_threads: Threads per run on the CPU; None means mmad_fast.threads.get_num_threads().
 
     Raises:
         BackendUnavailableError: no such engine, or it is not installed.
@@ -88,10 +125,10 @@ def open_graph(
 def open_device_graph(
     path: Path, *, engine: str = "onnxruntime", device_index: int = 0, stream: int = 0
 ) -> DeviceEngine:
-    """The graph in an ONNX file, ready to run on a CUDA device.
+    """The graph in a file, ready to run on buffers of a CUDA device.
 
     Args:
-        path: The ONNX file.
+        path: A file of a target that the engine reads.
         engine: A name in ENGINES.
         device_index: Which CUDA device.
         stream: The CUDA stream that every run is ordered in, as an address; 0 is the default one.
@@ -106,7 +143,7 @@ def open_device_graph(
 
 def _factory(engine: str) -> Any:
     entry = ENGINES[engine]
-    return getattr(import_module(entry.module), entry.class_name)
+    return partial(getattr(import_module(entry.module), entry.class_name), **entry.options)
 
 
 def check_engine(engine: str, device: str) -> None:
@@ -140,19 +177,19 @@ def check_engine(engine: str, device: str) -> None:
 def engine_refusal(engine: str, device: str = "cpu") -> str | None:
     """Why an engine of ENGINES cannot run on a device of its own here, with what to do; None where
     it can."""
+    entry = ENGINES[engine]
     try:
-        module = import_module(ENGINES[engine].module)
+        module = import_module(entry.module)
     except ImportError as error:
-        return f"{engine} cannot be imported ({error}); install with: {ENGINES[engine].install}"
-    if device == "cpu":
-        return None
-    reason: str | None = module.device_refusal(device)
+        return f"{engine} cannot be imported ({error}); install with: {entry.install}"
+    reason: str | None = module.device_refusal(device, **entry.options)
     return reason
 
 
 def engine_version(engine: str) -> str:
     """The version of the library behind an engine of ENGINES that `engine_refusal` accepts."""
-    return str(import_module(ENGINES[engine].module).VERSION)
+    entry = ENGINES[engine]
+    return str(import_module(entry.module).version(**entry.options))
 
 
 def checked_inputs(
@@ -182,9 +219,23 @@ def checked_inputs(
     return feed
 
 
-def dynamic_shape_error(path: Path, name: str, shape: object) -> ArtifactError:
-    """The error of a graph with an axis that is not fixed; for engines."""
-    return ArtifactError(
-        f"{path}: {name!r} has the dynamic shape {shape}; detector graphs have static shapes, "
-        "export it again"
-    )
+def batch_one_shape(path: Path, name: str, shape: Sequence[object]) -> tuple[int, ...]:
+    """The shape with a free first axis as 1: that is the batch, and a detector runs scan by scan;
+    for engines.
+
+    Args:
+        path: The graph's file, for the message.
+        name: The input or output.
+        shape: Its axes; a free one is no integer, or negative.
+
+    Raises:
+        ArtifactError: another axis is free.
+    """
+    axes = [axis if isinstance(axis, int) and axis >= 0 else None for axis in shape]
+    if None in axes[1:]:
+        shown = tuple("free" if axis is None else axis for axis in axes)
+        raise ArtifactError(
+            f"{path}: {name!r} has the dynamic shape {shown}; only the batch of a detector's graph "
+            "may be free, export it again"
+        )
+    return tuple(1 if axis is None else axis for axis in axes)

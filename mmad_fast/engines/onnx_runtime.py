@@ -1,7 +1,11 @@
-"""ONNX Runtime, on the CPU or on a CUDA device."""
+"""ONNX Runtime: on the CPU, on a CUDA device, and through TensorRT.
+
+ONNX Runtime calls what runs a graph its execution provider.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,14 +16,28 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
-from mmad_fast.engines import checked_inputs, dynamic_shape_error
+from mmad_fast.backbones.weights import cache_root
+from mmad_fast.engines import batch_one_shape, checked_inputs
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.threads import resolve_num_threads
 
 VERSION: str = onnxruntime.__version__
-PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""ONNX Runtime's name for each device."""
+PROVIDERS: dict[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+"""ONNX Runtime's name for what runs on a device by default, and for what an engine asks for."""
+INSTALL: dict[str, str] = {
+    "cpu": "onnxruntime",
+    "cuda": "onnxruntime-gpu",
+    "tensorrt": "onnxruntime-gpu tensorrt",
+    "tensorrt-rtx": "onnxruntime-trt-rtx",
+}
+"""The packages that have each provider; they all provide the module onnxruntime."""
 _ERRORS_ONLY = 3
+_CPU_FALLBACK = "fallback to CPU EP"
 # ONNX Runtime raises one class per status code; they share no base below Exception.
 _LOAD_ERRORS = (
     status.Fail,
@@ -33,7 +51,7 @@ _LOAD_ERRORS = (
 
 
 class OnnxRuntimeEngine:
-    """A graph of static shapes run by ONNX Runtime. `run` may be called from several threads.
+    """A graph run by ONNX Runtime. `run` may be called from several threads.
 
     Attributes:
         input_shapes: Shape by input name.
@@ -48,35 +66,33 @@ class OnnxRuntimeEngine:
         device: str = "cpu",
         device_index: int = 0,
         stream: int = 0,
+        provider: str | None = None,
     ) -> None:
         """Loads the graph.
 
         Args:
             path: The ONNX file.
             num_threads: Threads per run on the CPU; None means mmad_fast.threads.get_num_threads().
-            device: A name in PROVIDERS.
+            device: Where buffers of `run_bound` lie, "cpu" or "cuda".
             device_index: Which CUDA device.
             stream: The CUDA stream of every run, as an address; 0 leaves the choice to ONNX
                 Runtime, which then waits for the device at the end of a run.
+            provider: A name in PROVIDERS; None: that of the device.
 
         Raises:
             InvalidInputError: num_threads is not in 1..1024.
             ArtifactError: the file cannot be loaded or has dynamic shapes.
-            BackendUnavailableError: ONNX Runtime fell back to another device.
+            BackendUnavailableError: ONNX Runtime would run some of the graph elsewhere.
         """
-        options = session_options(resolve_num_threads(num_threads))
+        threads = resolve_num_threads(num_threads)
+        name = PROVIDERS[provider or device]
+        is_on_cpu = name == PROVIDERS["cpu"]
         _share_arena()
         self._path = path
-        self._memory = "cpu" if PROVIDERS[device] == PROVIDERS["cpu"] else device
+        self._memory = "cuda" if device == "cuda" and not is_on_cpu else "cpu"
         self._device_index = device_index
-        providers = [(PROVIDERS[device], _provider_options(self._memory, device_index, stream))]
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except _LOAD_ERRORS as error:
-            raise ArtifactError(
-                f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error}"
-            ) from error
-        _require_provider(self._session, device)
+        options = {} if is_on_cpu else _provider_options(name, path, device_index, stream)
+        self._session = _open_session(path, threads, name, options)
         # On a stream of the caller's all runs use the session's one cuBLAS and one cuDNN handle,
         # which two threads must not do at a time.
         self._one_at_a_time = Lock()
@@ -84,8 +100,8 @@ class OnnxRuntimeEngine:
         if stream:
             # The stream orders this graph and what comes after it: nobody has to wait here.
             self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self.input_shapes = _static_shapes(path, self._session.get_inputs())
-        self.output_shapes = _static_shapes(path, self._session.get_outputs())
+        self.input_shapes = _shapes(path, self._session.get_inputs())
+        self.output_shapes = _shapes(path, self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """The outputs by name.
@@ -126,35 +142,128 @@ class OnnxRuntimeEngine:
             self._session.run_with_iobinding(binding, self._run_options)
 
 
-def device_refusal(device: str) -> str | None:
-    """Why the installed ONNX Runtime cannot use a device of PROVIDERS, with what to do."""
-    provider, available = PROVIDERS[device], onnxruntime.get_available_providers()
-    if provider in available:
+def version(**_: str) -> str:
+    """ONNX Runtime's version, the same for all providers."""
+    return VERSION
+
+
+def device_refusal(device: str, provider: str | None = None) -> str | None:
+    """Why the installed ONNX Runtime has not a provider of PROVIDERS, with what to do. None as
+    provider means that of the device."""
+    key = provider or device
+    available = onnxruntime.get_available_providers()
+    if PROVIDERS[key] in available:
         return None
     return (
-        f"the installed onnxruntime {VERSION} has no {provider} (it has {', '.join(available)}); "
-        "replace it: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        f"the installed onnxruntime {VERSION} has no {PROVIDERS[key]} (it has "
+        f"{', '.join(available)}); replace it: pip uninstall onnxruntime && pip install "
+        f"{INSTALL[key]}"
     )
 
 
-def _provider_options(memory: str, device_index: int, stream: int) -> dict[str, str]:
-    if memory == "cpu":
-        return {}
-    options = {"device_id": str(device_index), "use_tf32": "0"}  # float32 stays float32
+def _open_session(
+    path: Path, threads: int, provider: str, options: dict[str, str]
+) -> onnxruntime.InferenceSession:
+    """A session that runs the whole graph with this provider.
+
+    Raises:
+        ArtifactError: the file cannot be loaded.
+        BackendUnavailableError: the provider does not start, or knows not all of the graph.
+    """
+    settings = session_options(threads)
+    if provider != PROVIDERS["cpu"]:
+        # By default ONNX Runtime runs on the CPU what a provider does not know, and all of the
+        # graph where it does not start.
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    providers = [(provider, options)]
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), settings, providers=providers, enable_fallback=0
+        )
+    except _LOAD_ERRORS as error:
+        if _CPU_FALLBACK in str(error):
+            raise _left_to_cpu(path, threads, provider, options) from error
+        raise ArtifactError(
+            f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error}"
+        ) from error
+    problem = _not_started(session, provider)
+    if problem is not None:
+        raise problem
+    return session
+
+
+def _left_to_cpu(
+    path: Path, threads: int, provider: str, options: dict[str, str]
+) -> BackendUnavailableError:
+    """Why some of the graph would run on the CPU: a session that allows it knows."""
+    session = onnxruntime.InferenceSession(
+        str(path), session_options(threads), providers=[(provider, options)], enable_fallback=0
+    )
+    return _not_started(session, provider) or BackendUnavailableError(
+        f"{path}: {provider} of ONNX Runtime {VERSION} does not know all operators of the graph, "
+        "and would leave the rest to the CPU; export the graph in another precision, upgrade ONNX "
+        "Runtime, or use engine='onnxruntime'"
+    )
+
+
+def _not_started(
+    session: onnxruntime.InferenceSession, provider: str
+) -> BackendUnavailableError | None:
+    """ONNX Runtime goes on without a provider that fails to start; a fallback is no answer."""
+    if provider in session.get_providers():
+        return None
+    return BackendUnavailableError(
+        f"ONNX Runtime was asked for {provider} and runs on "
+        f"{', '.join(session.get_providers())}: the provider did not start, mostly because a "
+        "CUDA, cuDNN or TensorRT library of its version is missing; see ONNX Runtime's list of "
+        "versions, or use device='cpu' with engine='onnxruntime'"
+    )
+
+
+def _provider_options(provider: str, path: Path, device_index: int, stream: int) -> dict[str, str]:
+    """The options of a provider on a GPU.
+
+    The graph has its precision inside, so no provider is told to lower it. TensorRT compiles a
+    graph for minutes; what it made is kept in the user's cache, in a folder named by the graph's
+    sha256, because TensorRT's own name for it does not depend on the weights.
+    """
+    options = {"device_id": str(device_index)}
     if stream:
-        options["user_compute_stream"] = str(stream)
+        options |= {"has_user_compute_stream": "1", "user_compute_stream": str(stream)}
+    if provider == PROVIDERS["tensorrt"]:
+        options |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(_cache_folder("onnxruntime-tensorrt", path)),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(cache_root() / "onnxruntime-tensorrt"),
+            "trt_fp16_enable": "0",
+            "trt_bf16_enable": "0",
+            "trt_int8_enable": "0",
+        }
+    elif provider == PROVIDERS["tensorrt-rtx"]:
+        folder = _cache_folder("onnxruntime-tensorrt-rtx", path)
+        options["nv_runtime_cache_path"] = str(folder)
+    else:
+        options["use_tf32"] = "0"  # float32 stays float32
     return options
 
 
-def _require_provider(session: onnxruntime.InferenceSession, device: str) -> None:
-    """ONNX Runtime goes on without a provider that fails to start; a fallback is no answer."""
-    if PROVIDERS[device] not in session.get_providers():
-        raise BackendUnavailableError(
-            f"ONNX Runtime was asked for {PROVIDERS[device]} and runs on "
-            f"{', '.join(session.get_providers())}: the provider did not start, mostly because a "
-            "CUDA or cuDNN library of its version is missing; see ONNX Runtime's list of versions, "
-            "or use device='cpu'"
-        )
+def _cache_folder(engine: str, path: Path) -> Path:
+    """Where this graph's compiled form is kept; not created here.
+
+    Raises:
+        ArtifactError: the graph cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error.strerror or error}"
+        ) from error
+    return cache_root() / engine / f"{VERSION}-{digest.hexdigest()[:32]}"
 
 
 def session_options(num_threads: int) -> onnxruntime.SessionOptions:
@@ -193,10 +302,8 @@ def _share_arena() -> None:
     )
 
 
-def _static_shapes(path: Path, arguments: list) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for argument in arguments:
-        if not all(isinstance(axis, int) for axis in argument.shape):
-            raise dynamic_shape_error(path, argument.name, argument.shape)
-        shapes[argument.name] = tuple(argument.shape)
-    return shapes
+def _shapes(path: Path, arguments: list) -> dict[str, tuple[int, ...]]:
+    return {
+        argument.name: batch_one_shape(path, argument.name, argument.shape)
+        for argument in arguments
+    }

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mmad_fast.engines import checked_inputs, dynamic_shape_error
+from mmad_fast.engines import batch_one_shape, checked_inputs
 from mmad_fast.errors import ArtifactError
 from mmad_fast.threads import resolve_num_threads
 
@@ -37,7 +37,7 @@ VERSION: str = openvino.__version__.split("-")[0]
 
 
 class OpenVinoEngine:
-    """A graph of static shapes run by OpenVINO. `run` may be called from several threads.
+    """A graph run by OpenVINO. `run` may be called from several threads.
 
     Attributes:
         input_shapes: Shape by input name.
@@ -48,7 +48,7 @@ class OpenVinoEngine:
         """Loads and compiles the graph.
 
         Args:
-            path: The ONNX file.
+            path: OpenVINO's .xml with its .bin beside it, or an ONNX file.
             num_threads: Threads per run; None means mmad_fast.threads.get_num_threads().
 
         Raises:
@@ -60,8 +60,10 @@ class OpenVinoEngine:
         try:
             core = openvino.Core()
             model = core.read_model(str(path))
-            self.input_shapes = _static_shapes(path, model.inputs)
-            self.output_shapes = _static_shapes(path, model.outputs)
+            self.input_shapes = {port.any_name: _shape(path, port) for port in model.inputs}
+            if model.is_dynamic():
+                model.reshape({name: list(shape) for name, shape in self.input_shapes.items()})
+            self.output_shapes = {port.any_name: _shape(path, port) for port in model.outputs}
             self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise ArtifactError(
@@ -90,6 +92,15 @@ class OpenVinoEngine:
             self._idle_requests.append(request)
 
 
+def version() -> str:
+    """OpenVINO's version."""
+    return VERSION
+
+
+def device_refusal(device: str) -> None:
+    """None: where it can be imported, it runs."""
+
+
 def compile_settings(num_threads: int) -> dict[str, Any]:
     """The settings of a compiled graph, chosen by bench/engines.py.
 
@@ -107,10 +118,6 @@ def compile_settings(num_threads: int) -> dict[str, Any]:
     }
 
 
-def _static_shapes(path: Path, ports: list) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for port in ports:
-        if port.partial_shape.is_dynamic:
-            raise dynamic_shape_error(path, port.any_name, port.partial_shape)
-        shapes[port.any_name] = tuple(port.shape)
-    return shapes
+def _shape(path: Path, port: Any) -> tuple[int, ...]:
+    axes = [axis.get_length() if axis.is_static else -1 for axis in port.partial_shape]
+    return batch_one_shape(path, port.any_name, axes)

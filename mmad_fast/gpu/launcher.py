@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmad_fast.errors import (
-    ArtifactError,
-    BackendUnavailableError,
-    InvalidInputError,
-    MissingDependencyError,
-    MmadFastError,
-)
+from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.gpu.architectures import KIB, WARP_SIZE
+from mmad_fast.gpu.device_context import Advice, DeviceContext
 from mmad_fast.gpu.kernel_folder import (
     DIVISIBILITY,
     CompiledKernel,
@@ -43,8 +37,12 @@ SCALARS: dict[str, type[Any]] = {
 }
 
 
-class DriverError(MmadFastError, RuntimeError):
-    """The CUDA driver refused a call."""
+ADVICE = Advice(
+    purpose="launching kernels",
+    install="pip install 'mmad-fast[gpu]'",
+    instead="backend='cpu'",
+    on_failure=", and build the kernels again where a cubin is refused: mmad-fast kernels build",
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,7 @@ class _Loaded:
 class Launcher:
     """The kernels of a folder on one device.
 
-    Calls may come from any thread: the device's primary context, which torch and the CUDA runtime
-    use too, is made current for the time of a call.
+    Calls may come from any thread.
 
     Attributes:
         sm: The device's compute capability.
@@ -80,12 +77,9 @@ class Launcher:
             DriverError: the driver refused a call.
         """
         self._folder = read_kernel_folder(path)
-        self._driver = _import_driver() if driver is None else driver
-        self._context: Any = None
         self._loaded: dict[tuple[str, str | None], _Loaded] = {}
-        self._start(device)
-        self._device = self._call("cuDeviceGet", device)
-        self.sm = self._compute_capability()
+        self._context = DeviceContext(device, ADVICE, driver=driver)
+        self.sm = self._context.sm
         here = sorted({kernel.sm for kernel in self._folder.kernels})
         if self.sm not in here:
             raise ArtifactError(
@@ -93,7 +87,7 @@ class Launcher:
                 f"{', '.join(f'sm_{sm}' for sm in here) or 'none'}; build them with: "
                 f"mmad-fast kernels build --sm {self.sm} --output {path}"
             )
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self._context.retain()
 
     def __enter__(self) -> Launcher:
         return self
@@ -156,8 +150,8 @@ class Launcher:
         values = _pack(kernel, arguments)
         # An array of pointers to the values; the driver copies them before it returns.
         addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        with self._current_context():
-            self._call(
+        with self._context.current():
+            self._context.call(
                 "cuLaunchKernel",
                 loaded.function,
                 *blocks,
@@ -171,19 +165,18 @@ class Launcher:
 
     def close(self) -> None:
         """Unloads the kernels; wait for what was launched before."""
-        if self._context is None:
+        if not self._context.is_retained:
             return
-        with self._current_context():
+        with self._context.current():
             while self._loaded:
                 _, loaded = self._loaded.popitem()
-                self._call("cuModuleUnload", loaded.module)
-        self._context = None
-        self._call("cuDevicePrimaryCtxRelease", self._device)
+                self._context.call("cuModuleUnload", loaded.module)
+        self._context.release()
 
     def _load(self, name: str, config: str | None) -> _Loaded:
         loaded = self._loaded.get((name, config))
         if loaded is None:
-            if self._context is None:
+            if not self._context.is_retained:
                 raise InvalidInputError("the launcher is closed; open the folder again")
             loaded = self._load_module(self._find(name, config))
             self._loaded[name, config] = loaded
@@ -204,16 +197,16 @@ class Launcher:
         )
 
     def _load_module(self, kernel: CompiledKernel) -> _Loaded:
-        driver = self._driver
+        driver = self._context.driver
         content = self._folder.cubin(kernel)
-        with self._current_context():
-            module = self._call("cuModuleLoadData", content, doing=kernel.file)
-            function = self._call(
+        with self._context.current():
+            module = self._context.call("cuModuleLoadData", content, doing=kernel.file)
+            function = self._context.call(
                 "cuModuleGetFunction", module, kernel.entry.encode(), doing=kernel.file
             )
             if kernel.shared_bytes > DEFAULT_SHARED_BYTES:
                 attributes = driver.CUfunction_attribute
-                self._call(
+                self._context.call(
                     "cuFuncSetAttribute",
                     function,
                     attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
@@ -221,81 +214,6 @@ class Launcher:
                     doing=f"{kernel.name} with {kernel.shared_bytes} bytes of shared memory",
                 )
         return _Loaded(kernel, module, function)
-
-    def _start(self, device: int) -> None:
-        """Initialises the driver.
-
-        Raises:
-            BackendUnavailableError: there is no driver or no such device.
-        """
-        advice = "install NVIDIA's driver, or take backend='cpu'"
-        try:
-            (code,) = self._driver.cuInit(0)
-        except RuntimeError as error:  # libcuda.so.1 is not found
-            raise BackendUnavailableError(f"no CUDA driver: {error}; {advice}") from error
-        if code != self._driver.CUresult.CUDA_SUCCESS:
-            raise BackendUnavailableError(
-                f"the CUDA driver does not start: {self._describe(code)}; {advice}"
-            )
-        count = self._call("cuDeviceGetCount")
-        if not 0 <= device < count:
-            raise BackendUnavailableError(
-                f"there is no CUDA device {device}: the driver has {count}; {advice}"
-            )
-
-    def _compute_capability(self) -> int:
-        names = self._driver.CUdevice_attribute
-        major, minor = (
-            self._call("cuDeviceGetAttribute", attribute, self._device)
-            for attribute in (
-                names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
-        )
-        return int(10 * major + minor)
-
-    @contextmanager
-    def _current_context(self) -> Iterator[None]:
-        self._call("cuCtxPushCurrent", self._context)
-        try:
-            yield
-        finally:
-            self._call("cuCtxPopCurrent")
-
-    def _call(self, function: str, *arguments: Any, doing: str = "") -> Any:
-        """The value that a function of the driver returns besides its code.
-
-        Raises:
-            DriverError: the code is not CUDA_SUCCESS.
-        """
-        code, *values = getattr(self._driver, function)(*arguments)
-        if code != self._driver.CUresult.CUDA_SUCCESS:
-            of = f" for {doing}" if doing else ""
-            raise DriverError(
-                f"{function} failed{of}: {self._describe(code)}; check with `nvidia-smi` that the "
-                "device works and has memory left, and build the kernels again where a cubin is "
-                "refused: mmad-fast kernels build"
-            )
-        return values[0] if values else None
-
-    def _describe(self, code: Any) -> str:
-        texts = []
-        for function in (self._driver.cuGetErrorName, self._driver.cuGetErrorString):
-            known, text = function(code)
-            if known == self._driver.CUresult.CUDA_SUCCESS:
-                texts.append(text.decode())
-        return ": ".join(texts) or f"error {int(code)}"
-
-
-def _import_driver() -> Any:
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"launching kernels needs cuda-bindings, which does not load here ({error}); install "
-            "it with: pip install 'mmad-fast[gpu]'"
-        ) from error
-    return driver
 
 
 def _check_grid(kernel: CompiledKernel, grid: Sequence[int]) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     """
     commit, is_clean = _commit()
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
@@ -42,7 +42,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str | None:
+def cpu_model() -> str | None:
+    """The processor's name, None if it cannot be known; nothing is started for it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

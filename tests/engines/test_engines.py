@@ -30,8 +30,8 @@ from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInpu
 WEIGHT = np.random.default_rng(0).normal(size=(48, 33)).astype(np.float32)
 
 
-def save_product(path: Path, *, rows: int | str = 5) -> Path:
-    """The graph y (rows, 33) = x (rows, 48) @ WEIGHT + 1, and z = 2 y."""
+def save_product(path: Path, *, rows: int | str = 5, columns: int | str = 48) -> Path:
+    """The graph y (rows, 33) = x (rows, columns) @ WEIGHT + 1, and z = 2 y."""
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["product"]),
         helper.make_node("Add", ["product", "one"], ["y"]),
@@ -39,7 +39,7 @@ def save_product(path: Path, *, rows: int | str = 5) -> Path:
     ]
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in {"x": (rows, 48), "y": (rows, 33), "z": (rows, 33)}.items()
+        for name, shape in {"x": (rows, columns), "y": (rows, 33), "z": (rows, 33)}.items()
     ]
     constants = {"weight": WEIGHT, "one": np.ones(1, np.float32)}
     initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
@@ -49,7 +49,12 @@ def save_product(path: Path, *, rows: int | str = 5) -> Path:
     return path
 
 
-@pytest.fixture(params=list(ENGINES))
+GPU_ENGINES = [
+    name for name in ENGINES if name.startswith("onnxruntime-") or "onnx" not in ENGINES[name].reads
+]
+
+
+@pytest.fixture(params=[name for name in ENGINES if name not in GPU_ENGINES])
 def engine(request: pytest.FixtureRequest) -> str:
     reason = engine_refusal(request.param)
     if reason is not None:
@@ -128,9 +133,21 @@ def test_a_missing_file_and_one_that_is_no_graph(engine: str, tmp_path: Path) ->
 
 
 def test_dynamic_shapes_are_refused(engine: str, tmp_path: Path) -> None:
-    path = save_product(tmp_path / "dynamic.onnx", rows="rows")
-    with pytest.raises(ArtifactError, match=r"'x' has the dynamic shape .*export it again"):
+    path = save_product(tmp_path / "dynamic.onnx", columns="columns")
+    words = r"'x' has the dynamic shape \(5, 'free'\); only the batch .*export it again"
+    with pytest.raises(ArtifactError, match=words):
         open_graph(path, engine=engine)
+
+
+def test_a_free_batch_is_one(engine: str, tmp_path: Path) -> None:
+    graph = open_graph(save_product(tmp_path / "batch.onnx", rows="batch"), engine=engine)
+    assert graph.input_shapes == {"x": (1, 48)}
+    assert graph.output_shapes == {"y": (1, 33), "z": (1, 33)}
+    answer = graph.run({"x": inputs(1)[:1]})
+    expected = inputs(1)[:1].astype(np.float64) @ WEIGHT.astype(np.float64) + 1
+    np.testing.assert_allclose(answer["y"], expected, rtol=0, atol=1e-5)
+    with pytest.raises(InvalidInputError, match=r"shape \(5, 48\), the graph needs \(1, 48\)"):
+        graph.run({"x": inputs(1)})
 
 
 @pytest.mark.parametrize("num_threads", [0, 1025, 1.5])

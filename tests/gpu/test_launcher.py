@@ -22,8 +22,9 @@ from mmad_fast.errors import (
     InvalidInputError,
     MissingDependencyError,
 )
+from mmad_fast.gpu.device_context import DriverError
 from mmad_fast.gpu.kernel_folder import write_kernel_folder
-from mmad_fast.gpu.launcher import DriverError, Launcher
+from mmad_fast.gpu.launcher import Launcher
 
 FAKED = [name for name in vars(FakeDriver) if name.startswith("cu")]
 

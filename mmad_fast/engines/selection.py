@@ -1,0 +1,301 @@
+"""Which engine runs an artifact's graphs, from which files, and why not another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmad_fast.engines import DEVICES, ENGINES, check_engine, engine_refusal
+from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_sm, library_version
+from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.threads import resolve_num_threads
+
+AUTO = "auto"
+MEASURED_WITH: dict[str, str] = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "tensorrt": "tensorrt",
+}
+"""The engine that the time measured at export is of, by the files' target."""
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """The files of all graphs of an artifact, made for one kind of engine.
+
+    Attributes:
+        target: What they were exported to: "onnx", "openvino", "tensorrt-rtx" or "tensorrt".
+        precision: "fp32", "fp16", "bf16", "int8" or "fp8".
+        batch_min: Smallest batch they take.
+        batch_max: Largest batch.
+        sms: Compute capabilities that they were built for, as 89; empty where it does not matter,
+            or where the library was not told.
+        library: Name and version of what built them, e.g. "tensorrt-rtx 1.7.1.116".
+        files: Per graph the file that an engine opens.
+        measured: Null, or the time of one run at export: "machine" (CPU model), "threads", "p50_ms"
+            (sum over the graphs).
+    """
+
+    target: str
+    precision: str
+    batch_min: int
+    batch_max: int
+    sms: tuple[int, ...]
+    library: str
+    files: Mapping[str, Path]
+    measured: Mapping[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages call them."""
+        sms = "".join(f" sm_{sm}" for sm in self.sms)
+        return f"{self.target} {self.precision}{sms}"
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine that can run here, with the files it opens.
+
+    Attributes:
+        engine: A name in engines.ENGINES.
+        precision: The files' precision.
+        files: File by graph name.
+        reason: Why this one, and why not each one that would have come before it.
+    """
+
+    engine: str
+    precision: str
+    files: Mapping[str, Path]
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An engine with files that it can read; the time where it counts here, else None."""
+
+    engine: str
+    files: EngineFiles
+    measured_ms: float | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.engine} ({self.files.label})"
+
+
+def choose_engine(
+    candidates: Sequence[EngineFiles],
+    *,
+    engine: str = AUTO,
+    device: str = "cpu",
+    precision: str | None = None,
+    num_threads: int | None = None,
+    device_index: int = 0,
+) -> EngineChoice:
+    """The engine and files to run an artifact with.
+
+    The order is: what was measured at export on this CPU model and with this number of threads, the
+    fastest first; then the order of ENGINES, and for one engine the order of the candidates. The
+    first that can run here is taken; those behind it are not looked at, nor imported.
+
+    Args:
+        candidates: What the artifact holds; first its own graphs, as fitted.
+        engine: A name in ENGINES, or "auto" for any.
+        device: Where the arrays lie, "cpu" or "cuda".
+        precision: The files' precision. None: that of the artifact's own graphs, so that nothing
+            is approximated unasked.
+        num_threads: Threads that the engine will have; None means
+            mmad_fast.threads.get_num_threads().
+        device_index: The GPU that an engine built for a GPU would run on.
+
+    Raises:
+        InvalidInputError: an argument is of the wrong type, or there are no candidates.
+        BackendUnavailableError: no such engine or device, or nothing can be run: says why for each,
+            and how to get it.
+    """
+    _check_arguments(candidates, engine, device, precision)
+    if engine != AUTO:
+        check_engine(engine, device)
+    wanted = candidates[0].precision if precision is None else precision
+    names = tuple(ENGINES) if engine == AUTO else (engine,)
+    fitting = [files for files in candidates if files.precision == wanted]
+    refused: dict[str, str] = {}
+    for option in _options(fitting, candidates[0], names, device, num_threads):
+        if option.engine in refused:
+            continue
+        problem = engine_refusal(option.engine, device)
+        if problem is not None:
+            refused[option.engine] = problem
+            continue
+        problem = _files_refusal(option, device_index)
+        if problem is None:
+            approximations = [] if precision else _approximations(candidates, wanted, names, device)
+            reason = _reason(option, engine, _listed(refused), approximations)
+            return EngineChoice(option.engine, wanted, option.files.files, reason)
+        refused[option.label] = problem
+    if refused:
+        raise BackendUnavailableError(
+            f"{_what(engine)} can run this artifact on device {device!r} in {wanted}: "
+            f"{'; '.join(_listed(refused))}"
+        )
+    raise _nothing_to_run(candidates, names, engine, device, wanted, device_index)
+
+
+def _check_arguments(
+    candidates: Sequence[EngineFiles], engine: object, device: object, precision: object
+) -> None:
+    if not candidates:
+        raise InvalidInputError("there are no candidates; an artifact has at least its own graphs")
+    if engine != AUTO and not isinstance(engine, str):
+        raise InvalidInputError(
+            f"engine is {engine!r}; it must be a name, one of {', '.join([AUTO, *ENGINES])}"
+        )
+    if not isinstance(device, str):
+        raise InvalidInputError(
+            f"device is {device!r}; it must be a name, one of {', '.join(DEVICES)}"
+        )
+    if device not in DEVICES:
+        raise BackendUnavailableError(
+            f"there is no device {device!r}; known are {', '.join(DEVICES)}"
+        )
+    if precision is not None and not isinstance(precision, str):
+        raise InvalidInputError(
+            f"precision is {precision!r}; it must be a name, as 'fp32' or 'fp16', or None for what "
+            "the detector was fitted with"
+        )
+
+
+def _options(
+    files: Sequence[EngineFiles],
+    own: EngineFiles,
+    names: Sequence[str],
+    device: str,
+    num_threads: int | None,
+) -> list[_Option]:
+    """Every engine with every file that it reads: the measured ones first, by time; the others in
+    the order of preference."""
+    options = [
+        _Option(name, one, _measured_ms(one, name, own, device, num_threads))
+        for name in names
+        if device in ENGINES[name].devices
+        for target in ENGINES[name].reads
+        for one in files
+        if one.target == target
+    ]
+    return sorted(  # keeps the order of equal ones
+        options,
+        key=lambda option: math.inf if option.measured_ms is None else option.measured_ms,
+    )
+
+
+def _measured_ms(
+    files: EngineFiles, engine: str, own: EngineFiles, device: str, num_threads: int | None
+) -> float | None:
+    """The time measured at export, if it was measured with this engine on a machine like this.
+
+    A copy of the artifact's own graphs in the same precision is compared with them only where both
+    were measured: otherwise the fact of a measurement alone would decide.
+    """
+    measured = files.measured
+    if measured is None or device != "cpu" or MEASURED_WITH.get(files.target) != engine:
+        return None
+    is_copy = (files.target, files.precision) == (own.target, own.precision) and files is not own
+    if is_copy and own.measured is None:
+        return None
+    from mmad_fast.measure.environment import cpu_model
+
+    is_here = (
+        measured["machine"] == cpu_model()
+        and measured["threads"] == resolve_num_threads(num_threads)
+    )  # fmt: skip
+    return float(measured["p50_ms"]) if is_here else None
+
+
+def _files_refusal(option: _Option, device_index: int) -> str | None:
+    """Why these files do not fit here, with an engine that can run; None where they do."""
+    files = option.files
+    if not files.batch_min <= 1 <= files.batch_max:
+        return (
+            f"takes batches of {files.batch_min} to {files.batch_max}, a detector runs one scan; "
+            "export with --batch 1"
+        )
+    if files.target not in LIBRARIES:
+        return None
+    rebuild = f"build it again with: {_command(files.target, files.precision, device_index)}"
+    here = library_version(files.target)
+    if files.library != here:
+        return f"was built by {files.library}, here is {here}; {rebuild}"
+    if files.sms and (sm := gpu_sm(device_index)) not in files.sms:
+        return f"the GPU here is sm_{sm}; {rebuild}"
+    return None
+
+
+def _command(target: str, precision: str, device_index: int) -> str:
+    sm = f" --sm {gpu_sm(device_index)}" if target in LIBRARIES else ""
+    return f"mmad-fast export ARTIFACT --to {target} --precision {precision}{sm}"
+
+
+def _approximations(
+    candidates: Sequence[EngineFiles], wanted: str, names: Sequence[str], device: str
+) -> list[str]:
+    """Labels of the files that are left out because they are not exact."""
+    readable = {
+        target
+        for name in names
+        if device in ENGINES[name].devices
+        for target in ENGINES[name].reads
+    }
+    return [
+        files.label
+        for files in candidates
+        if files.precision != wanted and files.target in readable
+    ]
+
+
+def _reason(
+    option: _Option, engine: str, refused: Sequence[str], approximations: Sequence[str]
+) -> str:
+    if engine != AUTO:
+        why = "asked for"
+    elif option.measured_ms is not None:
+        why = f"the fastest of those measured here ({option.measured_ms:.4g} ms)"
+    else:
+        why = "the first in the order of preference"
+    parts = [f"{option.label} is {why}{' that can run here' if refused else ''}"]
+    parts += [f"not {reason}" for reason in refused]
+    if approximations:
+        parts.append(
+            f"left out as approximations, which are taken with precision=...: "
+            f"{', '.join(approximations)}"
+        )
+    return "; ".join(parts)
+
+
+def _listed(refused: Mapping[str, str]) -> list[str]:
+    return [f"{label}: {problem}" for label, problem in refused.items()]
+
+
+def _what(engine: str) -> str:
+    return "no engine" if engine == AUTO else f"engine {engine!r} is not one that"
+
+
+def _nothing_to_run(
+    candidates: Sequence[EngineFiles],
+    names: Sequence[str],
+    engine: str,
+    device: str,
+    wanted: str,
+    device_index: int,
+) -> BackendUnavailableError:
+    what = "no engine" if engine == AUTO else f"engine {engine!r}"
+    target = candidates[0].target if engine == AUTO else ENGINES[engine].reads[0]
+    there = ", ".join(files.label for files in candidates)
+    approximations = _approximations(candidates, wanted, names, device)
+    instead = f" (or take {' or '.join(approximations)} with precision=...)" * bool(approximations)
+    return BackendUnavailableError(
+        f"{what} has nothing to run in {wanted}: the artifact holds {there}; make it with: "
+        f"{_command(target, wanted, device_index)}{instead}"
+    )
