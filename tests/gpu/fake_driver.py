@@ -6,6 +6,7 @@ import ctypes
 import inspect
 import re
 import struct
+import textwrap
 from typing import Any
 
 import pytest
@@ -46,8 +47,9 @@ def make_kernel(**changes: Any) -> CompiledKernel:
 
 def num_returned(name: str) -> int:
     """How many values a function of the real module returns behind its code, as documented."""
-    documented = inspect.getdoc(getattr(real, name)).split("Returns\n-------\n")[1]
-    names = re.findall(r"^(\w+)(?: : .*)?$", documented.split("See Also")[0], re.MULTILINE)
+    documented = re.split(r"Returns\n *-------\n", inspect.getdoc(getattr(real, name)))[1]
+    returned = textwrap.dedent(re.split("See Also|Notes", documented)[0])
+    names = re.findall(r"^(\w+)(?: : .*)?$", returned, re.MULTILINE)
     assert names[0] == "CUresult"
     return len(names) - 1
 
