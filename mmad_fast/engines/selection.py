@@ -132,13 +132,14 @@ def choose_engine(
             continue
         problem = _files_refusal(option, device_index)
         if problem is None:
-            approximations = [] if precision else _approximations(candidates, wanted, names, device)
-            reason = _reason(option, engine, _listed(refused), approximations)
+            left_out = [] if precision else _others(candidates, wanted, names, device)
+            reason = _reason(option, engine, _listed(refused), left_out)
             return EngineChoice(option.engine, wanted, option.files.files, reason)
         refused[option.label] = problem
     if refused:
+        what = "no engine can" if engine == AUTO else f"engine {engine!r} cannot"
         raise BackendUnavailableError(
-            f"{_what(engine)} can run this artifact on device {device!r} in {wanted}: "
+            f"{what} run this artifact here on device {device!r} in {wanted}: "
             f"{'; '.join(_listed(refused))}"
         )
     raise _nothing_to_run(candidates, names, engine, device, wanted, device_index)
@@ -238,10 +239,10 @@ def _command(target: str, precision: str, device_index: int) -> str:
     return f"mmad-fast export ARTIFACT --to {target} --precision {precision}{sm}"
 
 
-def _approximations(
+def _others(
     candidates: Sequence[EngineFiles], wanted: str, names: Sequence[str], device: str
 ) -> list[str]:
-    """Labels of the files that are left out because they are not exact."""
+    """Labels of the files of another precision that the named engines read."""
     readable = {
         target
         for name in names
@@ -255,9 +256,7 @@ def _approximations(
     ]
 
 
-def _reason(
-    option: _Option, engine: str, refused: Sequence[str], approximations: Sequence[str]
-) -> str:
+def _reason(option: _Option, engine: str, refused: Sequence[str], left_out: Sequence[str]) -> str:
     if engine != AUTO:
         why = "asked for"
     elif option.measured_ms is not None:
@@ -266,20 +265,13 @@ def _reason(
         why = "the first in the order of preference"
     parts = [f"{option.label} is {why}{' that can run here' if refused else ''}"]
     parts += [f"not {reason}" for reason in refused]
-    if approximations:
-        parts.append(
-            f"left out as approximations, which are taken with precision=...: "
-            f"{', '.join(approximations)}"
-        )
+    if left_out:
+        parts.append(f"in another precision, which must be asked for: {', '.join(left_out)}")
     return "; ".join(parts)
 
 
 def _listed(refused: Mapping[str, str]) -> list[str]:
     return [f"{label}: {problem}" for label, problem in refused.items()]
-
-
-def _what(engine: str) -> str:
-    return "no engine" if engine == AUTO else f"engine {engine!r} is not one that"
 
 
 def _nothing_to_run(
@@ -290,12 +282,12 @@ def _nothing_to_run(
     wanted: str,
     device_index: int,
 ) -> BackendUnavailableError:
-    what = "no engine" if engine == AUTO else f"engine {engine!r}"
+    what = "" if engine == AUTO else f" for engine {engine!r}"
     target = candidates[0].target if engine == AUTO else ENGINES[engine].reads[0]
     there = ", ".join(files.label for files in candidates)
-    approximations = _approximations(candidates, wanted, names, device)
-    instead = f" (or take {' or '.join(approximations)} with precision=...)" * bool(approximations)
+    others = _others(candidates, wanted, names, device)
+    instead = f" (or name the precision of what it holds: {', '.join(others)})" * bool(others)
     return BackendUnavailableError(
-        f"{what} has nothing to run in {wanted}: the artifact holds {there}; make it with: "
+        f"the artifact has nothing in {wanted}{what}: it holds {there}; make it with: "
         f"{_command(target, wanted, device_index)}{instead}"
     )

@@ -7,13 +7,12 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import pytest
 from conftest import make_arrays
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from engines.product_graph import WEIGHT, inputs, save_product
 
 import mmad_fast
 from mmad_fast import engines
@@ -27,26 +26,7 @@ from mmad_fast.engines import (
 )
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 
-WEIGHT = np.random.default_rng(0).normal(size=(48, 33)).astype(np.float32)
-
-
-def save_product(path: Path, *, rows: int | str = 5, columns: int | str = 48) -> Path:
-    """The graph y (rows, 33) = x (rows, columns) @ WEIGHT + 1, and z = 2 y."""
-    nodes = [
-        helper.make_node("MatMul", ["x", "weight"], ["product"]),
-        helper.make_node("Add", ["product", "one"], ["y"]),
-        helper.make_node("Add", ["y", "y"], ["z"]),
-    ]
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in {"x": (rows, columns), "y": (rows, 33), "z": (rows, 33)}.items()
-    ]
-    constants = {"weight": WEIGHT, "one": np.ones(1, np.float32)}
-    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "product", values[:1], values[1:], initializers)
-    opsets = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
-    return path
+NO_FALLBACK = "session.disable_cpu_ep_fallback"
 
 
 GPU_ENGINES = [
@@ -65,10 +45,6 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return save_product(tmp_path / "product.onnx")
-
-
-def inputs(seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(size=(5, 48)).astype(np.float32)
 
 
 @pytest.mark.parametrize("num_threads", [None, 1, 2])
@@ -251,30 +227,166 @@ def test_buffers_that_are_missing(path: Path, given: dict[str, int], written: tu
         graph.run_bound(given, dict.fromkeys(written, 0))
 
 
-def test_a_build_without_the_device_says_what_it_has(
-    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("engine", "device", "provider", "packages"),
+    [
+        ("onnxruntime", "cuda", "CUDAExecutionProvider", "onnxruntime-gpu"),
+        ("onnxruntime-tensorrt", "cpu", "TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+        ("onnxruntime-tensorrt", "cuda", "TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+        (
+            "onnxruntime-tensorrt-rtx",
+            "cpu",
+            "NvTensorRTRTXExecutionProvider",
+            "onnxruntime-trt-rtx",
+        ),
+    ],
+)
+def test_a_build_without_the_provider_says_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, engine: str, device: str, provider: str, packages: str
 ) -> None:
     monkeypatch.setattr(
         onnx_runtime.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"]
     )
-    words = r"has no CUDAExecutionProvider \(it has CPUExecutionProvider\).*onnxruntime-gpu"
+    words = (
+        rf"has no {provider} \(it has CPUExecutionProvider\); replace it: pip uninstall "
+        rf"onnxruntime && pip install {packages}$"
+    )
     with pytest.raises(BackendUnavailableError, match=words):
-        mmad_fast.load(tiny_artifact, device="cuda")
+        check_engine(engine, device)
 
 
-def test_a_session_that_fell_back_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FallenBack:
-        def __init__(self, *_: object, **__: object) -> None: ...
+class FakeSession:
+    """Stands in for a session on a GPU: what was asked for, and what it is told to answer."""
 
-        def get_providers(self) -> list[str]:
-            return ["CPUExecutionProvider"]
+    asked: ClassVar[list[tuple[str, dict[str, str], bool]]]
+    """Provider, its options, and whether the CPU may take what the provider does not know."""
+    started: ClassVar[list[str] | None]
+    leaves_nodes_to_cpu: ClassVar[bool]
 
-    monkeypatch.setattr(onnx_runtime.onnxruntime, "InferenceSession", FallenBack)
-    with pytest.raises(
-        BackendUnavailableError,
-        match="asked for CUDAExecutionProvider and runs on CPUExecutionProvider: the provider did",
-    ):
-        onnx_runtime.OnnxRuntimeEngine(path, device="cuda")
+    def __init__(self, path: str, settings: Any, *, providers: list, enable_fallback: int) -> None:
+        ((provider, options),) = providers
+        self._providers = [provider, "CPUExecutionProvider"]
+        try:
+            may_fall_back = settings.get_session_config_entry(NO_FALLBACK) != "1"
+        except RuntimeError:  # it was not set
+            may_fall_back = True
+        self.asked.append((provider, options, may_fall_back))
+        assert enable_fallback == 0
+        if not may_fall_back and (self.leaves_nodes_to_cpu or self.started):
+            words = "nodes are assigned to the default CPU EP, but fallback to CPU EP has been"
+            raise onnx_runtime.status.Fail(words)
+
+    def get_providers(self) -> list[str]:
+        return self.started or self._providers
+
+    def get_inputs(self) -> list:
+        return []
+
+    get_outputs = get_inputs
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeSession]:
+    for name, value in {"asked": [], "started": None, "leaves_nodes_to_cpu": False}.items():
+        monkeypatch.setattr(FakeSession, name, value, raising=False)
+    monkeypatch.setattr(onnx_runtime.onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setenv("MMAD_FAST_CACHE", str(tmp_path / "cache"))
+    return FakeSession
+
+
+ON_A_GPU = [
+    ({"device": "cuda"}, "CUDAExecutionProvider"),
+    ({"provider": "tensorrt"}, "TensorrtExecutionProvider"),
+    ({"device": "cuda", "provider": "tensorrt-rtx"}, "NvTensorRTRTXExecutionProvider"),
+]
+
+
+@pytest.mark.parametrize(("asked", "provider"), ON_A_GPU)
+def test_all_of_the_graph_is_asked_of_the_provider(
+    session: type[FakeSession], path: Path, asked: dict, provider: str
+) -> None:
+    onnx_runtime.OnnxRuntimeEngine(path, device_index=2, stream=0xABC, **asked)
+    ((name, options, may_fall_back),) = session.asked
+    assert (name, may_fall_back) == (provider, False)
+    assert options["device_id"] == "2"
+    assert options["user_compute_stream"] == str(0xABC)
+    onnx_runtime.OnnxRuntimeEngine(path, **asked)
+    assert "user_compute_stream" not in session.asked[1][1]
+    assert all(isinstance(value, str) for value in options.values())
+
+
+def test_float32_stays_float32(session: type[FakeSession], path: Path) -> None:
+    onnx_runtime.OnnxRuntimeEngine(path, device="cuda")
+    onnx_runtime.OnnxRuntimeEngine(path, provider="tensorrt")
+    assert session.asked[0][1]["use_tf32"] == "0"
+    for precision in ("fp16", "bf16", "int8"):
+        assert session.asked[1][1][f"trt_{precision}_enable"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("provider", "option"),
+    [("tensorrt", "trt_engine_cache_path"), ("tensorrt-rtx", "nv_runtime_cache_path")],
+)
+def test_what_tensorrt_compiles_is_kept_by_the_graphs_content(
+    session: type[FakeSession], path: Path, tmp_path: Path, provider: str, option: str
+) -> None:
+    other = tmp_path / "other" / path.name
+    other.parent.mkdir()
+    other.write_bytes(path.read_bytes() + b" ")
+    for file in (path, path, other):
+        onnx_runtime.OnnxRuntimeEngine(file, provider=provider)
+    folders = [options[option] for _, options, _ in session.asked]
+    assert folders[0] == folders[1] != folders[2]
+    assert folders[0].startswith(str(tmp_path / "cache" / f"onnxruntime-{provider}"))
+
+
+@pytest.mark.parametrize(("asked", "provider"), ON_A_GPU)
+def test_a_provider_that_did_not_start_is_refused(
+    session: type[FakeSession], path: Path, asked: dict, provider: str
+) -> None:
+    session.started = ["CPUExecutionProvider"]
+    words = f"asked for {provider} and runs on CPUExecutionProvider: the provider did not start"
+    with pytest.raises(BackendUnavailableError, match=words):
+        onnx_runtime.OnnxRuntimeEngine(path, **asked)
+
+
+def test_nodes_left_to_the_cpu_are_refused(session: type[FakeSession], path: Path) -> None:
+    session.leaves_nodes_to_cpu = True
+    words = "TensorrtExecutionProvider of ONNX Runtime .* does not know all operators"
+    with pytest.raises(BackendUnavailableError, match=words):
+        onnx_runtime.OnnxRuntimeEngine(path, provider="tensorrt")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("name", ["none.onnx", "bad.onnx"])
+def test_a_graph_that_cannot_be_read_is_said_before_tensorrt_starts(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"garbage")
+    with pytest.raises(ArtifactError, match=rf"{name}: .* cannot load the graph"):
+        onnx_runtime.OnnxRuntimeEngine(tmp_path / name, provider="tensorrt")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_the_real_session_refuses_a_provider_that_is_not_there(path: Path) -> None:
+    if engine_refusal("onnxruntime-tensorrt") is None:
+        pytest.skip("this build of ONNX Runtime has the provider")
+    words = "asked for TensorrtExecutionProvider and runs on CPUExecutionProvider"
+    with pytest.raises(BackendUnavailableError, match=words):
+        onnx_runtime.OnnxRuntimeEngine(path, provider="tensorrt")
+
+
+@pytest.mark.parametrize("name", [name for name in GPU_ENGINES if name.startswith("onnxruntime")])
+def test_answers_of_a_gpu(name: str, path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    reason = engine_refusal(name)
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("MMAD_FAST_CACHE", str(tmp_path / "cache"))
+    graph = open_graph(path, engine=name)
+    for seed in range(3):
+        expected = inputs(seed).astype(np.float64) @ WEIGHT.astype(np.float64) + 1
+        # TensorRT takes TF32 for float32 where it builds by itself.
+        np.testing.assert_allclose(graph.run({"x": inputs(seed)})["y"], expected, atol=2e-2)
 
 
 def test_only_the_default_engine_is_imported_by_a_detector(tiny_artifact: Path) -> None:
