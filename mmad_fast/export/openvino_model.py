@@ -45,17 +45,14 @@ def save_openvino_model(model: onnx.ModelProto, path: Path, *, precision: str) -
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             partial = Path(folder) / path.name
             openvino.save_model(converted, str(partial), compress_to_fp16=precision == "fp16")
-            written = []
             for suffix in (".bin", ".xml"):
-                target = path.with_suffix(suffix)
-                os.replace(partial.with_suffix(suffix), target)
-                written.insert(0, target)
+                os.replace(partial.with_suffix(suffix), path.with_suffix(suffix))
     except (OSError, RuntimeError) as error:  # OpenVINO's own, where the disk is full
         raise ArtifactError(
             f"{path}: the OpenVINO model cannot be written ({error}); choose a folder with room "
             "where you may write"
         ) from error
-    return written
+    return [path, path.with_suffix(".bin")]
 
 
 def _import_openvino() -> tuple[Any, str]:

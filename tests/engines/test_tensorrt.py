@@ -366,6 +366,22 @@ def test_buffers_of_the_caller_in_the_callers_stream(
     assert len(gpu.device) == 6  # the caller's
 
 
+def test_a_refused_address_leaves_no_mixture_of_old_and_new_ones(
+    library: FakeLibrary, gpu: FakeGpu, path: Path
+) -> None:
+    first, second = buffers(gpu, 1), buffers(gpu, 2)
+    with TensorRtEngine(path, device="cuda", stream=CALLER) as engine:
+        engine.run_bound(*first)
+        check_bound(gpu, first[1], 1)
+        library.refused.add("address")
+        with pytest.raises(DriverError, match="refuses the address 0x.* of 'x': no address today"):
+            engine.run_bound(*second)
+        library.refused.clear()
+        floats(first[1]["y"], SIZE)[:] = np.nan
+        engine.run_bound(*first)
+        check_bound(gpu, first[1], 1)
+
+
 def test_without_a_stream_runs_are_ordered_with_the_default_one(
     library: FakeLibrary, gpu: FakeGpu, path: Path
 ) -> None:
