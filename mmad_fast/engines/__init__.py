@@ -66,7 +66,7 @@ ENGINES: dict[str, EngineEntry] = {
     ),
     "onnxruntime-tensorrt-rtx": EngineEntry(
         *_ONNX_RUNTIME,
-        "pip uninstall onnxruntime && pip install onnxruntime-trt-rtx",
+        "pip install onnxruntime onnxruntime-ep-nv-tensorrt-rtx",
         _BOTH,
         options={"provider": "tensorrt-rtx"},
     ),

@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -33,9 +36,12 @@ INSTALL: dict[str, str] = {
     "cpu": "onnxruntime",
     "cuda": "onnxruntime-gpu",
     "tensorrt": "onnxruntime-gpu tensorrt",
-    "tensorrt-rtx": "onnxruntime-trt-rtx",
 }
 """The packages that have each provider; they all provide the module onnxruntime."""
+PLUGINS: dict[str, tuple[str, str]] = {
+    "tensorrt-rtx": ("onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime-ep-nv-tensorrt-rtx"),
+}
+"""The module and the package that add a provider to any ONNX Runtime of 1.24 and newer."""
 _ERRORS_ONLY = 3
 _CPU_FALLBACK = "fallback to CPU EP"
 # ONNX Runtime raises one class per status code; they share no base below Exception.
@@ -154,11 +160,66 @@ def device_refusal(device: str, provider: str | None = None) -> str | None:
     available = onnxruntime.get_available_providers()
     if PROVIDERS[key] in available:
         return None
+    if key in PLUGINS:
+        return _plugin_refusal(*PLUGINS[key], PROVIDERS[key])
     return (
         f"the installed onnxruntime {VERSION} has no {PROVIDERS[key]} (it has "
         f"{', '.join(available)}); replace it: pip uninstall onnxruntime && pip install "
         f"{INSTALL[key]}"
     )
+
+
+def _plugin_refusal(module: str, package: str, provider: str) -> str | None:
+    """Why a plugin cannot be used here, registered if it can; None where it can."""
+    if find_spec(module) is None:
+        return f"it needs a plugin of ONNX Runtime; install it: pip install {package}"
+    if not hasattr(onnxruntime, "register_execution_provider_library"):
+        return (
+            f"onnxruntime {VERSION} takes no plugins; upgrade it: pip install 'onnxruntime>=1.24'"
+        )
+    problem = _register_plugin(module)
+    if problem is not None:
+        return f"{package} does not load ({problem}); install NVIDIA's driver for it"
+    if not _plugin_devices(provider):
+        return f"{package} finds no GPU that it can use; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return None
+
+
+@lru_cache
+def _register_plugin(module: str) -> str | None:
+    """Adds a plugin to ONNX Runtime, for this process; why not where that fails."""
+    plugin = import_module(module)
+    try:
+        onnxruntime.register_execution_provider_library(
+            plugin.get_ep_name(), plugin.get_library_path()
+        )
+    except _LOAD_ERRORS as error:
+        return str(error)
+    return None
+
+
+def _plugin_devices(provider: str) -> list[Any]:
+    """The GPUs that a registered plugin offers, in CUDA's order."""
+    find = getattr(onnxruntime, "get_ep_devices", list)  # not in older versions
+    return [device for device in find() if device.ep_name == provider]
+
+
+def _start_session(
+    path: Path, settings: onnxruntime.SessionOptions, provider: str, options: dict[str, str]
+) -> onnxruntime.InferenceSession:
+    """A session as ONNX Runtime makes it, with a provider that is built in or a plugin's."""
+    devices = _plugin_devices(provider) if options else []
+    if not devices or provider in onnxruntime.get_available_providers():
+        return onnxruntime.InferenceSession(
+            str(path), settings, providers=[(provider, options)], enable_fallback=0
+        )
+    index = int(options["device_id"])
+    if index >= len(devices):
+        raise BackendUnavailableError(
+            f"there is no CUDA device {index} for {provider}: it finds {len(devices)}"
+        )
+    settings.add_provider_for_devices(devices[index : index + 1], options)
+    return onnxruntime.InferenceSession(str(path), settings, enable_fallback=0)
 
 
 def _open_session(
@@ -175,11 +236,8 @@ def _open_session(
         # By default ONNX Runtime runs on the CPU what a provider does not know, and all of the
         # graph where it does not start.
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    providers = [(provider, options)]
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), settings, providers=providers, enable_fallback=0
-        )
+        session = _start_session(path, settings, provider, options)
     except _LOAD_ERRORS as error:
         if _CPU_FALLBACK in str(error):
             raise _left_to_cpu(path, threads, provider, options) from error
@@ -196,9 +254,7 @@ def _left_to_cpu(
     path: Path, threads: int, provider: str, options: dict[str, str]
 ) -> BackendUnavailableError:
     """Why some of the graph would run on the CPU: a session that allows it knows."""
-    session = onnxruntime.InferenceSession(
-        str(path), session_options(threads), providers=[(provider, options)], enable_fallback=0
-    )
+    session = _start_session(path, session_options(threads), provider, options)
     return _not_started(session, provider) or BackendUnavailableError(
         f"{path}: {provider} of ONNX Runtime {VERSION} does not know all operators of the graph, "
         "and would leave the rest to the CPU; export the graph in another precision, upgrade ONNX "

@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -233,12 +236,6 @@ def test_buffers_that_are_missing(path: Path, given: dict[str, int], written: tu
         ("onnxruntime", "cuda", "CUDAExecutionProvider", "onnxruntime-gpu"),
         ("onnxruntime-tensorrt", "cpu", "TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
         ("onnxruntime-tensorrt", "cuda", "TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
-        (
-            "onnxruntime-tensorrt-rtx",
-            "cpu",
-            "NvTensorRTRTXExecutionProvider",
-            "onnxruntime-trt-rtx",
-        ),
     ],
 )
 def test_a_build_without_the_provider_says_what_it_has(
@@ -313,6 +310,83 @@ def test_all_of_the_graph_is_asked_of_the_provider(
     onnx_runtime.OnnxRuntimeEngine(path, **asked)
     assert "user_compute_stream" not in session.asked[1][1]
     assert all(isinstance(value, str) for value in options.values())
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SimpleNamespace]]:
+    """The GPUs of a plugin of ONNX Runtime that is installed, to be changed."""
+    devices = [SimpleNamespace(ep_name="NvTensorRTRTXExecutionProvider", id=i) for i in range(2)]
+    module = ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    module.__spec__ = ModuleSpec(module.__name__, None)
+    module.get_ep_name = lambda: "NvTensorRTRTXExecutionProvider"  # type: ignore[attr-defined]
+    module.get_library_path = lambda: "plugin.so"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    runtime = onnx_runtime.onnxruntime
+    cpu = SimpleNamespace(ep_name="CPUExecutionProvider")
+    monkeypatch.setattr(runtime, "get_ep_devices", lambda: [cpu, *devices])
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    registered: list[tuple[str, str]] = []
+    add = "register_execution_provider_library"
+    monkeypatch.setattr(runtime, add, lambda *names: registered.append(names), raising=False)
+    onnx_runtime._register_plugin.cache_clear()
+    yield devices
+    assert registered in ([], [("NvTensorRTRTXExecutionProvider", "plugin.so")])  # once at most
+    onnx_runtime._register_plugin.cache_clear()
+
+
+def test_a_plugin_brings_its_provider(
+    plugin: list[SimpleNamespace],
+    session: type[FakeSession],
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    added: list[tuple[list, dict[str, str]]] = []
+
+    class Settings:
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            added.append(([key], {key: value}))
+
+        def add_provider_for_devices(self, devices: list, options: dict[str, str]) -> None:
+            added.append((devices, options))
+
+    class PluginSession(FakeSession):
+        def __init__(self, path: str, settings: Any, *, enable_fallback: int) -> None:
+            self._providers = ["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnx_runtime.onnxruntime, "InferenceSession", PluginSession)
+    monkeypatch.setattr(onnx_runtime, "session_options", lambda threads: Settings())
+    for _ in range(2):
+        assert engine_refusal("onnxruntime-tensorrt-rtx") is None
+    onnx_runtime.OnnxRuntimeEngine(path, provider="tensorrt-rtx", device_index=1)
+    assert added[0] == ([NO_FALLBACK], {NO_FALLBACK: "1"})
+    (device,), options = added[1]
+    assert device.id == 1
+    assert set(options) == {"device_id", "nv_runtime_cache_path"}
+    with pytest.raises(BackendUnavailableError, match="no CUDA device 2 for NvTensor.* finds 2"):
+        onnx_runtime.OnnxRuntimeEngine(path, provider="tensorrt-rtx", device_index=2)
+
+
+def test_a_plugin_that_cannot_be_used_says_why(
+    plugin: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin.clear()
+    refusal = str(engine_refusal("onnxruntime-tensorrt-rtx"))
+    assert refusal.startswith("onnxruntime-ep-nv-tensorrt-rtx finds no GPU that it can use; check")
+    onnx_runtime._register_plugin.cache_clear()
+    add = "register_execution_provider_library"
+
+    def fail(*_: str) -> None:
+        raise onnx_runtime.status.Fail("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(onnx_runtime.onnxruntime, add, fail)
+    refusal = str(engine_refusal("onnxruntime-tensorrt-rtx"))
+    assert "does not load (libcuda.so.1: cannot open shared object file); install NVIDIA" in refusal
+    monkeypatch.delattr(onnx_runtime.onnxruntime, add)
+    assert "takes no plugins; upgrade it" in str(engine_refusal("onnxruntime-tensorrt-rtx"))
+    monkeypatch.delitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx")
+    monkeypatch.setattr(onnx_runtime, "find_spec", lambda name: None)
+    refusal = str(engine_refusal("onnxruntime-tensorrt-rtx"))
+    assert refusal.endswith("install it: pip install onnxruntime-ep-nv-tensorrt-rtx")
 
 
 def test_float32_stays_float32(session: type[FakeSession], path: Path) -> None:
