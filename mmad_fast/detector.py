@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
-from mmad_fast.engines import check_engine
+from mmad_fast.engines import Engine, check_engine
 from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError
 from mmad_fast.heap import return_freed_memory
 from mmad_fast.methods.variants import FAMILY_DETECTORS
@@ -48,6 +50,15 @@ class Pipeline(Protocol):
         self, anomaly_map: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(map for AUPRO, map for pixel AUROC) as the method's published evaluation scales them."""
+
+
+@runtime_checkable
+class WrappablePipeline(Protocol):
+    """A pipeline whose engines take NumPy arrays and can be put into others."""
+
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> Pipeline:
+        """The same pipeline, each engine replaced by what `wrap` makes of its graph's name and
+        it."""
 
 
 GOLDEN_TOLERANCE = 1e-3
@@ -134,6 +145,21 @@ class Detector:
         with clock.stage("preprocess"):
             prepared = self.prepare(scan)
         return self.infer_prepared(prepared, clock)
+
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> Detector:
+        """The same detector, each engine replaced by what `wrap` makes of its graph's name and it.
+
+        Raises:
+            InvalidInputError: the detector's engines do not take NumPy arrays.
+        """
+        if not isinstance(self._pipeline, WrappablePipeline):
+            raise InvalidInputError(
+                f"the engines of a {type(self._pipeline).__name__} cannot be wrapped; load the "
+                "detector with device='cpu'"
+            )
+        detector = copy(self)
+        detector._pipeline = self._pipeline.with_engines(wrap)
+        return detector
 
     def prepare(self, scan: Scan) -> PreparedScan:
         """The scan as this detector reads it.

@@ -1,12 +1,52 @@
-"""ONNX graph -> the same graph with int8 matrix products."""
+"""ONNX graph -> the same graph with 8-bit matrix products.
+
+`quantize_graph` rounds activations with the range of each scan, for processors;
+`quantize_with_calibration` with fixed ranges in explicit Q/DQ nodes, for engines that are built.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mmad_fast.errors import MissingDependencyError
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.errors import InvalidInputError, MissingDependencyError
+from mmad_fast.threads import get_num_threads
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 23
+"""Of the graphs that are calibrated, the first with Attention."""
+
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+"""Largest magnitude of the 8-bit numbers, by precision; -128 is not used, zero stays zero."""
+
+RESTS = ("fp32", "fp16")
+
+MIN_CHANNELS = 32
+"""Products over fewer channels stay as they are: a tensor core takes 32 at a time, and the point
+centres' coordinates (3) would lose the sensor's precision."""
+
+BALANCE = 0.75
+"""How much of an activation channel's range int8 moves into the weights; 1 makes all channels
+equally wide. The best of 0.5 to 1 for DINOv2, see docs/decisions.md."""
+
+TINY = 1e-6
+"""Stands for the range of channels that are always 0."""
+
+SMALLEST_FACTOR = 2.0**-10
+"""Of a column's range among those of a weight; an empty column has none."""
+
+SMALLEST_SCALE = {"fp32": 1e-12, "fp16": 2.0**-14}
+"""Of an activation, by rest; engines multiply by the inverse, which fp16 has to hold."""
 
 
 def quantize_graph(path: str | Path) -> Path:
@@ -57,3 +97,364 @@ def quantize_graph(path: str | Path) -> Path:
         logging.disable(previous)
         partial.unlink(missing_ok=True)
     return target
+
+
+def quantize_with_calibration(
+    model: onnx.ModelProto,
+    inputs: Sequence[Mapping[str, NDArray]],
+    *,
+    precision: str,
+    rest: str,
+) -> onnx.ModelProto:
+    """The graph with QuantizeLinear and DequantizeLinear around its products with constant
+    matrices.
+
+    Zero points are 0. Activations have one scale each, from their largest magnitude in the
+    calibration scans: clipping outliers costs more than their range. int8 first balances the
+    channels, which changes nothing but rounding (SmoothQuant: factors in the LayerNormalization or
+    a Mul before the product, their inverses in the weight), and rounds weights with a scale per
+    output channel; fp8, whose rounding is relative, needs neither. Figures and reasons are in
+    docs/decisions.md.
+
+    Args:
+        model: In fp32, folded, attention as one node per block, opset 23 (`deployment_graph`); it
+            is not changed.
+        inputs: Inputs by name of some scans, of batch 1 or the model's.
+        precision: "int8" or "fp8" (E4M3).
+        rest: Of everything else: "fp32", or "fp16" for the TensorRT targets.
+
+    Returns:
+        The graph, its inputs and outputs as before.
+
+    Raises:
+        InvalidInputError: no inputs, other inputs than the model's, inputs that make activations
+            without finite values; a model of another opset or that is quantised already; an unknown
+            precision or rest.
+        MissingDependencyError: onnx is not installed.
+    """
+    _check_request(model, inputs, precision, rest)
+    model = deepcopy(model)
+    products = _products(model)
+    _measure_ranges(model, products, inputs)
+    if precision == "int8":
+        _balance(model, products)
+    _insert_nodes(model, products, precision, rest)
+    from mmad_fast.export.folding import remove_unused
+    from mmad_fast.export.precision import to_precision
+
+    remove_unused(model)
+    if rest == "fp16":
+        to_precision(model, "fp16")
+    return model
+
+
+@dataclass
+class _Product:
+    """A product of an activation and a constant matrix.
+
+    Attributes:
+        name: Of its output; unique in a graph, which nodes' names need not be.
+        activation: Name of the activation (..., K).
+        weight: (K, N) float32.
+        ranges: (K,) float32: largest magnitude of each channel in the calibration scans.
+        factors: (K,) what the channels are multiplied by in a node before the product, None if in
+            none.
+    """
+
+    name: str
+    activation: str
+    weight: NDArray[np.float32]
+    ranges: NDArray[np.float32]
+    factors: NDArray[np.float32] | None = None
+
+
+def _check_request(
+    model: onnx.ModelProto, inputs: Sequence[Mapping[str, NDArray]], precision: str, rest: str
+) -> None:
+    for what, given, known in (("precision", precision, (*LARGEST,)), ("rest", rest, RESTS)):
+        if given not in known:
+            raise InvalidInputError(f"{what} is {given!r}; it must be one of {', '.join(known)}")
+    opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if opset != OPSET:
+        raise InvalidInputError(
+            f"the graph is of opset {opset}; calibration needs one of opset {OPSET}, with "
+            "attention as one node per block: make it with mmad_fast.export.deployment_graph"
+        )
+    if any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node):
+        raise InvalidInputError(
+            "the graph is quantised already; export a detector that was fitted with "
+            "precision='fp32'"
+        )
+    if not len(inputs):
+        raise InvalidInputError(
+            f"{precision} needs the inputs of some scans to find the ranges of activations, and "
+            "there are none; give calibration scans"
+        )
+
+
+def _products(model: onnx.ModelProto) -> list[_Product]:
+    """The products that become 8-bit, in the graph's order."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    products = []
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in constants:
+            continue
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        if weight.ndim == 2 and len(weight) >= MIN_CHANNELS:
+            nothing = np.zeros(len(weight), np.float32)
+            products.append(_Product(node.output[0], node.input[0], weight, nothing))
+    return products
+
+
+def _measure_ranges(
+    model: onnx.ModelProto, products: Sequence[_Product], inputs: Sequence[Mapping[str, NDArray]]
+) -> None:
+    """Fills in the products' ranges.
+
+    The graph itself reduces its activations: what leaves it is one number per channel, whatever
+    the number of scans and of layers.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    observed = deepcopy(model)
+    graph = observed.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "first_axis"))
+    for product in products:
+        name, num_channels = product.name, len(product.ranges)
+        shape = numpy_helper.from_array(
+            np.array([-1, num_channels], np.int64), f"{name}_rows_shape"
+        )
+        graph.initializer.append(shape)
+        rows, magnitudes, ranges = f"{name}_reshaped", f"{name}_magnitudes", f"{name}_ranges"
+        graph.node.extend(
+            [
+                helper.make_node("Reshape", [product.activation, shape.name], [rows]),
+                helper.make_node("Abs", [rows], [magnitudes]),
+                helper.make_node("ReduceMax", [magnitudes, "first_axis"], [ranges], keepdims=0),
+            ]
+        )
+        graph.output.append(
+            helper.make_tensor_value_info(ranges, TensorProto.FLOAT, [num_channels])
+        )
+    if not products:
+        return
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    for position, feed in enumerate(inputs):
+        outputs = session.run([f"{p.name}_ranges" for p in products], _checked_feed(model, feed))
+        for product, ranges in zip(products, outputs, strict=True):
+            product.ranges = np.maximum(product.ranges, ranges)
+            if not np.isfinite(product.ranges).all():
+                raise InvalidInputError(
+                    f"calibration input {position} makes activations that are not finite; check "
+                    "the scan, and the weights with `mmad-fast doctor ARTIFACT`"
+                )
+
+
+def _checked_feed(model: onnx.ModelProto, feed: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """The inputs of one scan in float32, repeated to the model's batch."""
+    wanted = {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+    }
+    if set(feed) != set(wanted):
+        raise InvalidInputError(
+            f"calibration inputs are {sorted(feed)}, the graph needs {sorted(wanted)}"
+        )
+    result = {}
+    for name, shape in wanted.items():
+        array = np.asarray(feed[name], np.float32)
+        if array.ndim == len(shape) and array.shape[0] == 1 and shape[0] > 1:
+            array = np.repeat(array, shape[0], axis=0)
+        fits = [given for given, axis in zip(array.shape, shape, strict=False) if axis] == [
+            axis for axis in shape if axis
+        ]
+        if array.ndim != len(shape) or not fits:
+            raise InvalidInputError(
+                f"calibration input {name!r} has shape {array.shape}, the graph needs {shape} (0: "
+                "any)"
+            )
+        result[name] = array
+    return result
+
+
+def _balance(model: onnx.ModelProto, products: Sequence[_Product]) -> None:
+    """Brings the channels of each activation nearer to one range; weights take the inverse.
+
+    Where a LayerNormalization makes the activation for one product alone, the factors go into its
+    scale and bias; elsewhere the product gets `factors`.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = [name for node in graph.node for name in node.input]
+    readers += [value.name for value in graph.output]
+    for product in products:
+        weight_ranges = np.maximum(np.abs(product.weight).max(axis=1), TINY)
+        spread = np.maximum(product.ranges, TINY) ** BALANCE / weight_ranges ** (1 - BALANCE)
+        factors = (np.exp(np.log(spread).mean()) / spread).astype(np.float32)  # (K,)
+        product.weight = product.weight / factors[:, None]
+        product.ranges = product.ranges * factors
+        maker = makers.get(product.activation)
+        if (
+            maker is None
+            or maker.op_type != "LayerNormalization"
+            or readers.count(product.activation) > 1
+        ):
+            product.factors = factors
+            continue
+        for position, name in list(enumerate(maker.input))[1:]:
+            values = numpy_helper.to_array(constants[name]) * factors
+            maker.input[position] = f"{product.name}_norm_{position}"
+            graph.initializer.append(numpy_helper.from_array(values, maker.input[position]))
+
+
+def _insert_nodes(
+    model: onnx.ModelProto, products: Sequence[_Product], precision: str, rest: str
+) -> None:
+    """Replaces each product's node by its 8-bit form."""
+    graph = model.graph
+    by_output = {product.name: product for product in products}
+    parts = _Parts([], [])
+    for node in graph.node:
+        product = by_output.get(node.output[0])
+        if product is not None:
+            _add_product(parts, product, precision, rest)
+        else:
+            parts.nodes.append(node)
+    _keep_biases_apart(parts, graph.initializer, set(by_output))
+    nodes = [deepcopy(node) for node in parts.nodes]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(parts.constants)
+
+
+@dataclass
+class _Parts:
+    """What is put into a graph."""
+
+    nodes: list[onnx.NodeProto]
+    constants: list[onnx.TensorProto]
+
+    def add_node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """The output's name."""
+        from onnx import helper
+
+        name = f"{output}_{op_type}"
+        self.nodes.append(helper.make_node(op_type, inputs, [output], name, **attributes))
+        return output
+
+    def add_constant(self, values: NDArray, name: str) -> str:
+        """The constant's name."""
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(values, name))
+        return name
+
+
+def _add_product(parts: _Parts, product: _Product, precision: str, rest: str) -> None:
+    """Adds Q/DQ on both sides of the product, and the factors before and behind it."""
+    name, source = product.name, product.activation
+    if product.factors is not None:
+        factors = parts.add_constant(product.factors, f"{name}_factors")
+        source = parts.add_node("Mul", [source, factors], f"{name}_balanced")
+    scale = max(product.ranges.max() / LARGEST[precision], SMALLEST_SCALE[rest])
+    how = [
+        parts.add_constant(_as_rest(scale, rest), f"{name}_scale"),
+        parts.add_constant(np.zeros((), _number_type(precision)), f"{name}_zero"),
+    ]
+    source = parts.add_node("QuantizeLinear", [source, *how], f"{name}_rounded")
+    source = parts.add_node("DequantizeLinear", [source, *how], f"{name}_input")
+
+    numbers, scale, column_factors = _round_weight(product.weight, precision, rest)
+    if precision == "int8" and rest == "fp16":
+        weight = _add_weight(parts, name, numbers, scale)
+        unscaled = parts.add_node("MatMul", [source, weight], f"{name}_unscaled")
+        factors = parts.add_constant(column_factors, f"{name}_column_factors")
+        parts.add_node("Mul", [unscaled, factors], name)
+        return
+    if precision == "fp8" and rest == "fp32":
+        # ONNX Runtime makes one node of two DequantizeLinear and a MatMul, and has none for fp8.
+        ones = _add_weight(parts, name, numbers, np.ones((), np.float32))
+        factor = parts.add_constant(scale, f"{name}_weight_factor")
+        weight = parts.add_node("Mul", [ones, factor], f"{name}_weight_scaled")
+    else:
+        weight = _add_weight(parts, name, numbers, scale * column_factors)
+    parts.add_node("MatMul", [source, weight], name)
+
+
+def _add_weight(parts: _Parts, name: str, numbers: NDArray, scale: NDArray[np.float32]) -> str:
+    """The name of the weight: numbers (K, N) times the scale () or (N,)."""
+    inputs = [
+        parts.add_constant(numbers, f"{name}_weight_rounded"),
+        parts.add_constant(scale, f"{name}_weight_scale"),
+        parts.add_constant(np.zeros(scale.shape, numbers.dtype), f"{name}_weight_zero"),
+    ]
+    axis = {"axis": 1} if scale.ndim else {}
+    return parts.add_node("DequantizeLinear", inputs, f"{name}_weight", **axis)
+
+
+def _number_type(precision: str) -> np.dtype:
+    """NumPy's type of the 8-bit numbers."""
+    from onnx import TensorProto, helper
+
+    name = {"int8": "INT8", "fp8": "FLOAT8E4M3FN"}[precision]
+    return helper.tensor_dtype_to_np_dtype(getattr(TensorProto, name))
+
+
+def _round_weight(
+    weight: NDArray[np.float32], precision: str, rest: str
+) -> tuple[NDArray, NDArray[np.float32], NDArray[np.float32]]:
+    """(8-bit numbers (K, N), scale (), factors (N,) of the columns): their product is the weight.
+
+    Apart from the factors there is one scale, since TensorRT-RTX hands the sums of a product with
+    one scale per column to the next kernel unscaled and in fp16, which ends at 65504. The factors
+    of fp8, whose rounding is relative, are a single 1.
+    """
+    column_ranges = np.abs(weight).max(axis=0)  # (N,)
+    widest = max(float(column_ranges.max()), TINY)
+    scale = _as_rest(max(widest / LARGEST[precision], SMALLEST_SCALE[rest]), rest)
+    if precision == "fp8":
+        factors = np.ones((), np.float32)
+        numbers = weight / scale
+    else:
+        factors = _as_rest(np.maximum(column_ranges / widest, SMALLEST_FACTOR), rest)
+        numbers = np.rint(weight / (scale * factors))
+    numbers = np.clip(numbers, -LARGEST[precision], LARGEST[precision])
+    return numbers.astype(_number_type(precision)), scale, factors
+
+
+def _as_rest(values: NDArray | float, rest: str) -> NDArray[np.float32]:
+    """float32 numbers that the rest's type holds exactly: what is rounded by a scale must be
+    multiplied by the same."""
+    narrow = np.float16 if rest == "fp16" else np.float32
+    return np.asarray(values, np.float32).astype(narrow).astype(np.float32)
+
+
+def _keep_biases_apart(
+    parts: _Parts, constants: Sequence[onnx.TensorProto], products: set[str]
+) -> None:
+    """Gives the biases behind the products the shape (1, 1, N).
+
+    Of a product and a bias (N,) ONNX Runtime makes a Gemm, which it does not run in int8, and
+    version 1.31 then refuses its own graph for a wrong type.
+    """
+    from onnx import numpy_helper
+
+    by_name = {tensor.name: tensor for tensor in constants}
+    for node in parts.nodes:
+        if node.op_type != "Add" or node.input[0] not in products:
+            continue
+        bias = by_name.get(node.input[1])
+        if bias is not None and len(bias.dims) == 1:
+            values = numpy_helper.to_array(bias).reshape(1, 1, -1)
+            node.input[1] = parts.add_constant(values, f"{node.output[0]}_bias")

@@ -7,7 +7,7 @@ algebra that allows the short way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -131,6 +131,12 @@ class FeatureExtractor:
         self._parameters = parameters
         self.backends = OpBackends.resolve()
 
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> FeatureExtractor:
+        """The same extractor, each engine replaced by what `wrap` makes of its graph's name and
+        it."""
+        rgb, points = wrap(RGB_GRAPH, self._rgb), wrap(POINT_GRAPH, self._points)
+        return FeatureExtractor(rgb, points, self._embedder, self._parameters)
+
     def extract(self, prepared: PreparedScan, clock: StageClock) -> CfmFeatures:
         """The features of a prepared scan.
 
@@ -219,6 +225,11 @@ class CfmPipeline:
             return cls(extractor, plain, parameters)
         packed = {name: network.packed for name, network in plain.items()}
         return cls(extractor, packed, parameters)
+
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> CfmPipeline:
+        """The same pipeline, each engine replaced by what `wrap` makes of its graph's name and
+        it."""
+        return CfmPipeline(self.extractor.with_engines(wrap), self._networks, self.parameters)
 
     @property
     def is_exact(self) -> bool:

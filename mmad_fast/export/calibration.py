@@ -1,0 +1,87 @@
+"""What the graphs of a detector get from scans: the inputs that low precision is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.detector import Detector
+from mmad_fast.engines import Engine
+from mmad_fast.errors import EmptyScanError, InvalidInputError
+from mmad_fast.scan import Scan, Unit
+
+GraphInputs = dict[str, NDArray]
+"""Array by the name of a graph's input."""
+
+
+class RecordingEngine:
+    """An engine that notes what it gets.
+
+    Attributes:
+        input_shapes: Shape by input name.
+        output_shapes: Shape by output name.
+        latest: Copies of the inputs of the latest run, by name.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Takes the engine that runs the graph."""
+        self.input_shapes = engine.input_shapes
+        self.output_shapes = engine.output_shapes
+        self.latest: GraphInputs = {}
+        self._engine = engine
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """The outputs by name."""
+        self.latest = {name: np.array(array) for name, array in inputs.items()}
+        return self._engine.run(inputs)
+
+
+def record_graph_inputs(
+    detector: Detector, scans: Iterable[Scan | ScanFile], unit: Unit
+) -> dict[str, list[GraphInputs]]:
+    """Per graph, and per scan in their order, the inputs that the graph got.
+
+    One scan is in memory at a time, and of each the inputs remain: 3 MiB for DINO and Point-MAE.
+
+    Args:
+        detector: On the CPU; it judges each scan.
+        scans: Read when their turn comes; those with too little foreground are left out.
+        unit: Unit of the XYZ files.
+
+    Raises:
+        InvalidInputError: no scans, the detector is on another device, or coordinates that cannot
+            be in the unit.
+        EmptyScanError: none of the scans has enough foreground.
+        DataError: a scan's file is missing or unreadable.
+    """
+    recorders: dict[str, RecordingEngine] = {}
+
+    def record(name: str, engine: Engine) -> Engine:
+        recorders[name] = RecordingEngine(engine)
+        return recorders[name]
+
+    observed = detector.with_engines(record)
+    recorded: dict[str, list[GraphInputs]] = {name: [] for name in recorders}
+    num_scans = 0
+    for scan in scans:
+        num_scans += 1
+        try:
+            observed.infer_scan(scan if isinstance(scan, Scan) else scan.load(unit=unit))
+        except EmptyScanError:
+            continue
+        for name, recorder in recorders.items():
+            recorded[name].append(recorder.latest)
+    if not num_scans:
+        raise InvalidInputError(
+            "there is no calibration scan; int8 and fp8 need nominal scans of the part to find the "
+            "ranges of activations, 20 or more"
+        )
+    if not all(recorded.values()):
+        raise EmptyScanError(
+            f"none of the {num_scans} calibration scans has enough foreground for this detector; "
+            "check the unit and that the part is in view"
+        )
+    return recorded
