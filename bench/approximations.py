@@ -107,12 +107,13 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         fit_detector(dataset, folder, category=category, request=request)
         detector = load(folder)
-        pipeline = CfmPipeline.from_artifact(detector.artifact)
+        choice = detector.engine_choice
+        pipeline = CfmPipeline.from_artifact(detector.artifact, engine=choice)
         pipeline.extractor = RememberedFeatures(pipeline.extractor)
         for stride in STRIDES.get(name, (1,)):
             pipeline.parameters = replace(pipeline.parameters, pixel_stride=stride)
             evaluation = evaluate(
-                Detector(detector.artifact, pipeline), dataset.scans(category, "test")
+                Detector(detector.artifact, pipeline, choice), dataset.scans(category, "test")
             )
             accuracy = evaluation.overall
             rows.append(

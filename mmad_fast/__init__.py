@@ -32,6 +32,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":  # the package, so that mmad_fast.export.export_detector needs no import
+        return import_module("mmad_fast.export")
     if name not in _HOMES:
         raise AttributeError(f"module 'mmad_fast' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

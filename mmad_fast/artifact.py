@@ -2,6 +2,7 @@
 
     manifest.json        what it is, its constants, and the sha256 of every other file
     <name>.onnx          frozen networks, static shapes
+    <name>.<...>         the same networks exported for an engine, see engine_record.py
     tensors.safetensors  arrays used outside the networks (mapping weights, memory banks)
     golden.safetensors   one scan with its expected anomaly map and score
 
@@ -10,10 +11,11 @@ It is written whole or not at all, holds no pickle, and is verified when it is l
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +26,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from mmad_fast.engine_record import EngineKey, EngineRecord, export_command, own_precision
+from mmad_fast.engines.selection import EngineFiles
 from mmad_fast.errors import ArtifactError
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
@@ -38,8 +42,9 @@ from mmad_fast.whole_folder import (
     write_manifest,
 )
 
-SCHEMA_VERSION = 2
-"""2: the point embedder is no longer part of the graph "points"; its weights are tensors."""
+SCHEMA_VERSION = 3
+"""3: `engines` and `measured`. 2: the point embedder is no longer part of the graph "points"; its
+weights are tensors."""
 TENSORS_FILE = "tensors.safetensors"
 GOLDEN_FILE = "golden.safetensors"
 KIND = FolderKind(
@@ -88,6 +93,8 @@ class Manifest:
         graphs: Per graph its file and the shapes of its inputs and outputs.
         tensors: Per tensor its shape and dtype.
         files: Per file its sha256 and size in bytes.
+        engines: The graphs as exported for engines.
+        measured: Speed of `graphs`, timed in turns with that of the engines; see EngineRecord.
     """
 
     schema: int
@@ -102,6 +109,8 @@ class Manifest:
     graphs: dict[str, Any]
     tensors: dict[str, Any]
     files: dict[str, Any]
+    engines: tuple[EngineRecord, ...] = ()
+    measured: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,34 @@ class Artifact:
             raise ArtifactError(
                 f"{self.path}: the artifact has no graph {name!r} (it has: {known}); fit it again"
             ) from None
+
+    def engine_files(self) -> tuple[EngineFiles, ...]:
+        """What engines can open: the artifact's own graphs, then those exported, in the order of
+        their export."""
+        own = EngineFiles(
+            target="onnx",
+            precision=own_precision(self.manifest.parameters),
+            batch_min=1,
+            batch_max=1,
+            sms=(),
+            library="",
+            files={name: self.graph_path(name) for name in self.manifest.graphs},
+            measured=self.manifest.measured,
+        )
+        return (own, *(self.files_of(record) for record in self.manifest.engines))
+
+    def files_of(self, record: EngineRecord) -> EngineFiles:
+        """An engine's files, of which an engine opens the first."""
+        return EngineFiles(
+            target=record.target,
+            precision=record.precision,
+            batch_min=record.batch["min"],
+            batch_max=record.batch["max"],
+            sms=tuple(record.sms),
+            library=record.library,
+            files={name: self.path / names[0] for name, names in record.graphs.items()},
+            measured=record.measured,
+        )
 
     def tensors(self) -> dict[str, NDArray]:
         """All tensors by name, checked against the manifest's shapes and dtypes.
@@ -223,6 +260,82 @@ def write_artifact(
     return target
 
 
+def add_engine(
+    artifact: Artifact,
+    record: EngineRecord,
+    scratch: Path,
+    target: Path,
+    *,
+    measured: Mapping[EngineKey | None, Mapping[str, Any]] | None = None,
+) -> Artifact:
+    """The artifact with one more engine, complete on disk at `target`; one of the same key is
+    replaced.
+
+    The manifest is read again first: what another process has exported meanwhile is kept.
+
+    Args:
+        artifact: The artifact to extend, which may stand at `target`.
+        record: The engine; its files lie in `scratch`.
+        scratch: The folder beside `target` that becomes the artifact, see new_folder_beside. It
+            holds the engine's files and nothing else.
+        target: Where the artifact will be.
+        measured: Speeds that replace those of the same key; None stands for the artifact's own
+            graphs.
+
+    Raises:
+        ArtifactError: the artifact has been fitted again since it was read, or is gone.
+        OSError: a file cannot be written.
+    """
+    before = _read_manifest(artifact.path)
+    if _fitted_files(before) != _fitted_files(artifact.manifest):
+        raise ArtifactError(
+            f"{artifact.path}: the detector has been fitted again since this export began; export "
+            "it again"
+        )
+    times = dict(measured or {})
+    kept = [
+        replace(other, measured=dict(times[other.key])) if other.key in times else other
+        for other in before.engines
+        if other.key != record.key
+    ]
+    new_files = {name: fingerprint(scratch / name) for name in record.files}
+    names = {*_fitted_files(before), *(name for other in kept for name in other.files)}
+    after = replace(
+        before,
+        files=dict(sorted({**{name: before.files[name] for name in names}, **new_files}.items())),
+        engines=(*kept, record),
+        measured=dict(times[None]) if None in times else before.measured,
+    )
+    write_manifest(asdict(after), scratch)
+    make_readable(scratch)  # the new files alone: the others may belong to somebody else
+    for name in sorted(names):
+        _link_or_copy(artifact.path / name, scratch / name, link=artifact.path.samefile(target))
+    move_into_place(scratch, target, KIND)
+    return Artifact(target, after)
+
+
+def fitted_files(artifact: Artifact) -> dict[str, Any]:
+    """The fingerprints of what `fit` wrote, without the engines: two artifacts that agree in them
+    are the same detector."""
+    return _fitted_files(artifact.manifest)
+
+
+def _fitted_files(manifest: Manifest) -> dict[str, Any]:
+    exported = {name for record in manifest.engines for name in record.files}
+    return {name: entry for name, entry in manifest.files.items() if name not in exported}
+
+
+def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:
+    """A second name of the file where it replaces the first one, else a copy."""
+    if link:
+        try:
+            os.link(source.resolve(), target)
+            return
+        except OSError:  # another file system, or one without hard links
+            pass
+    shutil.copyfile(source, target)
+
+
 def check_target(path: Path | str) -> None:
     """Raises if an artifact cannot be written at `path`; call it before hours of fitting.
 
@@ -237,12 +350,15 @@ def check_target(path: Path | str) -> None:
         pass
 
 
-def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
+def read_artifact(
+    path: Path | str, *, verify: bool = True, renewed: EngineKey | None = None
+) -> Artifact:
     """The artifact in a folder, verified.
 
     Args:
         path: The artifact's folder.
         verify: Check the sha256 of every file (about 1 GB/s); sizes are checked always.
+        renewed: An engine that will be exported again: its files may be damaged or missing.
 
     Raises:
         InvalidInputError: `path` is no path.
@@ -252,14 +368,26 @@ def read_artifact(path: Path | str, *, verify: bool = True) -> Artifact:
     folder = as_path(path, KIND)
     try:
         manifest = _read_manifest(folder)
+        engine_of = {name: record.key for record in manifest.engines for name in record.files}
         for name, wanted in manifest.files.items():
-            verify_file(folder, name, wanted, KIND, hashed=verify)
+            key = engine_of.get(name)
+            if key is None or key != renewed:
+                verify_file(folder, name, wanted, _kind(folder, key), hashed=verify)
     except OSError as error:
         raise ArtifactError(
             f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
             "you may read the artifact's files"
         ) from error
     return Artifact(folder, manifest)
+
+
+def _kind(folder: Path, key: EngineKey | None) -> FolderKind:
+    """What errors say of a file of the artifact: an engine's can be made anew."""
+    if key is None:
+        return KIND
+    return replace(
+        KIND, again=f"copy the artifact again, or export it again: {export_command(folder, key)}"
+    )
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -271,8 +399,19 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{file}: has the wrong fields (missing: {sorted(wanted - set(content))}, unknown: "
             f"{sorted(set(content) - wanted)}); refit with this version"
         )
-    manifest = Manifest(**content)
-    names = [*manifest.files, *(graph["file"] for graph in manifest.graphs.values())]
+    if not isinstance(content["engines"], list):
+        raise ArtifactError(f"{file}: its engines are no list; copy the artifact again or refit")
+    graphs = list(content["graphs"])
+    records = [
+        EngineRecord.from_dict(record, manifest=file, graphs=graphs)
+        for record in content.pop("engines")
+    ]
+    manifest = Manifest(**content, engines=tuple(records))
+    names = [
+        *manifest.files,
+        *(graph["file"] for graph in manifest.graphs.values()),
+        *(name for record in records for name in record.files),
+    ]
     for name in names:
         if Path(name).name != name or name not in manifest.files:
             raise ArtifactError(f"{file}: names a file outside the artifact: {name!r}; refit")

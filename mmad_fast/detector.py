@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
-from mmad_fast.engines import Engine, check_engine
+from mmad_fast.engines import Engine
+from mmad_fast.engines.selection import EngineChoice, choose_engine
 from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError
 from mmad_fast.heap import return_freed_memory
 from mmad_fast.methods.variants import FAMILY_DETECTORS
@@ -96,13 +97,15 @@ class Detector:
 
     Attributes:
         artifact: The artifact it was loaded from.
+        engine_choice: What runs its graphs, from which files, and why.
         threshold: Decision threshold on the image score, None if none was set.
     """
 
-    def __init__(self, artifact: Artifact, pipeline: Pipeline) -> None:
+    def __init__(self, artifact: Artifact, pipeline: Pipeline, engine_choice: EngineChoice) -> None:
         """Use `load`."""
         parameters = artifact.manifest.parameters
         self.artifact = artifact
+        self.engine_choice = engine_choice
         self.threshold = _threshold(artifact)
         self._pipeline = pipeline
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
@@ -112,8 +115,8 @@ class Detector:
     @property
     def is_exact(self) -> bool:
         """The answer is the published pipeline's, up to rounding; not with switches that
-        approximate."""
-        return self._pipeline.is_exact
+        approximate, nor with graphs of lower precision."""
+        return self._pipeline.is_exact and self.engine_choice.precision == "fp32"
 
     @property
     def method(self) -> str:
@@ -224,8 +227,9 @@ class Detector:
 def load(
     path: str | Path,
     *,
-    engine: str = "onnxruntime",
+    engine: str = "auto",
     device: str = "cpu",
+    precision: str | None = None,
     num_threads: int | None = None,
     verify: bool = True,
 ) -> Detector:
@@ -233,9 +237,14 @@ def load(
 
     Args:
         path: The artifact's folder, as written by `mmad_fast.fit` or `mmad-fast fit`.
-        engine: What runs the graphs: "onnxruntime", or "openvino" (extra `openvino`).
-        device: "cpu", or "cuda": backbones and ops on the current CUDA device (needs torch, Triton
-            and an ONNX Runtime with CUDA; `mmad-fast doctor` says what is missing).
+        engine: What runs the graphs: a name in mmad_fast.engines.ENGINES, or "auto": of those that
+            can run what the artifact holds, the one measured fastest on this kind of machine, or
+            the first in the order of preference. `Detector.engine_choice` says which, and why.
+        device: Where the ops run and the arrays lie: "cpu", or "cuda": the current CUDA device
+            (needs torch, Triton and an engine for it; `mmad-fast doctor` says what is missing).
+        precision: Of the graphs: "fp32", "fp16", "bf16", "int8" or "fp8", as the artifact holds
+            them (`mmad-fast export`). None: that of the detector's own graphs, so that nothing is
+            approximated unasked.
         num_threads: Threads of the engine; None means mmad_fast.threads.get_num_threads(), which
             the compiled kernels use as well.
         verify: Check the sha256 of every file.
@@ -243,27 +252,47 @@ def load(
     Raises:
         InvalidInputError: `path` is no path, or an option of the wrong type or range.
         ArtifactError: missing, damaged, newer than this version, or of an unknown family.
+        BackendUnavailableError: the engine, device or precision cannot be had here; says why not,
+            and the command that exports what is missing.
+    """
+    artifact = read_artifact(path, verify=verify)
+    choice = choose_engine(
+        artifact.engine_files(),
+        engine=engine,
+        device=device,
+        precision=precision,
+        num_threads=num_threads,
+    )
+    return open_detector(artifact, choice, device=device, num_threads=num_threads)
+
+
+def open_detector(
+    artifact: Artifact, choice: EngineChoice, *, device: str = "cpu", num_threads: int | None = None
+) -> Detector:
+    """The detector of a verified artifact with an engine that has been chosen; see `load`.
+
+    Raises:
+        ArtifactError: a graph, tensor or parameter is missing or damaged.
         BackendUnavailableError: the engine or device cannot be had here.
     """
-    check_engine(engine, device)
-    artifact = read_artifact(path, verify=verify)
+    family = artifact.manifest.family
     try:
-        module, name = FAMILY_DETECTORS[artifact.manifest.family][device].split(":")
+        module, name = FAMILY_DETECTORS[family][device].split(":")
     except KeyError:
         known = ", ".join(FAMILY_DETECTORS)
         raise ArtifactError(
-            f"{path}: the artifact is of family {artifact.manifest.family!r}, this version runs "
-            f"{known}; upgrade with: pip install --upgrade mmad-fast"
+            f"{artifact.path}: the artifact is of family {family!r}, this version runs {known}; "
+            "upgrade with: pip install --upgrade mmad-fast"
         ) from None
-    family: Any = getattr(import_module(module), name)
+    family_detector: Any = getattr(import_module(module), name)
     try:
-        pipeline = family.from_artifact(artifact, engine=engine, num_threads=num_threads)
+        pipeline = family_detector.from_artifact(artifact, engine=choice, num_threads=num_threads)
         return_freed_memory()
-        return Detector(artifact, pipeline)
+        return Detector(artifact, pipeline, choice)
     except KeyError as error:
         raise ArtifactError(
-            f"{path}: the artifact lacks {error}; it is incomplete or of another version, fit it "
-            "again"
+            f"{artifact.path}: the artifact lacks {error}; it is incomplete or of another version, "
+            "fit it again"
         ) from error
 
 

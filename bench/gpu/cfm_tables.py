@@ -102,7 +102,8 @@ def measure_method(
 ) -> None:
     on_cpu = load(artifact)
     prepared = [on_cpu.prepare(scan) for scan in scans]
-    facts = {"weights_mib": weights_mib(artifact), "shapes": {"N": len(prepared[0].points)}}
+    weights = weights_mib(artifact, on_cpu.engine_choice.files.values())
+    facts = {"weights_mib": weights, "shapes": {"N": len(prepared[0].points)}}
     expected: NDArray[np.float32] | None = None
     for name in (PUBLISHED, PUBLISHED_FAST_SAMPLING):
         with rows.guarded(STEP, method, backend=name, protocol="paper"):

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_fast.cli.options import Json
+from mmad_fast.cli.options import Device, Json
 from mmad_fast.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
+    from mmad_fast.golden_replays import EngineReplay
     from mmad_fast.ops.registry import Op
 
 OPTIONAL_PACKAGES = (
     ("torch", "fitting; pip install 'mmad-fast[fit]'"),
     ("sklearn", "metrics of eval and bench; pip install 'mmad-fast[fit]'"),
-    ("onnx", "fitting; pip install 'mmad-fast[fit]'"),
+    ("onnx", "fitting and exporting; pip install 'mmad-fast[export]'"),
 )
 
 ARRAYS = {"cpu": "numpy arrays", "cuda": "cuda arrays"}
@@ -33,7 +34,17 @@ _NVIDIA_SMI_TIMEOUT_S = 20.0
 
 def doctor(
     artifact: Annotated[
-        Path | None, typer.Argument(help="Also verify this artifact and replay its golden scan.")
+        Path | None,
+        typer.Argument(help="Also verify this artifact and replay its golden scan on its engines."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="Replay on this engine only; default: on all that run here."),
+    ] = None,
+    device: Device = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="Replay graphs of this precision only, e.g. fp16."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,8 +53,10 @@ def doctor(
 
     Example: mmad-fast doctor
 
-    Example: mmad-fast doctor runs/bagel
+    Example: mmad-fast doctor runs/bagel --engine openvino
     """
+    if artifact is None and (engine, precision) != (None, None):
+        raise typer.BadParameter("--engine and --precision go with an ARTIFACT; name its folder")
     report: dict[str, Any] = {
         "threads": _num_threads(),
         "ops": _op_rows(),
@@ -53,7 +66,9 @@ def doctor(
             {"package": name, "installed": find_spec(name) is not None, "needed_for": why}
             for name, why in OPTIONAL_PACKAGES
         ],
-        "artifact": None if artifact is None else _replay_golden(artifact),
+        "artifact": None
+        if artifact is None
+        else _replay_golden(artifact, engine, device, precision),
     }
     if as_json:
         print_json(report)
@@ -154,17 +169,47 @@ def _engine_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _replay_golden(path: Path) -> dict[str, Any]:
-    from mmad_fast.detector import load
+def _replay_golden(
+    path: Path, engine: str | None, device: str, precision: str | None
+) -> dict[str, Any]:
+    """The golden scan by each engine of the artifact; one that was asked for must run or raise."""
+    from mmad_fast.artifact import read_artifact
+    from mmad_fast.detector import GOLDEN_TOLERANCE
+    from mmad_fast.engines.selection import choose_engine
+    from mmad_fast.golden_replays import DIFFERS, FAILS, replay_engines
 
-    replay = load(path).replay_golden()
+    artifact = read_artifact(path)
+    if (engine, device, precision) != (None, "cpu", None):
+        choose_engine(
+            artifact.engine_files(), engine=engine or "auto", device=device, precision=precision
+        )
+    replays = replay_engines(artifact, engine=engine, device=device, precision=precision)
+    rows = [_replay_row(replay) for replay in replays]
+    verdicts = {row["verdict"] for row in rows} - {None}
     return {
         "path": str(path),
-        "expected_score": replay.expected_score,
-        "score": replay.score,
-        "map_difference": replay.map_difference,
-        "tolerance": replay.tolerance,
-        "agrees": replay.agrees,
+        "expected_score": artifact.golden().expected_score,
+        "tolerance": GOLDEN_TOLERANCE,
+        "agrees": bool(verdicts) and not verdicts & {DIFFERS, FAILS},
+        "engines": rows,
+    }
+
+
+def _replay_row(replayed: EngineReplay) -> dict[str, Any]:
+    files, replay = replayed.files, replayed.replay
+    return {
+        "engine": replayed.engine,
+        "target": files.target,
+        "precision": files.precision,
+        "batch": [files.batch_min, files.batch_max],
+        "sms": list(files.sms),
+        "library": files.library,
+        "files": {name: path.name for name, path in files.files.items()},
+        "measured": None if files.measured is None else dict(files.measured),
+        "score": None if replay is None else replay.score,
+        "map_difference": None if replay is None else replay.map_difference,
+        "verdict": replayed.verdict,
+        "reason": replayed.reason,
     }
 
 
@@ -187,16 +232,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
         packages.add_row(row["package"], "yes" if row["installed"] else "no", row["needed_for"])
     tables = [ops, _gpu_table(report["gpu"]), engines, packages]
     if report["artifact"] is not None:
-        golden = Table("artifact", "expected score", "score", "map difference", "verdict")
-        row = report["artifact"]
-        golden.add_row(
-            row["path"],
-            f"{row['expected_score']:.6g}",
-            f"{row['score']:.6g}",
-            f"{row['map_difference']:.2e}",
-            "agrees" if row["agrees"] else f"DIFFERS by more than {row['tolerance']:g}",
-        )
-        tables.append(golden)
+        tables.append(_golden_table(report["artifact"]))
     return tables
 
 
@@ -213,4 +249,25 @@ def _gpu_table(gpu: dict[str, Any]) -> Any:
     )
     table.add_row("torch", torch)
     table.add_row("triton", gpu["triton"] or "none")
+    return table
+
+
+def _golden_table(report: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table("engine", "graphs", "score", "map difference", "verdict")
+    table.title = f"golden scan of {report['path']}: expected score {report['expected_score']:.6g}"
+    for row in report["engines"]:
+        graphs = next(iter(row["files"].values()), "")
+        if row["score"] is None:
+            verdict = f"FAILS: {row['reason']}" if row["verdict"] else f"not run: {row['reason']}"
+            table.add_row(row["engine"] or "-", graphs, "-", "-", verdict)
+            continue
+        verdict = {
+            "differs": "DIFFERS by more than is accepted",
+            "approximate": f"approximate ({row['precision']}; nothing recorded to compare with)",
+        }.get(row["verdict"], row["verdict"])
+        table.add_row(
+            row["engine"], graphs, f"{row['score']:.6g}", f"{row['map_difference']:.2e}", verdict
+        )
     return table

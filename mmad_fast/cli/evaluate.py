@@ -12,6 +12,7 @@ from mmad_fast.cli.options import (
     AuproMode,
     Device,
     Engine,
+    EnginePrecision,
     Json,
     Threads,
     UnitName,
@@ -29,7 +30,8 @@ def evaluate(
     ] = None,
     aupro: Aupro = AuproMode.published,
     unit: UnitOption = UnitName.m,
-    engine: Engine = "onnxruntime",
+    engine: Engine = "auto",
+    engine_precision: EnginePrecision = None,
     device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
@@ -47,8 +49,14 @@ def evaluate(
     from mmad_fast.measure.tables import render_rows, rows_to_json
 
     dataset = open_dataset(data)
-    request = MeasureRequest(aupro_mode=aupro.value, engine=engine, device=device, unit=unit.value)
-    detector = load(artifact, engine=engine, device=device)
+    request = MeasureRequest(
+        aupro_mode=aupro.value,
+        engine=engine,
+        device=device,
+        engine_precision=engine_precision,
+        unit=unit.value,
+    )
+    detector = load(artifact, engine=engine, device=device, precision=engine_precision)
     with progress_bar("eval") as update:
         row = measure_artifact(
             detector, dataset, pick_category(dataset, category), request, progress=update

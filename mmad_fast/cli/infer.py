@@ -11,6 +11,7 @@ import typer
 from mmad_fast.cli.options import (
     Device,
     Engine,
+    EnginePrecision,
     Json,
     Threads,
     UnitName,
@@ -35,7 +36,8 @@ def infer(
         typer.Option("--output", "-o", help="Folder for overlay PNGs and anomaly-map TIFFs."),
     ] = None,
     unit: UnitOption = UnitName.m,
-    engine: Engine = "onnxruntime",
+    engine: Engine = "auto",
+    engine_precision: EnginePrecision = None,
     device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
@@ -52,7 +54,7 @@ def infer(
     from mmad_fast.errors import MmadFastError
 
     files = find_scan_files(scans, xyz_path=xyz)
-    detector = load(artifact, engine=engine, device=device)
+    detector = load(artifact, engine=engine, device=device, precision=engine_precision)
     if output is not None:
         _make_writable(output)
     rows: list[dict[str, Any]] = []
@@ -68,7 +70,17 @@ def infer(
             written = _write_pictures(output, file, scan, result) if output else {}
             rows.append(_row(file.name, result, written))
     if as_json:
-        print_json({"artifact": str(artifact), "method": detector.method, "scans": rows})
+        choice = detector.engine_choice
+        print_json(
+            {
+                "artifact": str(artifact),
+                "method": detector.method,
+                "engine": choice.engine,
+                "engine_precision": choice.precision,
+                "engine_reason": choice.reason,
+                "scans": rows,
+            }
+        )
     else:
         print_table(_table(rows))
     failed = sum("error" in row for row in rows)

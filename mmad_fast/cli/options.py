@@ -66,7 +66,19 @@ Threads = Annotated[
     typer.Option("--threads", min=1, help="CPU threads; default: all cores of this process."),
 ]
 Engine = Annotated[
-    str, typer.Option("--engine", help="What runs the graphs: onnxruntime (default) or openvino.")
+    str,
+    typer.Option(
+        "--engine",
+        help="What runs the graphs: auto (default) or an engine that `mmad-fast doctor` lists.",
+    ),
+]
+EnginePrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--engine-precision",
+        help="Precision of the graphs: fp32, fp16, bf16, int8 or fp8, as exported; default: that "
+        "of the fit.",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu (default) or cuda.")]
 RgbBackbone = Annotated[

@@ -20,8 +20,9 @@ from mmad_fast.backbones.weights import resolve_weights
 from mmad_fast.data.dataset import Dataset, open_dataset
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.data.selection import pick_category
-from mmad_fast.detector import Detector, Scores
-from mmad_fast.engines import check_engine
+from mmad_fast.detector import Detector, Scores, load
+from mmad_fast.engine_record import own_precision
+from mmad_fast.engines.selection import EngineFiles, choose_engine
 from mmad_fast.errors import DataError, MmadFastError, WeightsError
 from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.configuration import configuration_of, is_variants_own
@@ -52,8 +53,9 @@ class MeasureRequest:
         protocol: "end-to-end" (raw arrays to score, peak memory) or "paper" (prepared scan to
             smoothed map, parameters only as memory).
         aupro_mode: "published" or "exact".
-        engine: Engine of the graphs.
-        device: Device of the engine.
+        engine: Engine of the graphs, see mmad_fast.load.
+        device: Device of the detector.
+        engine_precision: Precision of the graphs; None: that of the detector's own.
         unit: Unit of the XYZ files.
         speed_only: No accuracy; the fit is cut short.
         compare_reference: Add a row of the published pipeline for each row.
@@ -61,8 +63,9 @@ class MeasureRequest:
 
     protocol: Literal["paper", "end-to-end"] = "end-to-end"
     aupro_mode: AuproMode = "published"
-    engine: str = "onnxruntime"
+    engine: str = "auto"
     device: str = "cpu"
+    engine_precision: str | None = None
     unit: Unit = "m"
     speed_only: bool = False
     compare_reference: bool = False
@@ -93,7 +96,8 @@ def run_benchmark(
 
     Raises:
         InvalidInputError: unknown method or category.
-        BackendUnavailableError: no such engine or device.
+        BackendUnavailableError: no such engine or device, or it cannot run a detector as it is
+            fitted: what must be exported first is measured by `measure_artifact`.
         DataError: the data set is missing or unreadable.
         WeightsError: a weights file that was named does not serve.
         MmadFastError: an exact detector differs from the published pipeline.
@@ -101,7 +105,7 @@ def run_benchmark(
     say = notice or (lambda line: None)
     keep = on_row or (lambda row: None)
     get_variant(fit_request.method)
-    check_engine(request.engine, request.device)
+    _check_engine(fit_request, request)
     if data is None:
         data = built_in_set(None if progress is None else _stage(progress, "write procedural set"))
     dataset = open_dataset(data)
@@ -115,13 +119,19 @@ def run_benchmark(
         folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for done, name in enumerate(names):
             _tell(progress, f"{name}: fit", done, len(names))
-            detector = fit_detector(
+            fitted = fit_detector(
                 dataset,
                 folder / name,
                 category=name,
                 request=fit_request,
                 max_train_scans=SPEED_ONLY_TRAIN_SCANS if request.speed_only else None,
                 progress=_nested(progress, name),
+            )
+            detector = load(
+                fitted.artifact.path,
+                engine=request.engine,
+                device=request.device,
+                precision=request.engine_precision,
             )
             rows.append(
                 measure_artifact(detector, dataset, name, request, progress=_nested(progress, name))
@@ -135,6 +145,23 @@ def run_benchmark(
     for mean in means:
         keep(mean)
     return [*rows, *means, *reference_rows]
+
+
+def _check_engine(fit_request: FitRequest, request: MeasureRequest) -> None:
+    """Raises, before anything is fitted, if the engine cannot run a detector as it is fitted.
+
+    Raises:
+        InvalidInputError: a name is no string.
+        BackendUnavailableError: says why, and what to do.
+    """
+    is_fast = fit_request.speed == "fast" and fit_request.precision is None
+    precision = own_precision({"precision": "int8" if is_fast else fit_request.precision})
+    choose_engine(
+        [EngineFiles("onnx", precision, 1, 1, (), "", {})],
+        engine=request.engine,
+        device=request.device,
+        precision=request.engine_precision,
+    )
 
 
 def measure_artifact(
@@ -178,8 +205,9 @@ def measure_artifact(
             _copy_scans(scans[:: max(1, len(scans) // SPEED_RUNS)], Path(folder), request.unit),
             num_threads=get_num_threads(),
             num_runs=SPEED_RUNS,
-            engine=request.engine,
+            engine=detector.engine_choice.engine,
             device=request.device,
+            precision=detector.engine_choice.precision,
         )
     paper = request.protocol == "paper"
     latencies = report["prepared_latencies_ms" if paper else "latencies_ms"]
@@ -188,7 +216,7 @@ def measure_artifact(
     }
     accuracy: dict[str, Any] = {} if overall is None else _accuracy_columns(overall)
     return replace(
-        _row(detector, dataset, category, request, engine=request.engine),
+        _row(detector, dataset, category, request, engine=engine_column(detector)),
         **_timing_columns(latencies),
         **accuracy,
         weights_mib=report["weights_mib"],
@@ -220,6 +248,14 @@ def _row(
         data=dataset.root.resolve().name,
         configuration=configuration,
     )
+
+
+def engine_column(detector: Detector) -> str:
+    """What runs a detector's graphs, with their precision where they are not its own."""
+    choice = detector.engine_choice
+    if choice.precision == own_precision(detector.artifact.manifest.parameters):
+        return choice.engine
+    return f"{choice.engine} {choice.precision}"
 
 
 def _timing_columns(latencies_ms: Sequence[float]) -> dict[str, Any]:

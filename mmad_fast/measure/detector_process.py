@@ -31,6 +31,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         request["artifact"],
         engine=request["engine"],
         device=request["device"],
+        precision=request["precision"],
         num_threads=request["num_threads"],
     )
     load_ms = (time.perf_counter() - start) * 1e3
@@ -55,7 +56,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "stage_ms": {
             name: float(np.median([s.get(name, 0.0) for s in stages])) for name in stages[0]
         },
-        "weights_mib": weights_mib(request["artifact"]),
+        "weights_mib": weights_mib(request["artifact"], detector.engine_choice.files.values()),
         "peak_working_mib": working_mib,
         "process_peak_mib": process_peak_mib(),
         "torch_imported": "torch" in sys.modules,

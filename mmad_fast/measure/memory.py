@@ -11,7 +11,7 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,18 @@ _peak_before_resets_mib = 0.0
 """The process peak that resetting the kernel's high-water mark has erased."""
 
 
-def weights_mib(artifact_path: Path | str) -> float:
-    """MiB of an artifact's graphs and tensors on disk, without manifest and golden scan."""
-    folder = Path(artifact_path)
-    files = (*folder.glob("*.onnx"), *folder.glob("tensors.safetensors"))
+def weights_mib(artifact_path: Path | str, graphs: Iterable[Path]) -> float:
+    """MiB on disk of what a detector loads: its tensors and the graphs of its engine, without
+    manifest, golden scan and other engines.
+
+    Args:
+        artifact_path: The artifact's folder.
+        graphs: The files that the engine opened: Detector.engine_choice.files.
+    """
+    opened = list(graphs)
+    # The weights of an OpenVINO model lie beside its description.
+    beside = [file.with_suffix(".bin") for file in opened if file.suffix == ".xml"]
+    files = (*opened, *beside, *Path(artifact_path).glob("tensors.safetensors"))
     return sum(file.stat().st_size for file in files) / MIB
 
 
@@ -79,8 +87,9 @@ def measure_detector_process(
     num_threads: int | None = None,
     num_warmup: int = 2,
     num_runs: int = 10,
-    engine: str = "onnxruntime",
+    engine: str = "auto",
     device: str = "cpu",
+    precision: str | None = None,
     timeout_s: float = 600.0,
     python: str | None = None,
 ) -> dict[str, Any]:
@@ -93,8 +102,9 @@ def measure_detector_process(
         num_threads: Threads of engine and kernels; None means the default.
         num_warmup: Inferences that do not count, after the one whose memory is measured.
         num_runs: Measured inferences, >= 1.
-        engine: Engine that runs the graphs.
-        device: Device of the engine.
+        engine: Engine that runs the graphs, see mmad_fast.load.
+        device: Device of the detector.
+        precision: Of the graphs; None: that of the detector's own.
         timeout_s: Seconds after which the process is stopped.
         python: Interpreter of the process, for a comparison with another installation; None means
             this one.
@@ -123,6 +133,7 @@ def measure_detector_process(
         "num_runs": num_runs,
         "engine": engine,
         "device": device,
+        "precision": precision,
     }
     report = _run_child(json.dumps(request), timeout_s, python or sys.executable)
     if report["torch_imported"]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine, open_graph
+from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, EmptyScanError
 from mmad_fast.methods.cfm import scoring
 from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX, CfmParameters
@@ -203,9 +204,9 @@ class CfmPipeline:
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, *, engine: str = "onnxruntime", num_threads: int | None = None
+        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None = None
     ) -> CfmPipeline:
-        """The pipeline in an artifact.
+        """The pipeline in an artifact, its graphs run by the engine from the files of the choice.
 
         Raises:
             ArtifactError: a graph, tensor or parameter is missing or damaged.
@@ -213,7 +214,7 @@ class CfmPipeline:
         """
         parameters = CfmParameters.from_dict(artifact.manifest.parameters)
         rgb, points = (
-            open_graph(artifact.graph_path(name), engine=engine, num_threads=num_threads)
+            open_graph(engine.files[name], engine=engine.engine, num_threads=num_threads)
             for name in (RGB_GRAPH, POINT_GRAPH)
         )
         check_shapes(artifact, rgb, points, parameters)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import DeviceEngine, open_device_graph
+from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.methods.cfm.detector import (
     POINT_GRAPH,
     RGB_GRAPH,
@@ -98,10 +99,10 @@ class DeviceCfmPipeline:
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, *, engine: str = "onnxruntime", num_threads: int | None = None
+        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None = None
     ) -> DeviceCfmPipeline:
-        """The pipeline in an artifact, on torch's current CUDA device. `num_threads` has no use
-        here.
+        """The pipeline in an artifact, on torch's current CUDA device, its graphs run by the engine
+        from the files of the choice. `num_threads` has no use here.
 
         Raises:
             ArtifactError: a graph, tensor or parameter is missing or damaged.
@@ -116,8 +117,8 @@ class DeviceCfmPipeline:
             stream = torch.cuda.Stream(device)
         rgb, points = (
             open_device_graph(
-                artifact.graph_path(name),
-                engine=engine,
+                engine.files[name],
+                engine=engine.engine,
                 device_index=device.index or 0,
                 stream=0 if stream is None else stream.cuda_stream,
             )
