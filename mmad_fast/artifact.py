@@ -11,7 +11,6 @@ It is written whole or not at all, holds no pickle, and is verified when it is l
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -258,82 +257,6 @@ def write_artifact(
         make_readable(scratch)
         move_into_place(scratch, target, KIND)
     return target
-
-
-def add_engine(
-    artifact: Artifact,
-    record: EngineRecord,
-    scratch: Path,
-    target: Path,
-    *,
-    measured: Mapping[EngineKey | None, Mapping[str, Any]] | None = None,
-) -> Artifact:
-    """The artifact with one more engine, complete on disk at `target`; one of the same key is
-    replaced.
-
-    The manifest is read again first: what another process has exported meanwhile is kept.
-
-    Args:
-        artifact: The artifact to extend, which may stand at `target`.
-        record: The engine; its files lie in `scratch`.
-        scratch: The folder beside `target` that becomes the artifact, see new_folder_beside. It
-            holds the engine's files and nothing else.
-        target: Where the artifact will be.
-        measured: Speeds that replace those of the same key; None stands for the artifact's own
-            graphs.
-
-    Raises:
-        ArtifactError: the artifact has been fitted again since it was read, or is gone.
-        OSError: a file cannot be written.
-    """
-    before = _read_manifest(artifact.path)
-    if _fitted_files(before) != _fitted_files(artifact.manifest):
-        raise ArtifactError(
-            f"{artifact.path}: the detector has been fitted again since this export began; export "
-            "it again"
-        )
-    times = dict(measured or {})
-    kept = [
-        replace(other, measured=dict(times[other.key])) if other.key in times else other
-        for other in before.engines
-        if other.key != record.key
-    ]
-    new_files = {name: fingerprint(scratch / name) for name in record.files}
-    names = {*_fitted_files(before), *(name for other in kept for name in other.files)}
-    after = replace(
-        before,
-        files=dict(sorted({**{name: before.files[name] for name in names}, **new_files}.items())),
-        engines=(*kept, record),
-        measured=dict(times[None]) if None in times else before.measured,
-    )
-    write_manifest(asdict(after), scratch)
-    make_readable(scratch)  # the new files alone: the others may belong to somebody else
-    for name in sorted(names):
-        _link_or_copy(artifact.path / name, scratch / name, link=artifact.path.samefile(target))
-    move_into_place(scratch, target, KIND)
-    return Artifact(target, after)
-
-
-def fitted_files(artifact: Artifact) -> dict[str, Any]:
-    """The fingerprints of what `fit` wrote, without the engines: two artifacts that agree in them
-    are the same detector."""
-    return _fitted_files(artifact.manifest)
-
-
-def _fitted_files(manifest: Manifest) -> dict[str, Any]:
-    exported = {name for record in manifest.engines for name in record.files}
-    return {name: entry for name, entry in manifest.files.items() if name not in exported}
-
-
-def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:
-    """A second name of the file where it replaces the first one, else a copy."""
-    if link:
-        try:
-            os.link(source.resolve(), target)
-            return
-        except OSError:  # another file system, or one without hard links
-            pass
-    shutil.copyfile(source, target)
 
 
 def check_target(path: Path | str) -> None:

@@ -224,7 +224,9 @@ def test_engine_and_device_must_be_names(tiny_artifact, value) -> None:
 
 
 def test_unknown_engine_and_device(tiny_artifact) -> None:
-    with pytest.raises(BackendUnavailableError, match="no engine 'abacus'; known are onnxruntime"):
+    with pytest.raises(
+        BackendUnavailableError, match="no engine 'abacus'; known are .*onnxruntime"
+    ):
         mmad_fast.load(tiny_artifact, engine="abacus")
     with pytest.raises(
         BackendUnavailableError, match="onnxruntime' cannot run on device 'tpu'; it"

@@ -159,10 +159,14 @@ def _version(package: str) -> str | None:
 def _engine_rows() -> list[dict[str, Any]]:
     """Versions are those of the modules: several packages provide one (onnxruntime-gpu)."""
     from mmad_fast.engines import ENGINES, engine_refusal, engine_version
+    from mmad_fast.errors import BackendUnavailableError
 
     rows = []
     for name, entry in ENGINES.items():
-        version = engine_version(name) if engine_refusal(name) is None else None
+        try:
+            version = engine_version(name)
+        except (ImportError, BackendUnavailableError):  # the refusal says why
+            version = None
         for device in entry.devices:
             reason = engine_refusal(name, device)
             rows.append({"engine": name, "version": version, "device": device, "reason": reason})

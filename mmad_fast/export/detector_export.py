@@ -8,17 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmad_fast.artifact import (
-    KIND,
-    Artifact,
-    add_engine,
-    check_target,
-    fitted_files,
-    read_artifact,
-)
+from mmad_fast.artifact import KIND, Artifact, check_target, read_artifact
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.engine_record import EngineKey, EngineRecord, own_precision
 from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.export.artifact_update import add_engine, fitted_files
 from mmad_fast.export.batch import SINGLE, Batch
 from mmad_fast.export.calibration_scans import NOT_CALIBRATED, calibrate
 from mmad_fast.export.deployment_graph import deployment_graph

@@ -111,7 +111,7 @@ def time_engines(
         Per key {"engine", "machine", "threads", "p50_ms", "graph_ms" (p50 by graph)}.
     """
     own = own_precision(artifact.manifest.parameters)
-    others = {
+    others: dict[EngineKey | None, EngineFiles] = {
         other.key: artifact.files_of(other)
         for other in artifact.manifest.engines
         if other.precision == own and other.key != record.key

@@ -15,7 +15,7 @@ import tifffile
 from conftest import make_arrays
 from PIL import Image
 
-VERBS = ("bench", "fit", "infer", "eval", "synth", "doctor", "weights")
+VERBS = ("bench", "fit", "infer", "eval", "export", "synth", "doctor", "weights")
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -328,5 +328,6 @@ def test_doctor_takes_the_version_of_whatever_provides_the_engine() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)["engines"][0]
+    rows = json.loads(done.stdout)["engines"]
+    row = next(row for row in rows if (row["engine"], row["device"]) == ("onnxruntime", "cpu"))
     assert (row["version"], row["reason"]) == (onnxruntime.__version__, None)

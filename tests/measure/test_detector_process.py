@@ -14,6 +14,7 @@ from mmad_fast.errors import InvalidInputError, MmadFastError
 from mmad_fast.measure.memory import measure_detector_process
 
 FAKE_DETECTOR = """
+    import pathlib
     import time
     from types import SimpleNamespace
     import numpy as np
@@ -21,6 +22,9 @@ FAKE_DETECTOR = """
 
     class FakeDetector:
         calls = 0
+        def __init__(self, path):
+            files = {"rgb": pathlib.Path(path) / "rgb.onnx"}
+            self.engine_choice = SimpleNamespace(files=files)
         def infer_scan(self, scan):
             assert scan.rgb.shape == (6, 8, 3)
             FakeDetector.calls += 1
@@ -28,11 +32,12 @@ FAKE_DETECTOR = """
             time.sleep(0.02)
             return SimpleNamespace(stage_ms={"preprocess": 5.0, "score": float(scan.rgb[0, 0, 0])})
 
-    def load(path, *, engine, device, num_threads):
-        assert (engine, device) == ("onnxruntime", "cpu")
+    def load(path, *, engine, device, precision, num_threads):
+        assert (engine, device, precision) == ("auto", "cpu", None)
+        pathlib.Path(path, "rgb.onnx").touch()
         print("a library that talks on standard output")
         BODY
-        return FakeDetector()
+        return FakeDetector(path)
 
     mmad_fast.detector.load = load
 """

@@ -69,14 +69,17 @@ def test_without_a_status_file_the_process_peak_comes_from_getrusage(monkeypatch
     assert process_peak_mib() > 5
 
 
-def test_weights_are_graphs_and_tensors_only(tmp_path):
+def test_weights_are_the_engines_graphs_and_tensors_only(tmp_path):
     sizes = {
         "rgb.onnx": 3 * 2**20,
         "point.onnx": 2**20,
+        "rgb.openvino.xml": 2**10,
+        "rgb.openvino.bin": 2**21 - 2**10,
         "tensors.safetensors": 2**19,
         "golden.safetensors": 2**20,
         "manifest.json": 2**20,
     }
     for name, size in sizes.items():
         (tmp_path / name).write_bytes(bytes(size))
-    assert weights_mib(tmp_path) == 4.5
+    assert weights_mib(tmp_path, [tmp_path / "rgb.onnx", tmp_path / "point.onnx"]) == 4.5
+    assert weights_mib(tmp_path, [tmp_path / "rgb.openvino.xml"]) == 2.5

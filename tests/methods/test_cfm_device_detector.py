@@ -16,6 +16,7 @@ from gpu_test_device import TEST_DEVICE
 from mmad_fast import Detector, load
 from mmad_fast.artifact import read_artifact
 from mmad_fast.engines import onnx_runtime
+from mmad_fast.engines.selection import choose_engine
 from mmad_fast.errors import BackendUnavailableError, EmptyScanError
 from mmad_fast.methods.cfm import device_detector
 from mmad_fast.methods.cfm.detector import CfmPipeline
@@ -38,8 +39,11 @@ def pair(path: Path, **parameters: object) -> tuple[Detector, Detector]:
     artifact = read_artifact(path)
     manifest = replace(artifact.manifest, parameters=artifact.manifest.parameters | parameters)
     artifact = replace(artifact, manifest=manifest)
-    pipelines = (DeviceCfmPipeline.from_artifact(artifact), CfmPipeline.from_artifact(artifact))
-    device, host = (Detector(artifact, pipeline) for pipeline in pipelines)
+    choice = choose_engine(artifact.engine_files(), engine="onnxruntime")
+    device, host = (
+        Detector(artifact, family.from_artifact(artifact, engine=choice), choice)
+        for family in (DeviceCfmPipeline, CfmPipeline)
+    )
     return device, host
 
 

@@ -1,0 +1,90 @@
+"""Artifact -> the same artifact with one more engine, replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mmad_fast.artifact import KIND, Artifact, read_artifact
+from mmad_fast.engine_record import EngineKey, EngineRecord
+from mmad_fast.errors import ArtifactError
+from mmad_fast.whole_folder import fingerprint, make_readable, move_into_place, write_manifest
+
+
+def add_engine(
+    artifact: Artifact,
+    record: EngineRecord,
+    scratch: Path,
+    target: Path,
+    *,
+    measured: Mapping[EngineKey | None, Mapping[str, Any]] | None = None,
+) -> Artifact:
+    """The artifact with one more engine, complete on disk at `target`; one of the same key is
+    replaced.
+
+    The manifest is read again first: what another process has exported meanwhile is kept.
+
+    Args:
+        artifact: The artifact to extend, which may stand at `target`.
+        record: The engine; its files lie in `scratch`.
+        scratch: The folder beside `target` that becomes the artifact, see new_folder_beside. It
+            holds the engine's files and nothing else.
+        target: Where the artifact will be.
+        measured: Speeds that replace those of the same key; None stands for the artifact's own
+            graphs.
+
+    Raises:
+        ArtifactError: the artifact has been fitted again since it was read, or is gone.
+        OSError: a file cannot be written.
+    """
+    current = read_artifact(artifact.path, verify=False, renewed=record.key)
+    before, own_files = current.manifest, fitted_files(current)
+    if own_files != fitted_files(artifact):
+        raise ArtifactError(
+            f"{artifact.path}: the detector has been fitted again since this export began; export "
+            "it again"
+        )
+    times = dict(measured or {})
+    kept = [
+        replace(other, measured=dict(times[other.key])) if other.key in times else other
+        for other in before.engines
+        if other.key != record.key
+    ]
+    new_files = {name: fingerprint(scratch / name) for name in record.files}
+    names = {*own_files, *(name for other in kept for name in other.files)}
+    after = replace(
+        before,
+        files=dict(sorted({**{name: before.files[name] for name in names}, **new_files}.items())),
+        engines=(*kept, record),
+        measured=dict(times[None]) if None in times else before.measured,
+    )
+    is_replaced = target.exists() and artifact.path.samefile(target)
+    write_manifest(asdict(after), scratch)
+    make_readable(scratch)  # the new files alone: the others may belong to somebody else
+    for name in sorted(names):
+        _link_or_copy(artifact.path / name, scratch / name, link=is_replaced)
+    move_into_place(scratch, target, KIND)
+    return Artifact(target, after)
+
+
+def fitted_files(artifact: Artifact) -> dict[str, Any]:
+    """The fingerprints of what `fit` wrote, without the engines: two artifacts that agree in them
+    are the same detector."""
+    manifest = artifact.manifest
+    exported = {name for record in manifest.engines for name in record.files}
+    return {name: entry for name, entry in manifest.files.items() if name not in exported}
+
+
+def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:
+    """A second name of the file where it replaces the first one, else a copy."""
+    if link:
+        try:
+            os.link(source.resolve(), target)
+            return
+        except OSError:  # another file system, or one without hard links
+            pass
+    shutil.copyfile(source, target)
