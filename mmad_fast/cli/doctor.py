@@ -176,22 +176,30 @@ def _engine_rows() -> list[dict[str, Any]]:
 def _replay_golden(
     path: Path, engine: str | None, device: str, precision: str | None
 ) -> dict[str, Any]:
-    """The golden scan by each engine of the artifact; one that was asked for must run or raise."""
+    """The golden scan by each engine of the artifact.
+
+    Raises:
+        BackendUnavailableError: the engine that was asked for cannot run here, or the artifact
+            holds nothing for it.
+    """
     from mmad_fast.artifact import read_artifact
     from mmad_fast.detector import GOLDEN_TOLERANCE
-    from mmad_fast.engines.selection import choose_engine
+    from mmad_fast.engines import check_engine
+    from mmad_fast.engines.selection import AUTO, choose_engine
     from mmad_fast.golden_replays import DIFFERS, FAILS, replay_engines
 
     artifact = read_artifact(path)
-    if (engine, device, precision) != (None, "cpu", None):
-        choose_engine(
-            artifact.engine_files(), engine=engine or "auto", device=device, precision=precision
-        )
+    if engine is not None:
+        check_engine(engine, device)
     replays = replay_engines(artifact, engine=engine, device=device, precision=precision)
     rows = [_replay_row(replay) for replay in replays]
+    if not rows:  # says what there is instead
+        files = artifact.engine_files()
+        choose_engine(files, engine=engine or AUTO, device=device, precision=precision)
     verdicts = {row["verdict"] for row in rows} - {None}
     return {
         "path": str(path),
+        "device": device,
         "expected_score": artifact.golden().expected_score,
         "tolerance": GOLDEN_TOLERANCE,
         "agrees": bool(verdicts) and not verdicts & {DIFFERS, FAILS},
@@ -236,7 +244,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
         packages.add_row(row["package"], "yes" if row["installed"] else "no", row["needed_for"])
     tables = [ops, _gpu_table(report["gpu"]), engines, packages]
     if report["artifact"] is not None:
-        tables.append(_golden_table(report["artifact"]))
+        tables.append(_golden_table(report))
     return tables
 
 
@@ -257,19 +265,29 @@ def _gpu_table(gpu: dict[str, Any]) -> Any:
 
 
 def _golden_table(report: dict[str, Any]) -> Any:
+    """A row per engine and file; what the engines' table has said is not said again."""
     from rich.table import Table
 
+    artifact = report["artifact"]
+    refused = {
+        row["engine"]
+        for row in report["engines"]
+        if row["device"] == artifact["device"] and row["reason"] is not None
+    }
     table = Table("engine", "graphs", "score", "map difference", "verdict")
-    table.title = f"golden scan of {report['path']}: expected score {report['expected_score']:.6g}"
-    for row in report["engines"]:
+    table.title = (
+        f"{artifact['path']}: golden scan, expected score {artifact['expected_score']:.6g}"
+    )
+    for row in artifact["engines"]:
         graphs = next(iter(row["files"].values()), "")
         if row["score"] is None:
-            verdict = f"FAILS: {row['reason']}" if row["verdict"] else f"not run: {row['reason']}"
+            reason = "see the engines above" if row["engine"] in refused else row["reason"]
+            verdict = f"FAILS: {row['reason']}" if row["verdict"] else f"not run: {reason}"
             table.add_row(row["engine"] or "-", graphs, "-", "-", verdict)
             continue
         verdict = {
             "differs": "DIFFERS by more than is accepted",
-            "approximate": f"approximate ({row['precision']}; nothing recorded to compare with)",
+            "approximate": f"approximate ({row['precision']}), nothing recorded to compare with",
         }.get(row["verdict"], row["verdict"])
         table.add_row(
             row["engine"], graphs, f"{row['score']:.6g}", f"{row['map_difference']:.2e}", verdict

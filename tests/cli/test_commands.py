@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tifffile
 from conftest import make_arrays
+from onnx import numpy_helper
 from PIL import Image
+from test_artifact import rewrite_manifest
+
+from mmad_fast.whole_folder import fingerprint
 
 VERBS = ("bench", "fit", "infer", "eval", "export", "synth", "doctor", "weights")
 
@@ -247,7 +253,12 @@ def test_doctor_lists_every_op(tiny_artifact: Path) -> None:
         "torch_cuda",
         "triton",
     }
-    assert content["artifact"]["agrees"] is True
+    report = content["artifact"]
+    assert (report["agrees"], report["device"]) == (True, "cpu")
+    own = next(row for row in report["engines"] if row["engine"] == "onnxruntime")
+    assert (own["target"], own["precision"], own["verdict"]) == ("onnx", "fp32", "agrees")
+    assert own["map_difference"] <= report["tolerance"]
+    assert all((row["score"] is None) == (row["reason"] is not None) for row in report["engines"])
     assert "farthest_point_sampling" in run("doctor").stdout
 
 
@@ -331,3 +342,125 @@ def test_doctor_takes_the_version_of_whatever_provides_the_engine() -> None:
     rows = json.loads(done.stdout)["engines"]
     row = next(row for row in rows if (row["engine"], row["device"]) == ("onnxruntime", "cpu"))
     assert (row["version"], row["reason"]) == (onnxruntime.__version__, None)
+
+
+@pytest.fixture
+def exported(tiny_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact with an fp16 engine for ONNX Runtime."""
+    pytest.importorskip("onnx", reason="exporting needs onnx")
+    copied = Path(shutil.copytree(tiny_artifact, tmp_path / "runs" / "artifact"))
+    content = run_json("export", copied, "--to", "onnx", "--precision", "fp16", "--no-measure")
+    assert content["graphs"] == {"rgb": ["rgb.fp16.onnx"], "points": ["points.fp16.onnx"]}
+    assert content["golden"]["engine"] == "onnxruntime"
+    assert content["measured"] is content["not_run"] is None
+    return copied
+
+
+def test_export_prints_a_table(tiny_artifact: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    done = run("export", tiny_artifact, "--to", "onnx", "--precision", "int8", "--output", new)
+    assert done.returncode == 0, done.stderr
+    assert "rgb.int8.onnx" in done.stdout
+    assert "note: calibrated with the golden scan alone" in done.stderr
+    assert re.search(
+        r"golden scan by onnxruntime: map differs by .* ms with \d+ thread", done.stderr
+    )
+    assert f"wrote {new}" in done.stderr
+    rows = run_json("doctor", new)["artifact"]["engines"]
+    assert {row["precision"] for row in rows} == {"fp32", "int8"}
+
+
+def test_infer_and_doctor_take_an_engine_and_its_precision(exported: Path, tmp_path: Path) -> None:
+    rgb = write_scan(tmp_path / "scans", "part")
+    scores = []
+    for options in ((), ("--engine", "onnxruntime", "--engine-precision", "fp16")):
+        content = run_json("infer", exported, rgb, *options)
+        assert (content["engine"], bool(content["engine_reason"])) == ("onnxruntime", True)
+        assert content["engine_precision"] == ("fp16" if options else "fp32")
+        scores.append(content["scans"][0]["image_score"])
+    assert 0 < abs(scores[0] - scores[1]) < 0.01 * scores[0]
+    report = run_json("doctor", exported, "--engine", "onnxruntime", "--precision", "fp16")
+    (row,) = report["artifact"]["engines"]
+    assert (row["files"]["rgb"], row["verdict"]) == ("rgb.fp16.onnx", "agrees")
+    table = run("doctor", exported).stdout
+    assert re.search(r"onnxruntime +. rgb\.fp16\.onnx +.*agrees", table)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--engine", "abacus"), "there is no engine 'abacus'; known are"),
+        (("--engine-precision", "bf16"), "mmad-fast export ARTIFACT --to onnx --precision bf16"),
+        (("--device", "tpu"), "no device 'tpu'"),
+    ],
+)
+def test_infer_on_an_engine_that_is_not_there(
+    tiny_artifact: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    done = run("infer", tiny_artifact, write_scan(tmp_path, "part"), *options)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_on_an_engine_that_is_not_there(tiny_artifact: Path) -> None:
+    done = run("doctor", tiny_artifact, "--engine", "abacus")
+    assert (done.returncode, "there is no engine 'abacus'" in done.stderr) == (1, True)
+    done = run("doctor", tiny_artifact, "--precision", "fp8")
+    assert (done.returncode, "mmad-fast export" in done.stderr) == (1, True)
+    assert run("doctor", "--engine", "onnxruntime").returncode == 2
+
+
+def test_doctor_fails_where_an_engine_differs(exported: Path) -> None:
+    def claim(content: dict) -> None:
+        score = content["engines"][0]["golden"]["score"]
+        content["engines"][0]["golden"].update(map_difference=0.0, score=score)
+        content["engines"][0]["precision"] = "fp32"
+
+    rewrite_manifest(exported, claim)
+    before = run("doctor", exported, "--engine", "onnxruntime")
+    model = onnx.load(exported / "rgb.fp16.onnx")
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f":
+            tensor.CopyFrom(numpy_helper.from_array(array * array.dtype.type(2), tensor.name))
+    onnx.save(model, exported / "rgb.fp16.onnx")
+    rewrite_manifest(
+        exported,
+        lambda content: content["files"].update(
+            {"rgb.fp16.onnx": fingerprint(exported / "rgb.fp16.onnx")}
+        ),
+    )
+    done = run("doctor", exported, "--engine", "onnxruntime")
+    assert (before.returncode, done.returncode) == (0, 1)
+    assert "DIFFERS by more than is accepted" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--to", "abacus"), "there is no 'abacus'; known are onnx, openvino, tensorrt-rtx"),
+        (("--to", "onnx", "--precision", "fp4"), "there is no 'fp4'; known are fp32, fp16"),
+        (("--to", "onnx", "--batch", "4,1"), "batch is '4,1'"),
+        (("--to", "onnx", "--batch", "8,4,1"), "1 <= min <= opt <= max"),
+        (("--to", "tensorrt-rtx", "--sm", "8.6"), "without the dot, e.g. 86,89"),
+        (("--to", "tensorrt-rtx", "--sm", ""), "without the dot, e.g. 86,89"),
+        ((), "Missing option '--to'"),
+    ],
+)
+def test_wrong_usage_of_export(tiny_artifact: Path, options: tuple[str, ...], words: str) -> None:
+    done = run("export", tiny_artifact, *options)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+
+
+def test_errors_of_export_are_json_too(tiny_artifact: Path, tmp_path: Path) -> None:
+    for arguments, kind in (
+        ((tmp_path / "absent", "--to", "onnx"), "ArtifactError"),
+        ((tiny_artifact, "--to", "onnx", "--sm", "86"), "InvalidInputError"),
+        ((tiny_artifact, "--to", "tensorrt-rtx", "--sm", "87"), "InvalidInputError"),
+    ):
+        done = run("export", *arguments, "--json")
+        assert done.returncode == 1
+        assert json.loads(done.stdout)["error"]["type"] == kind
+        assert "Traceback" not in done.stderr
