@@ -168,10 +168,11 @@ def _table(report: ExportReport) -> Any:
 
     sms = "".join(f" sm_{sm}" for sm in report.sms)
     title = f"{report.target} {report.precision}{sms} ({report.library})"
-    table = Table("graph", "file", "MiB", "build s", title=title)
     has_layers, graph_ms = bool(report.layers), (report.measured or {}).get("graph_ms", {})
-    for column in (*(["layers", "fused attention"] if has_layers else []), "p50 ms"):
-        table.add_column(column)
+    columns = ["graph", "file", "MiB", "build s"]
+    columns += ["layers", "fused attention"] if has_layers else []
+    columns += ["p50 ms"] if graph_ms else []
+    table = Table(*columns, title=title)
     for name, graph in report.graphs.items():
         size = sum(path.stat().st_size for path in graph.paths)
         build = f"{graph.build_s:.1f}{' (cached)' if graph.from_cache else ''}"
@@ -183,7 +184,7 @@ def _table(report: ExportReport) -> Any:
             f"{size / MIB:.1f}",
             build,
             *(cells if has_layers else ()),
-            f"{graph_ms[name]:.1f}" if name in graph_ms else "-",
+            *([f"{graph_ms[name]:.1f}"] if graph_ms else ()),
         )
     return table
 

@@ -23,6 +23,9 @@ CALIBRATION_SCANS = 32
 """Of a data set at most these are used, evenly chosen."""
 NOMINAL = ("good", "")
 """`ScanFile.defect` of scans without a defect, and of those of a plain folder."""
+FOREIGN_SCORE = 1.25
+"""Times the threshold: nominal scans of the same part exceed a threshold of few validation scans,
+another part's are further away."""
 _CHECKED_SCANS = 4
 
 
@@ -83,8 +86,8 @@ def calibrate(
         notices.append(f"{len(scans) - used} of {len(scans)} calibration scans have no foreground")
     if calibration is not None and _are_foreign(detector, scans, unit):
         notices.append(
-            "to this detector most calibration scans are anomalous: check that they are nominal "
-            "scans of the part it was fitted on (--category)"
+            "most calibration scans are far beyond the detector's threshold: check that they are "
+            "nominal scans of the part it was fitted on (--category)"
         )
     return Calibration(inputs, used, tuple(notices))
 
@@ -140,12 +143,15 @@ def _nominal_scans(data: Path, category: str | None) -> list[ScanFile]:
 
 
 def _are_foreign(detector: Detector, scans: Sequence[Scan | ScanFile], unit: Unit) -> bool:
-    """The detector rejects most of the first scans, which should be nominal."""
-    verdicts = []
+    """The detector clearly rejects most of the first scans, which should be nominal."""
+    if detector.threshold is None:
+        return False
+    scores = []
     for scan in scans[:_CHECKED_SCANS]:
         loaded = scan if isinstance(scan, Scan) else scan.load(unit=unit)
         try:
-            verdicts.append(detector.infer_scan(loaded).is_anomalous)
+            scores.append(detector.infer_scan(loaded).image_score)
         except EmptyScanError:
             continue
-    return sum(verdict is True for verdict in verdicts) > len(verdicts) / 2
+    rejected = sum(score > FOREIGN_SCORE * detector.threshold for score in scores)
+    return rejected > len(scores) / 2

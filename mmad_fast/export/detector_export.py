@@ -186,6 +186,9 @@ def export_detector(
         files = replace(base, path=scratch).files_of(record)
         tell("golden scan", 0, 1)
         trial = try_engine(base, files)
+        if trial.not_run is not None:  # a file is named by the place where it will be
+            reason = trial.not_run.replace(str(scratch), str(target))
+            trial = replace(trial, not_run=reason)
         record = replace(record, golden=trial.golden)
         times: dict[EngineKey | None, dict[str, Any]] = {}
         if measure and trial.not_run is None:
