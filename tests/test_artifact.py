@@ -40,6 +40,10 @@ def test_round_trip(tiny_artifact: Path) -> None:
     assert artifact.manifest.graphs["rgb"]["inputs"] == {"image": [1, 3, 56, 56]}
     assert artifact.tensors()["rgb_to_point.input.weight"].shape == (7, 8)
     assert artifact.golden().expected_score > 0
+    assert (artifact.manifest.engines, artifact.manifest.measured) == ((), None)
+    (own,) = artifact.engine_files()
+    assert (own.target, own.precision, own.batch_min, own.batch_max) == ("onnx", "fp32", 1, 1)
+    assert own.files == {name: tiny_artifact / f"{name}.onnx" for name in ("rgb", "points")}
 
 
 def test_holds_exactly_the_files_of_the_manifest(tiny_artifact: Path) -> None:

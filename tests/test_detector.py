@@ -56,6 +56,23 @@ def test_the_golden_scan_is_answered_as_recorded(detector) -> None:
     assert replay.score == pytest.approx(replay.expected_score, rel=1e-5)
 
 
+def test_the_engine_is_named_with_its_reason(detector, tiny_artifact) -> None:
+    choice = detector.engine_choice
+    assert (choice.engine, choice.precision) == ("onnxruntime", "fp32")
+    assert choice.files["points"] == tiny_artifact / "points.onnx"
+    assert choice.reason
+    same = mmad_fast.load(tiny_artifact, engine="onnxruntime", precision="fp32")
+    assert same.engine_choice.files == choice.files
+    assert "asked for" in same.engine_choice.reason
+
+
+def test_a_precision_that_was_not_exported_names_the_command(tiny_artifact) -> None:
+    with pytest.raises(BackendUnavailableError, match="mmad-fast export .*--to onnx .*int8"):
+        mmad_fast.load(tiny_artifact, precision="int8")
+    with pytest.raises(InvalidInputError, match="precision is 8; it must be a name"):
+        mmad_fast.load(tiny_artifact, precision=8)
+
+
 def test_infer_by_path_loads_once(tiny_artifact, scan_arrays, detector, monkeypatch) -> None:
     first = mmad_fast.infer(tiny_artifact, *scan_arrays)
     monkeypatch.setattr("mmad_fast.detector.load", lambda path: pytest.fail("loaded again"))

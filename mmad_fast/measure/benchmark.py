@@ -20,12 +20,12 @@ from mmad_fast.backbones.weights import resolve_weights
 from mmad_fast.data.dataset import Dataset, open_dataset
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.data.selection import pick_category
-from mmad_fast.detector import Detector, Scores, load
+from mmad_fast.detector import Detector, Scores
 from mmad_fast.engine_record import own_precision
-from mmad_fast.engines.selection import EngineFiles, choose_engine
 from mmad_fast.errors import DataError, MmadFastError, WeightsError
 from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.configuration import configuration_of, is_variants_own
+from mmad_fast.measure.engine_of_fit import check_engine_of_fit, on_engine
 from mmad_fast.measure.evaluation import Accuracy, AuproMode, evaluate
 from mmad_fast.measure.memory import measure_detector_process
 from mmad_fast.measure.published import PublishedRow, published_for
@@ -39,6 +39,7 @@ from mmad_fast.stage_clock import StageClock
 from mmad_fast.threads import get_num_threads
 
 SPEED_ONLY_TRAIN_SCANS = 2
+CALIBRATION_SCANS = 32
 SPEED_RUNS = 20
 REFERENCE_RUNS = 3
 REFERENCE_TOLERANCE = 1e-3
@@ -96,8 +97,7 @@ def run_benchmark(
 
     Raises:
         InvalidInputError: unknown method or category.
-        BackendUnavailableError: no such engine or device, or it cannot run a detector as it is
-            fitted: what must be exported first is measured by `measure_artifact`.
+        BackendUnavailableError: no such engine or device, or it cannot be had here.
         DataError: the data set is missing or unreadable.
         WeightsError: a weights file that was named does not serve.
         MmadFastError: an exact detector differs from the published pipeline.
@@ -105,7 +105,7 @@ def run_benchmark(
     say = notice or (lambda line: None)
     keep = on_row or (lambda row: None)
     get_variant(fit_request.method)
-    _check_engine(fit_request, request)
+    check_engine_of_fit(request.engine, request.device)
     if data is None:
         data = built_in_set(None if progress is None else _stage(progress, "write procedural set"))
     dataset = open_dataset(data)
@@ -127,11 +127,13 @@ def run_benchmark(
                 max_train_scans=SPEED_ONLY_TRAIN_SCANS if request.speed_only else None,
                 progress=_nested(progress, name),
             )
-            detector = load(
-                fitted.artifact.path,
+            detector = on_engine(
+                fitted,
                 engine=request.engine,
                 device=request.device,
                 precision=request.engine_precision,
+                calibration=dataset.scans(name, "train")[:CALIBRATION_SCANS],
+                unit=request.unit,
             )
             rows.append(
                 measure_artifact(detector, dataset, name, request, progress=_nested(progress, name))
@@ -145,23 +147,6 @@ def run_benchmark(
     for mean in means:
         keep(mean)
     return [*rows, *means, *reference_rows]
-
-
-def _check_engine(fit_request: FitRequest, request: MeasureRequest) -> None:
-    """Raises, before anything is fitted, if the engine cannot run a detector as it is fitted.
-
-    Raises:
-        InvalidInputError: a name is no string.
-        BackendUnavailableError: says why, and what to do.
-    """
-    is_fast = fit_request.speed == "fast" and fit_request.precision is None
-    precision = own_precision({"precision": "int8" if is_fast else fit_request.precision})
-    choose_engine(
-        [EngineFiles("onnx", precision, 1, 1, (), "", {})],
-        engine=request.engine,
-        device=request.device,
-        precision=request.engine_precision,
-    )
 
 
 def measure_artifact(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from mmad_fast.detector import Detector, load
 from mmad_fast.errors import BackendUnavailableError, DataError, MmadFastError
 from mmad_fast.measure import benchmark, built_in_set
 from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
+from mmad_fast.measure.engine_of_fit import on_engine
 from mmad_fast.measure.tables import BenchRow
 from mmad_fast.methods.fitting import FitRequest
 from mmad_fast.threads import get_num_threads, set_num_threads
@@ -178,3 +180,25 @@ def test_of_two_that_make_the_built_in_set_the_second_takes_the_firsts(
     else:
         with pytest.raises(DataError, match="not empty"):
             built_in_set.built_in_set()
+
+
+@pytest.mark.parametrize("precision", [None, "fp16", "int8"])
+def test_a_benchmark_exports_what_its_engine_needs(
+    dataset: Dataset, tiny_artifact: Path, tmp_path: Path, precision: str | None
+) -> None:
+    fitted = load(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    found = on_engine(
+        fitted,
+        engine="auto",
+        device="cpu",
+        precision=precision,
+        calibration=dataset.scans("disc", "train"),
+        unit="m",
+    )
+    assert found.engine_choice.precision == (precision or "fp32")
+    assert benchmark.engine_column(found) == " ".join(filter(None, ("onnxruntime", precision)))
+    assert found.is_exact == (precision is None)
+    engines = found.artifact.manifest.engines
+    assert [record.calibration_scans for record in engines] == (
+        [] if precision is None else [2 if precision == "int8" else 0]
+    )
