@@ -245,9 +245,7 @@ def test_unknown_engine_and_device(tiny_artifact) -> None:
         BackendUnavailableError, match="no engine 'abacus'; known are .*onnxruntime"
     ):
         mmad_fast.load(tiny_artifact, engine="abacus")
-    with pytest.raises(
-        BackendUnavailableError, match="onnxruntime' cannot run on device 'tpu'; it"
-    ):
+    with pytest.raises(BackendUnavailableError, match="no device 'tpu'; known are cpu, cuda"):
         mmad_fast.load(tiny_artifact, device="tpu")
     with pytest.raises(BackendUnavailableError, match="openvino' cannot run on device 'cuda'; it"):
         mmad_fast.load(tiny_artifact, engine="openvino", device="cuda")
