@@ -20,7 +20,9 @@ parser.add_argument("--backbone", choices=RGB_BACKBONES, default="dino-vitb8")
 parser.add_argument(
     "--layers", type=int, nargs="+", default=[4], help="blocks to keep, an engine for each"
 )
-parser.add_argument("--weights", default="auto", help="PATH, auto (download; default) or random")
+parser.add_argument(
+    "--weights", "--rgb-weights", default="auto", help="PATH, auto (download; default) or random"
+)
 
 if __name__ == "__main__":
     run(

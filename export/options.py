@@ -17,9 +17,9 @@ from mmad_fast.data.selection import pick_category
 from mmad_fast.errors import DataError, InvalidInputError, MmadFastError
 from mmad_fast.export.backbone_cut import BackboneCut
 from mmad_fast.export.batch import SINGLE, Batch
-from mmad_fast.export.cut_engines import PRECISIONS_TO_CALIBRATE, EngineRequest
-from mmad_fast.export.deployment_graph import PRECISIONS, TARGETS
+from mmad_fast.export.deployment_graph import PRECISIONS, QUANTIZED_PRECISIONS, TARGETS
 from mmad_fast.export.engine_set import EngineSet, build_engine_set
+from mmad_fast.export.export_request import ExportRequest
 
 T = TypeVar("T")
 CALIBRATION_SCANS = 16
@@ -74,7 +74,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         type=Path,
         metavar="DATA",
         help="data set whose first nominal training scans give the ranges of "
-        + " and ".join(PRECISIONS_TO_CALIBRATE),
+        + " and ".join(QUANTIZED_PRECISIONS),
     )
     parser.add_argument("--category", help="which category of --calibration, where it has several")
     parser.add_argument("--unit", choices=("m", "mm"), default="m", help="of its XYZ files")
@@ -98,25 +98,22 @@ def run(
     # As after Ctrl-C: what was begun is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        request = EngineRequest(
-            targets=tuple(arguments.to),
-            precisions=tuple(arguments.precision),
-            sms=arguments.sm,
-            batch=arguments.batch,
-            use_cache=not arguments.no_cache,
-        )
-        wanted = cuts(arguments)
+        requests, wanted = _requests(arguments), cuts(arguments)
     except InvalidInputError as error:
         parser.error(str(error))
+    except MmadFastError as error:
+        report_error(error, as_json=False)
+        sys.exit(1)
     try:
         with progress_bar("engines") as progress:
             built = build_engine_set(
                 arguments.output,
                 wanted,
-                request,
+                requests,
                 calibration=_calibration(arguments),
                 unit=arguments.unit,
                 seed=arguments.seed,
+                cache=not arguments.no_cache,
                 progress=progress,
                 **weights(arguments),
             )
@@ -127,6 +124,24 @@ def run(
         notice("interrupted; nothing was written")
         sys.exit(130)
     _print(built)
+
+
+def _requests(arguments: argparse.Namespace) -> list[ExportRequest]:
+    if arguments.sm and "tensorrt-rtx" not in arguments.to:
+        raise InvalidInputError(
+            f"--sm is for engines of tensorrt-rtx, and --to is {' '.join(arguments.to)}; leave "
+            "--sm out, or add tensorrt-rtx"
+        )
+    return [
+        ExportRequest.of(
+            to=target,
+            precision=precision,
+            sms=arguments.sm if target == "tensorrt-rtx" else (),
+            batch=arguments.batch,
+        )
+        for precision in arguments.precision
+        for target in arguments.to
+    ]
 
 
 def _calibration(arguments: argparse.Namespace) -> Sequence[ScanFile]:

@@ -23,7 +23,9 @@ parser.add_argument(
     metavar="N,N,N",
     help="0-based blocks whose outputs are concatenated, an engine for each list (default: 1,2,3)",
 )
-parser.add_argument("--weights", default="auto", help="PATH, auto (download; default) or random")
+parser.add_argument(
+    "--weights", "--point-weights", default="auto", help="PATH, auto (download; default) or random"
+)
 
 if __name__ == "__main__":
     run(

@@ -11,32 +11,35 @@ The scripts in export/ build such folders. The graphs of a fitted detector are e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from mmad_fast import __version__
 from mmad_fast.backbones import WeightsSource, resolve_weights
 from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.engines.tensorrt_library import LIBRARIES
 from mmad_fast.errors import (
     ArtifactError,
-    BackendUnavailableError,
+    EmptyScanError,
     InvalidInputError,
     MissingDependencyError,
 )
-from mmad_fast.export.backbone_cut import POINT_MAE, BackboneCut, export_cut
-from mmad_fast.export.cut_engines import (
-    EngineRecord,
-    EngineRequest,
-    build_engines,
-    calibration_inputs,
-)
+from mmad_fast.export.backbone_cut import POINT_MAE, BackboneCut, CutGraph, export_cut
+from mmad_fast.export.deployment_graph import deployment_graph
+from mmad_fast.export.export_request import ExportRequest
+from mmad_fast.export.graph_cost import graph_cost
+from mmad_fast.export.graph_writer import write_graph
+from mmad_fast.ops.point_embedding import EmbedderWeights
 from mmad_fast.scan import Scan, Unit
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
@@ -51,12 +54,15 @@ from mmad_fast.whole_folder import (
     write_manifest,
 )
 
+if TYPE_CHECKING:
+    import onnx
+
 SCHEMA_VERSION = 1
 KIND = FolderKind(
     name="engine set",
     contents="an engine set",
     schema=SCHEMA_VERSION,
-    mark="engines",
+    mark="embedder",
     command="python export/engine_set.py",
     again="copy the engine set again, or build it again",
     renew="build the engine set again",
@@ -66,6 +72,49 @@ _PACKAGES = ("torch", "onnx", "onnxscript")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class CutEngine:
+    """What is known of one engine of a set.
+
+    Attributes:
+        graph: Which graph of a detector it would be: "rgb" or "points".
+        backbone: A name in RGB_BACKBONES, or "point-mae".
+        num_blocks: Blocks that are in it.
+        fetched: Of Point-MAE the 0-based blocks whose outputs are concatenated.
+        target: What opens it.
+        precision: A name in PRECISIONS.
+        batch: {"min", "opt", "max"}.
+        sms: Compute capabilities that it serves; empty where it is bound to none.
+        library: What built it, with its version.
+        files: The first is the one that is opened.
+        size_bytes: Of the files together.
+        build_s: From the deployment graph to the files; of a cached engine, when it was built.
+        from_cache: It was built before.
+        multiply_adds: Of one input.
+        parameters: Numbers in the weights.
+        calibration_scans: How many gave the ranges of int8 or fp8.
+        layers: Of a TensorRT engine: what its layers are, see engine_layers.LayerSummary.
+    """
+
+    graph: str
+    backbone: str
+    num_blocks: int
+    fetched: Sequence[int]
+    target: str
+    precision: str
+    batch: Mapping[str, int]
+    sms: Sequence[int]
+    library: str
+    files: Sequence[str]
+    size_bytes: int
+    build_s: float
+    from_cache: bool
+    multiply_adds: int
+    parameters: int
+    calibration_scans: int
+    layers: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -81,83 +130,89 @@ class EngineSet:
 
     path: Path
     weights: Mapping[str, Mapping[str, Any]]
-    engines: tuple[EngineRecord, ...]
+    engines: tuple[CutEngine, ...]
     embedder: Path | None
 
 
 def build_engine_set(
     output: str | Path,
     cuts: Sequence[BackboneCut],
-    request: EngineRequest,
+    requests: Sequence[ExportRequest],
     *,
     rgb_weights: str | Path = "auto",
     point_weights: str | Path = "auto",
     calibration: Sequence[ScanFile | Scan] = (),
     unit: Unit = "m",
     seed: int = 0,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> EngineSet:
     """The engine set of these cuts, complete on disk; one that stands at `output` is replaced.
 
-    Written whole or not at all: everything that can be refused is checked before the first graph,
-    and what is built lies in a folder beside until all of it is there.
+    Written whole or not at all: what is built lies in a folder beside until all of it is there.
 
     Args:
         output: The folder.
         cuts: Which backbones, cut after which block.
-        request: Targets, precisions, compute capabilities, batch.
+        requests: What to make of each cut.
         rgb_weights: Of all RGB cuts: checkpoint path, "auto" (download) or "random" (seeded).
         point_weights: Likewise for Point-MAE.
         calibration: Nominal scans for int8 and fp8; those without foreground are left out.
         unit: Unit of their XYZ files.
         seed: Of random weights.
+        cache: Take TensorRT engines that were built before, and keep new ones.
         progress: Called with (what, done, total).
 
     Raises:
-        InvalidInputError: no cut, the same one twice, or a precision without calibration scans.
+        InvalidInputError: no cut or request, one of them twice, or a precision without calibration
+            scans.
         EmptyScanError: no calibration scan has enough foreground.
         WeightsError: the weights cannot be had or do not fit.
         MissingDependencyError: torch, onnx or onnxscript is not installed.
         BackendUnavailableError: a target's library is not installed, or it needs a GPU.
         ArtifactError: `output` holds something else, or cannot be written.
     """
-    weights = {POINT_MAE: point_weights}
-    weights.update({cut.backbone: rgb_weights for cut in cuts if cut.backbone != POINT_MAE})
-    _check(cuts, request, calibration)
+    _check(cuts, requests, calibration)
+    weights = {
+        cut.backbone: point_weights if cut.backbone == POINT_MAE else rgb_weights for cut in cuts
+    }
     tell = progress or (lambda what, done, total: None)
-    total = len(cuts) * len(request.precisions) * len(request.targets)
+    total = len(cuts) * len(requests)
     with new_folder_beside(output, KIND) as (scratch, target), TemporaryDirectory() as graphs:
-        sources = {
-            backbone: resolve_weights(backbone, weights[backbone], seed=seed)
-            for backbone in dict.fromkeys(cut.backbone for cut in cuts)
-        }
-        records: list[EngineRecord] = []
+        # Before hours of work: whether all weights can be had.
+        sources = {name: resolve_weights(name, spec, seed=seed) for name, spec in weights.items()}
+        engines: list[CutEngine] = []
         embedder = None
         for cut in cuts:
-            tell(f"{cut.name} from torch", len(records), total)
+            tell(f"{cut.name} from torch", len(engines), total)
             graph = export_cut(cut, Path(graphs), weights=weights[cut.backbone], seed=seed)
             embedder = graph.embedder or embedder
             inputs = calibration_inputs(graph, calibration, unit) if calibration else ()
-            for record in build_engines(graph, scratch, request, calibration=inputs):
-                records.append(record)
-                tell(f"{cut.name} {record.precision} {record.target}", len(records), total)
+            for engine in build_engines(graph, requests, scratch, calibration=inputs, cache=cache):
+                engines.append(engine)
+                tell(f"{cut.name} {engine.precision} {engine.target}", len(engines), total)
             graph.path.unlink()
         if embedder is not None:
-            safetensors.numpy.save_file(embedder.to_tensors(""), scratch / EMBEDDER_FILE)
-        _write(scratch, records, sources)
+            _save(embedder, scratch / EMBEDDER_FILE)
+        _write(scratch, engines, sources)
         make_readable(scratch)
         move_into_place(scratch, target, KIND)
     return read_engine_set(target)
 
 
-def _check(cuts: Sequence[BackboneCut], request: EngineRequest, calibration: Sequence[Any]) -> None:
-    names = [cut.name for cut in cuts]
-    if not names or len(set(names)) < len(names):
-        raise InvalidInputError(
-            f"the cuts to build are {', '.join(names) or 'none'}; at least one is needed, and none "
-            "twice"
-        )
-    if request.needs_calibration and not len(calibration):
+def _check(
+    cuts: Sequence[BackboneCut], requests: Sequence[ExportRequest], calibration: Sequence[Any]
+) -> None:
+    for what, names in (
+        ("cuts", [cut.name for cut in cuts]),
+        ("exports", [" ".join(map(str, request.key)) for request in requests]),
+    ):
+        if not names or len(set(names)) < len(names):
+            raise InvalidInputError(
+                f"the {what} to build are {', '.join(names) or 'none'}; at least one is needed, "
+                "and none twice"
+            )
+    if not len(calibration) and any(request.needs_calibration for request in requests):
         raise InvalidInputError(
             "int8 and fp8 need nominal scans that give the ranges of the activations; name a data "
             "set with --calibration"
@@ -168,12 +223,98 @@ def _check(cuts: Sequence[BackboneCut], request: EngineRequest, calibration: Seq
             f"building engines from weights needs {', '.join(missing)}, not installed here; run "
             "pip install 'mmad-fast[fit,export]'"
         )
-    if (reason := request.refusal()) is not None:
-        raise BackendUnavailableError(reason)
+
+
+def calibration_inputs(
+    graph: CutGraph, scans: Sequence[ScanFile | Scan], unit: Unit = "m"
+) -> list[dict[str, NDArray]]:
+    """What the graph gets from each scan; those without foreground are left out.
+
+    Raises:
+        EmptyScanError: none is left.
+    """
+    inputs = []
+    for scan in scans:
+        try:
+            inputs.append(graph.inputs_of(scan, unit=unit))
+        except EmptyScanError:
+            continue
+    if not inputs:
+        raise EmptyScanError(
+            f"none of the {len(scans)} calibration scans has enough foreground; check the unit of "
+            "the files"
+        )
+    return inputs
+
+
+def build_engines(
+    graph: CutGraph,
+    requests: Sequence[ExportRequest],
+    folder: Path,
+    *,
+    calibration: Sequence[Mapping[str, NDArray]] = (),
+    cache: bool = True,
+) -> Iterator[CutEngine]:
+    """Makes every request of one graph in turn, its files written to the folder.
+
+    Args:
+        graph: An exported cut.
+        requests: What to make of it.
+        folder: An existing folder.
+        calibration: Inputs of the graph for int8 and fp8.
+        cache: Take TensorRT engines that were built before, and keep new ones.
+
+    Raises:
+        InvalidInputError: what deployment_graph and build_engine refuse.
+        BackendUnavailableError: a library is not installed.
+    """
+    # The deployment graph is one for all targets but TensorRT's, whose rest is fp16 where the
+    # products are quantised; calibrating takes much longer than all else.
+    models: dict[Any, onnx.ModelProto] = {}
+    for request in requests:
+        inputs = calibration if request.needs_calibration else ()
+        which = (request.precision, request.batch, request.target in LIBRARIES)
+        if which not in models:
+            models[which] = deployment_graph(
+                graph.path,
+                target=request.target,
+                precision=request.precision,
+                batch=request.batch,
+                calibration=inputs,
+            )
+        cut, cost = graph.cut, graph_cost(models[which])
+        make_model = partial(models.__getitem__, which)
+        written = write_graph(make_model, cut.name, request.key, folder, cache=cache)
+        yield CutEngine(
+            graph=cut.graph,
+            backbone=cut.backbone,
+            num_blocks=cut.num_blocks,
+            fetched=cut.fetched,
+            target=request.target,
+            precision=request.precision,
+            batch=asdict(request.batch),
+            sms=written.sms,
+            library=written.library,
+            files=tuple(path.name for path in written.paths),
+            size_bytes=sum(path.stat().st_size for path in written.paths),
+            build_s=written.build_s,
+            from_cache=written.from_cache,
+            multiply_adds=cost.multiply_adds,
+            parameters=cost.parameters,
+            calibration_scans=len(inputs),
+            layers=written.layers,
+        )
+
+
+def _save(embedder: EmbedderWeights, file: Path) -> None:
+    try:
+        safetensors.numpy.save_file(embedder.to_tensors(""), file)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from error
 
 
 def _write(
-    scratch: Path, records: Sequence[EngineRecord], sources: Mapping[str, WeightsSource]
+    scratch: Path, engines: Sequence[CutEngine], sources: Mapping[str, WeightsSource]
 ) -> None:
     """Writes the manifest; no path in it, since it names a machine."""
     files = {file.name: fingerprint(file) for file in sorted(scratch.iterdir())}
@@ -186,7 +327,7 @@ def _write(
             for name, source in sources.items()
         },
         "embedder": EMBEDDER_FILE if EMBEDDER_FILE in files else None,
-        "engines": [asdict(record) for record in records],
+        "engines": [asdict(engine) for engine in engines],
         "files": files,
     }
     write_manifest(content, scratch)
@@ -218,7 +359,7 @@ def read_engine_set(path: str | Path, *, verify: bool = True) -> EngineSet:
             f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
             "you may read the engine set's files"
         ) from error
-    wanted_fields = {field.name for field in fields(EngineRecord)}
+    wanted_fields = {field.name for field in fields(CutEngine)}
     for record in content["engines"]:
         if set(record) != wanted_fields or not set(record["files"]) <= set(files):
             raise ArtifactError(
@@ -226,6 +367,6 @@ def read_engine_set(path: str | Path, *, verify: bool = True) -> EngineSet:
                 f"({', '.join(sorted(set(record) ^ wanted_fields)) or record['files']}); "
                 f"{KIND.again}"
             )
-    engines = tuple(EngineRecord(**record) for record in content["engines"])
+    engines = tuple(CutEngine(**record) for record in content["engines"])
     embedder = None if content["embedder"] is None else folder / content["embedder"]
     return EngineSet(folder, content["weights"], engines, embedder)
