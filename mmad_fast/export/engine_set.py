@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -282,9 +281,9 @@ def build_engines(
                 batch=request.batch,
                 calibration=inputs,
             )
-        cut, cost = graph.cut, graph_cost(models[which])
-        make_model = partial(models.__getitem__, which)
-        written = write_graph(make_model, cut.name, request.key, folder, cache=cache)
+        cut, model = graph.cut, models[which]
+        cost = graph_cost(model)
+        written = write_graph(model, cut.name, request.key, folder, cache=cache)
         yield CutEngine(
             graph=cut.graph,
             backbone=cut.backbone,
