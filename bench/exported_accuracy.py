@@ -10,6 +10,7 @@ graph is run by a CPU engine, under that engine's name.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,17 +29,19 @@ from mmad_fast.engines import Engine, open_graph
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, MmadFastError
 from mmad_fast.export.backbone_cut import BackboneCut, CutGraph
-from mmad_fast.export.engine_set import DeploymentGraphs, calibration_inputs, write_engine
+from mmad_fast.export.calibration import RecordingEngine, record_graph_inputs
+from mmad_fast.export.engine_set import DeploymentGraphs, write_engine
 from mmad_fast.export.export_request import ExportRequest
-from mmad_fast.measure.evaluation import evaluate
+from mmad_fast.measure.evaluation import GOOD, evaluate
 from mmad_fast.methods.cfm.detector import (
     POINT_GRAPH,
     RGB_GRAPH,
     CfmFeatures,
     CfmPipeline,
     FeatureExtractor,
+    mapping_networks,
 )
-from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX
+from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX, CfmParameters
 from mmad_fast.methods.cfm.reference import reference_pipeline
 from mmad_fast.methods.fitting import FitRequest, fit_detector
 from mmad_fast.methods.torch_threads import torch_threads
@@ -67,7 +70,7 @@ SETTINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "fp16": (("onnx", "onnxruntime"), ("openvino", "openvino")),
     "bf16": (("onnx", "onnxruntime"), ("openvino", "openvino")),
     "int8": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "onnxruntime")),
-    "fp8": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "onnxruntime")),
+    "fp8": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "openvino")),
 }
 """(target, engine) whose accuracy is measured. Under tensorrt-rtx the engine that runs TensorRT's
 graph in its place; those of fp16 and bf16 are the graphs of the other targets."""
@@ -100,27 +103,15 @@ class AccuracyRequest:
     work: Path
 
 
-class RecordingEngine:
-    """An engine that keeps the last inputs it got."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.input_shapes, self.output_shapes = engine.input_shapes, engine.output_shapes
-        self.inputs: dict[str, NDArray] = {}
-        self._engine = engine
-
-    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        self.inputs = dict(inputs)
-        return self._engine.run(inputs)
-
-
 class SharedGeometry:
     """Per scan the features, and what both graphs got; computed once."""
 
-    def __init__(self, artifact: Artifact, parameters: Any) -> None:
+    def __init__(self, artifact: Artifact) -> None:
+        self.parameters = CfmParameters.from_dict(artifact.manifest.parameters)
         self._rgb = RecordingEngine(open_graph(artifact.graph_path(RGB_GRAPH)))
         self._points = RecordingEngine(open_graph(artifact.graph_path(POINT_GRAPH)))
         embedder = EmbedderWeights.from_tensors(artifact.tensors(), EMBEDDER_PREFIX)
-        self.extractor = FeatureExtractor(self._rgb, self._points, embedder, parameters)
+        self.extractor = FeatureExtractor(self._rgb, self._points, embedder, self.parameters)
         self._scans: dict[str, tuple[CfmFeatures, dict[str, NDArray], dict[str, NDArray]]] = {}
 
     def of(
@@ -129,7 +120,7 @@ class SharedGeometry:
         """(features, inputs of "rgb", inputs of "points")."""
         if prepared.name not in self._scans:
             features = self.extractor.extract(prepared, clock)
-            self._scans[prepared.name] = (features, self._rgb.inputs, self._points.inputs)
+            self._scans[prepared.name] = (features, self._rgb.latest, self._points.latest)
         return self._scans[prepared.name]
 
 
@@ -155,24 +146,21 @@ class ExportedDetectors:
     def __init__(self, artifact: Artifact, calibration: Sequence[ScanFile], folder: Path) -> None:
         self.artifact = artifact
         self._folder = folder
-        self._own = load(artifact.path, engine="onnxruntime", verify=False)
-        parameters = CfmPipeline.from_artifact(artifact, engine=self._own.engine_choice).parameters
-        self._geometry = SharedGeometry(artifact, parameters)
-        embedder = EmbedderWeights.from_tensors(artifact.tensors(), EMBEDDER_PREFIX)
-        cuts = (
-            CutGraph(
-                BackboneCut(parameters.rgb_backbone, parameters.rgb_layers),
-                artifact.graph_path(RGB_GRAPH),
-            ),
-            CutGraph(
-                BackboneCut.point_mae(parameters.point_layers),
-                artifact.graph_path(POINT_GRAPH),
-                embedder,
-            ),
-        )
+        own = load(artifact.path, engine="onnxruntime", precision="fp32", verify=False)
+        self._geometry = SharedGeometry(artifact)
+        parameters = self._geometry.parameters
+        self._networks = {
+            name: network.packed
+            for name, network in mapping_networks(artifact.tensors(), parameters).items()
+        }
+        inputs = record_graph_inputs(own, calibration, "m")
+        cuts = {
+            RGB_GRAPH: BackboneCut(parameters.rgb_backbone, parameters.rgb_layers),
+            POINT_GRAPH: BackboneCut.point_mae(parameters.point_layers),
+        }
         self._graphs = {
-            cut.cut.graph: DeploymentGraphs(cut, calibration_inputs(cut, calibration))
-            for cut in cuts
+            name: DeploymentGraphs(CutGraph(cut, artifact.graph_path(name)), inputs[name])
+            for name, cut in cuts.items()
         }
 
     def open(self, target: str, engine: str, precision: str) -> Detector:
@@ -183,9 +171,9 @@ class ExportedDetectors:
         """
         files = self._files(target, precision)
         choice = EngineChoice(engine, precision, files, "asked for")
-        pipeline = CfmPipeline.from_artifact(self.artifact, engine=choice)
         rgb, points = (open_graph(files[name], engine=engine) for name in (RGB_GRAPH, POINT_GRAPH))
-        pipeline.extractor = OtherGraphs(self._geometry, rgb, points)
+        extractor: Any = OtherGraphs(self._geometry, rgb, points)
+        pipeline = CfmPipeline(extractor, self._networks, self._geometry.parameters)
         return Detector(self.artifact, pipeline, choice)
 
     def _files(self, target: str, precision: str) -> dict[str, Path]:
@@ -239,8 +227,8 @@ def detector_rows(
 
 
 def refusal(error: MmadFastError, folder: Path) -> str:
-    """The first line of a message without the folder it names, which says nothing."""
-    return str(error).splitlines()[0].replace(f"{folder}/", "")
+    """The first line of a message without the file it names, which says nothing."""
+    return re.sub(rf"{re.escape(str(folder))}/\S+: ", "", str(error).splitlines()[0])
 
 
 def wanted_rows(request: AccuracyRequest) -> Iterator[dict[str, Any]]:
@@ -332,4 +320,5 @@ def accuracy(detector: Detector, scans: Sequence[ScanFile]) -> dict[str, Any]:
         "p_auroc": overall.p_auroc,
         **{f"aupro_{round(100 * limit)}": value for limit, value in overall.aupro.items()},
         "num_scans": overall.num_scans,
+        "num_good": sum(scan.defect == GOOD for scan in scans),
     }
