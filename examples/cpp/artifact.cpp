@@ -5,8 +5,10 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "error.h"
+#include "manifest_digest.h"
 #include "sha256.h"
 
 namespace mmad_fast_infer {
@@ -19,16 +21,22 @@ constexpr int64_t kNewestSchema = 3;
 constexpr int64_t kMaxSide = 1 << 15;
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
+// What is wrong with an artifact's content; the advice is the same for all.
+class DamagedArtifact : public InferError {
+ public:
+  using InferError::InferError;
+};
+
 // A JSON object of the manifest that is read field by field, with messages that name the field.
 class Record {
  public:
   Record(const json& content, std::string name) : content_(content), name_(std::move(name)) {
-    if (!content_.is_object()) throw InferError(text(name_, " is no object"));
+    if (!content_.is_object()) throw DamagedArtifact(text(name_, " is no object"));
   }
 
   const json& field(const std::string& key) const {
     const auto found = content_.find(key);
-    if (found == content_.end()) throw InferError(text(name_, " lacks '", key, "'"));
+    if (found == content_.end()) throw DamagedArtifact(text(name_, " lacks '", key, "'"));
     return *found;
   }
   int64_t integer(const std::string& key, int64_t minimum, int64_t maximum) const {
@@ -76,51 +84,51 @@ class Record {
 
  private:
   [[noreturn]] void refuse(const std::string& key, const std::string& need) const {
-    throw InferError(text(name_, ": ", key, " is ",
-                          field(key).dump(-1, ' ', true, json::error_handler_t::replace),
-                          "; it must be ", need));
+    throw DamagedArtifact(text(name_, ": ", key, " is ",
+                               field(key).dump(-1, ' ', true, json::error_handler_t::replace),
+                               "; it must be ", need));
   }
 
   const json& content_;
   std::string name_;
 };
 
-json parse_manifest(const std::filesystem::path& folder) {
+std::string read_manifest(const std::filesystem::path& folder) {
   std::error_code failure;
   if (!std::filesystem::is_directory(folder, failure)) {
     throw InferError(text(folder.string(), ": no such folder; make a detector artifact with ",
                           "`mmad-fast fit`, or check the path"));
   }
   std::ifstream stream(folder / "manifest.json", std::ios::binary);
-  if (!stream) {
+  std::ostringstream content;
+  if (!(content << stream.rdbuf())) {
     throw InferError(text(folder.string(), ": has no manifest.json that can be read; name the ",
                           "folder that `mmad-fast fit --output` wrote"));
   }
+  return content.str();
+}
+
+json parse_manifest(const std::string& content, const std::filesystem::path& folder) {
   try {
-    return json::parse(stream);
+    return json::parse(content);
   } catch (const json::exception& error) {
     throw InferError(text(folder.string(), "/manifest.json: is not a readable manifest (",
                           error.what(), "); copy the artifact again or refit"));
   }
 }
 
-int64_t read_schema(const Record& manifest) {
-  const int64_t schema = manifest.integer("schema", 0, kMaxInt32);
-  if (schema > kNewestSchema) {
-    throw InferError(text("has schema ", schema, ", this program reads ", kNewestSchema,
-                          "; build a newer version of it"));
-  }
-  if (schema < kOldestSchema) {
-    throw InferError(text("has schema ", schema, ", this program reads ", kNewestSchema,
-                          "; fit the detector again: mmad-fast fit"));
-  }
-  return schema;
+void check_schema(int64_t schema, const std::filesystem::path& folder) {
+  if (schema >= kOldestSchema && schema <= kNewestSchema) return;
+  throw InferError(text(folder.string(), ": has schema ", schema, ", this program reads ",
+                        kNewestSchema, "; ",
+                        schema > kNewestSchema ? "build a newer version of it"
+                                               : "fit the detector again: mmad-fast fit"));
 }
 
 void check_plain_name(const std::string& name) {
   const std::filesystem::path path(name);
   if (name.empty() || name == "." || name == ".." || path.filename() != path) {
-    throw InferError(text("names a file outside the artifact: '", name, "'"));
+    throw DamagedArtifact(text("names a file outside the artifact: '", name, "'"));
   }
 }
 
@@ -132,15 +140,15 @@ void verify_files(const Record& manifest, const std::filesystem::path& folder) {
     const int64_t bytes = wanted.integer("bytes", 0, std::numeric_limits<int64_t>::max());
     std::error_code failure;
     const auto size = std::filesystem::file_size(folder / name, failure);
-    if (failure) throw InferError(text("the file ", name, " is missing"));
+    if (failure) throw DamagedArtifact(text("the file ", name, " is missing"));
     if (size != static_cast<uintmax_t>(bytes)) {
-      throw InferError(text(name, " has ", size, " bytes, the manifest says ", bytes));
+      throw DamagedArtifact(text(name, " has ", size, " bytes, the manifest says ", bytes));
     }
     const std::string digest = sha256_of_file(folder / name);
     if (digest != wanted.name("sha256")) {
-      throw InferError(text(name, " has been changed (sha256 ", digest.substr(0, 12),
-                            "..., the manifest says ", wanted.name("sha256").substr(0, 12),
-                            "...)"));
+      throw DamagedArtifact(text(name, " has been changed (sha256 ", digest.substr(0, 12),
+                                 "..., the manifest says ", wanted.name("sha256").substr(0, 12),
+                                 "...)"));
     }
   }
   for (const char* name : {"tensors.safetensors", "golden.safetensors"}) files.field(name);
@@ -178,7 +186,7 @@ Recipe read_recipe(const json& content) {
   recipe.mean = record.triple("mean");
   recipe.std = record.triple("std");
   for (const double deviation : recipe.std) {
-    if (deviation <= 0) throw InferError("preprocess: std must be three positive numbers");
+    if (deviation <= 0) throw DamagedArtifact("preprocess: std must be three positive numbers");
   }
   return recipe;
 }
@@ -218,12 +226,18 @@ std::map<std::string, std::string> Parameters::networks() const {
 }
 
 Artifact read_artifact(const std::filesystem::path& folder) {
-  const json content = parse_manifest(folder);
+  const std::string manifest_text = read_manifest(folder);
+  const json content = parse_manifest(manifest_text, folder);
   try {
     const Record manifest(content, "the manifest");
     Artifact artifact;
     artifact.folder = folder;
-    artifact.schema = read_schema(manifest);
+    artifact.schema = manifest.integer("schema", 0, kMaxInt32);
+    check_schema(artifact.schema, folder);
+    if (manifest_digest(manifest_text) != manifest.name(kDigestKey)) {
+      throw DamagedArtifact(
+          "the manifest has been changed since it was written (its own sha256 differs)");
+    }
     artifact.method = manifest.name("method");
     manifest.choice("family", {"cfm"});
     verify_files(manifest, folder);
@@ -232,7 +246,7 @@ Artifact read_artifact(const std::filesystem::path& folder) {
     artifact.parameters = read_parameters(manifest.field("parameters"));
     artifact.threshold = read_threshold(manifest.field("threshold"));
     return artifact;
-  } catch (const InferError& error) {
+  } catch (const DamagedArtifact& error) {
     throw InferError(
         text(folder.string(), ": ", error.what(), "; copy the artifact again or fit it again"));
   }

@@ -217,6 +217,7 @@ CfmDetector::Features CfmDetector::extract(PreparedScan& prepared, StageTimes& t
                                     group_tokens.data())) {
       throw InferError("the embedder's activations may leave the range of float32; check the scan");
     }
+    require_finite(group_tokens, "the point embedder's tokens");
   }
   {
     const Stage stage(times, "point_features");

@@ -1,5 +1,6 @@
 // mmad_fast_infer: runs a CFM detector artifact on one scan. No Python, no torch.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -122,12 +123,13 @@ void print_times(const StageTimes& times, int num_runs) {
   std::printf("%-16s %10.2f\n", "sum", total);
 }
 
-// Largest difference of the anomaly maps, relative to the expected maximum.
+// Largest difference of the anomaly maps, relative to the expected maximum; NaN where a value is.
 double map_difference(const std::vector<float>& found, const std::vector<float>& expected) {
   double scale = std::numeric_limits<float>::min(), difference = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    scale = std::max(scale, static_cast<double>(std::abs(expected[i])));
-    difference = std::max(difference, static_cast<double>(std::abs(found[i] - expected[i])));
+    const double here = std::abs(static_cast<double>(found[i]) - expected[i]);
+    scale = std::max(scale, std::abs(static_cast<double>(expected[i])));
+    if (!(here <= difference)) difference = here;
   }
   return difference / scale;
 }
@@ -158,6 +160,8 @@ bool compare_with_golden(const Answer& answer, const Artifact& artifact, const T
 }
 
 int run(const Options& options) {
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
   const Artifact artifact = read_artifact(options.artifact);
   const bool is_golden = options.scan.empty();
   const std::filesystem::path scan_file =
@@ -167,6 +171,7 @@ int run(const Options& options) {
   if (options.num_threads > 0) mmad_fast::set_num_threads(options.num_threads);
   OnnxRuntime runtime(mmad_fast::num_threads());
   CfmDetector detector(artifact, runtime);
+  const std::chrono::duration<double, std::milli> loading = Clock::now() - begin;
 
   Answer answer;
   std::vector<StageTimes> times;
@@ -178,8 +183,8 @@ int run(const Options& options) {
               artifact.method.c_str(), static_cast<long long>(artifact.schema));
   std::printf("scan       %s (%lldx%lld)\n", scan_file.c_str(), static_cast<long long>(scan.height),
               static_cast<long long>(scan.width));
-  std::printf("engine     ONNX Runtime %s, %d threads\n", OnnxRuntime::version().c_str(),
-              mmad_fast::num_threads());
+  std::printf("engine     ONNX Runtime %s, %d threads, loaded in %.0f ms\n",
+              OnnxRuntime::version().c_str(), mmad_fast::num_threads(), loading.count());
   print_answer(answer, artifact);
   print_times(median_times(times), options.num_runs);
   if (!options.map.empty()) {

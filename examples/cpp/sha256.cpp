@@ -68,18 +68,14 @@ std::string hexadecimal(const Words& hash) {
 
 }  // namespace
 
-std::string sha256_of_file(const std::filesystem::path& file) {
+std::string sha256(std::istream& stream) {
   Words hash = root_fractions<8>([](long double x) { return std::sqrt(x); });
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream)
-    throw InferError(text(file.string(), ": cannot be read; check that you may read it"));
   std::vector<uint8_t> buffer(1 << 20);
   uint64_t total = 0;
-  int64_t count = 0;
   do {
     stream.read(reinterpret_cast<char*>(buffer.data()),
                 static_cast<std::streamsize>(buffer.size()));
-    count = stream.gcount();
+    const int64_t count = stream.gcount();
     total += count;
     if (stream.eof()) {  // the end: a 1 bit, zeros, and the length in bits
       buffer.resize(count);
@@ -89,11 +85,19 @@ std::string sha256_of_file(const std::filesystem::path& file) {
         buffer.push_back(static_cast<uint8_t>(8 * total >> shift));
       }
     } else if (!stream) {
-      throw InferError(text(file.string(), ": reading stopped after ", total, " bytes"));
+      throw InferError(text("reading stopped after ", total, " bytes"));
     }
     for (std::size_t at = 0; at < buffer.size(); at += kBlockBytes) digest_block(&buffer[at], hash);
   } while (!stream.eof());
   return hexadecimal(hash);
+}
+
+std::string sha256_of_file(const std::filesystem::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream) {
+    throw InferError(text(file.string(), ": cannot be read; check that you may read it"));
+  }
+  return sha256(stream);
 }
 
 }  // namespace mmad_fast_infer
