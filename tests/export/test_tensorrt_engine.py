@@ -13,11 +13,11 @@ from typing import Any
 
 import onnx
 import pytest
-from export import fake_tensorrt
 from export.attention_graphs import DIM, TOKENS, transformer
 from export.fake_tensorrt import ENGINE, FakeTensorRt
 from onnx import TensorProto, helper
 
+from export import fake_tensorrt
 from mmad_fast.engines.tensorrt_library import LIBRARIES, library_refusal
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.export import tensorrt_engine
