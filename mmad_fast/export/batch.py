@@ -86,7 +86,8 @@ def set_batch(model: onnx.ModelProto, batch: Batch) -> None:
             the engine.
 
     Raises:
-        InvalidInputError: an input is not of batch 1.
+        InvalidInputError: an input is not of batch 1, or the graph is not one that `export_graph`
+            writes.
     """
     from onnx import numpy_helper
 
@@ -105,6 +106,8 @@ def set_batch(model: onnx.ModelProto, batch: Batch) -> None:
     for node in graph.node:
         if node.op_type != "Reshape":
             continue
+        if node.input[1] not in constants:
+            raise _unknown_graph(f"the shape {node.input[1]!r} is not constant")
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
         shape[0] = -1 if batch.is_dynamic else batch.max
         name = f"{node.name or node.output[0]}_shape"
@@ -136,8 +139,11 @@ def _add_class_token(graph: onnx.GraphProto) -> None:
         if node.op_type != "Concat" or node.input[0] not in constants:
             nodes.append(node)
             continue
+        summed = producers.get(node.input[1])
+        if len(node.input) != 2 or summed is None or summed.input[-1] not in constants:
+            raise _unknown_graph(f"{node.output[0]!r} joins more than class token and patch tokens")
         first = numpy_helper.to_array(constants[node.input[0]])
-        patches, positions = producers[node.input[1]].input
+        patches, positions = summed.input
         both = np.concatenate([first, numpy_helper.to_array(constants[positions])], axis=1)
         output = node.output[0]
         padding = np.array([0, first.shape[1], 0, 0, 0, 0], np.int64)
@@ -148,3 +154,10 @@ def _add_class_token(graph: onnx.GraphProto) -> None:
         graph.initializer.append(numpy_helper.from_array(both, tokens))
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _unknown_graph(what: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"the graph is not one that mmad-fast exports: {what}. Export it with a batch of 1, or its "
+        "backbone with mmad_fast.export.onnx_graph"
+    )

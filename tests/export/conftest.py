@@ -36,7 +36,8 @@ def feed_of(graph: Path, *, batch: int = 1, seed: int = 0) -> dict[str, NDArray]
 
 @pytest.fixture(scope="session")
 def small_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The path of a graph by backbone: "dino" (3 heads), "dinov2" (LayerScale), "points"."""
+    """The path of a graph by backbone: "dino" (3 heads), "dinov2" (LayerScale), "points"; each of
+    two blocks. "dino-1" is dino cut after one."""
     torch = pytest.importorskip("torch", reason="exporting needs the fit extra")
     from mmad_fast.backbones import build_point_backbone
     from mmad_fast.backbones.dino import VisionTransformer
@@ -52,6 +53,7 @@ def small_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     groups = {"tokens": torch.zeros(1, 20, 384), "centers": torch.zeros(1, 20, 3)}
     networks = {
         "dino": (VisionTransformer(dino, num_layers=2, image_size=64), image, "tokens"),
+        "dino-1": (VisionTransformer(dino, num_layers=1, image_size=64), image, "tokens"),
         "dinov2": (VisionTransformer(dinov2, num_layers=2, image_size=64), image, "tokens"),
         "points": (PointTransformer(point), groups, "features"),
     }

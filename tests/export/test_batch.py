@@ -89,3 +89,16 @@ def test_a_batched_graph_is_refused(small_graphs: dict[str, Path]) -> None:
     set_batch(model, Batch(1, 2, 4))
     with pytest.raises(InvalidInputError, match="'image' of the graph has batch batch; a graph of"):
         set_batch(model, Batch(2, 2, 2))
+
+
+def test_another_graph_is_refused(small_graphs: dict[str, Path]) -> None:
+    model = onnx.load(small_graphs["dino"])
+    joined = next(node for node in model.graph.node if node.op_type == "Concat")
+    joined.input.append(joined.input[1])
+    with pytest.raises(InvalidInputError, match="joins more than class token .* batch of 1"):
+        set_batch(model, Batch(2, 2, 2))
+    model = onnx.load(small_graphs["points"])
+    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
+    reshape.input[1] = "tokens"
+    with pytest.raises(InvalidInputError, match="the shape 'tokens' is not constant"):
+        set_batch(model, Batch(2, 2, 2))

@@ -82,6 +82,24 @@ def test_attention_is_the_targets(small_graphs: dict[str, Path]) -> None:
     assert [ops(target) for target in TARGETS] == [{"Attention"}] * 2 + [{"Softmax"}] * 2
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_tensorrt_needs_eight_kernels_per_block(
+    small_graphs: dict[str, Path], tmp_path: Path, backbone: str
+) -> None:
+    """The qkv product, its shuffle, attention, projection, norm, both halves of the MLP, norm."""
+    pytest.importorskip("tensorrt_rtx")
+    engines = pytest.importorskip("mmad_fast.export.tensorrt_engine")
+    layers = pytest.importorskip("mmad_fast.export.engine_layers")
+    model = deployment_graph(small_graphs[backbone], target="tensorrt-rtx", precision="fp16")
+    engine = engines.build_engine(
+        model, tmp_path / "x.engine", target="tensorrt-rtx", precision="fp16", sms=[89]
+    )
+    summary = layers.summarize(engine.layers)
+    assert (summary.fused_attention, summary.separate_softmax) == (2, 0)
+    around = {"dino": 3, "dinov2": 3, "points": 6}[backbone]  # patches; positions, more norms
+    assert summary.kernels <= 2 * 8 + around
+
+
 def test_the_source_is_left_alone(small_graphs: dict[str, Path]) -> None:
     before = small_graphs["dino"].read_bytes()
     deployment_graph(small_graphs["dino"], target="onnx", precision="fp16")

@@ -35,6 +35,17 @@ def test_multiply_adds_of_a_vision_transformer(
         assert graph_cost(model).multiply_adds == expected
 
 
+def test_a_cut_backbone_is_smaller_by_its_blocks(small_graphs: dict[str, Path]) -> None:
+    paths = small_graphs["dino"], small_graphs["dino-1"]
+    whole, cut = (graph_cost(onnx.load(path)) for path in paths)
+    tokens, channels = 65, 48
+    per_block = 12 * tokens * channels**2 + 2 * tokens**2 * channels
+    assert whole.multiply_adds - cut.multiply_adds == per_block
+    parameters = 12 * channels**2 + 13 * channels  # four matrices; their biases; two norms
+    assert whole.parameters - cut.parameters == parameters
+    assert paths[0].stat().st_size - paths[1].stat().st_size > 4 * parameters
+
+
 @pytest.mark.parametrize("batch", [Batch(3, 3, 3), Batch(1, 2, 4)], ids=["static", "open"])
 def test_the_cost_is_that_of_one_input(small_graphs: dict[str, Path], batch: Batch) -> None:
     model = onnx.load(small_graphs["dino"])
