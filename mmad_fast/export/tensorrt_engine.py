@@ -289,7 +289,7 @@ def _build(
             found = [parser.get_error(index) for index in range(parser.num_errors)]
             errors = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in found]
             raise build_error(library, "cannot read the graph", errors, spilled())
-        if precision == "fp32" and hasattr(trt, "IAttention"):
+        if precision == "fp32" and hasattr(trt.LayerType, "ATTENTION_OUTPUT"):
             _take_attention_apart(trt, network)
         config = _config(trt, library, builder, network, sms, batch)
         engine = builder.build_serialized_network(network, config)

@@ -121,10 +121,10 @@ class FakeTensorRt:
 
     def __init__(self, version: str = "10.14.1", *, knows_attention: bool = True) -> None:
         self.__version__ = version
-        if knows_attention:
-            self.IAttention = object
+        if not knows_attention:
+            self.LayerType = IntEnum("LayerType", {"MATRIX_MULTIPLY": 1})  # type: ignore[misc]
         self.calls: list[tuple[Any, ...]] = []
-        self.layers = [ILayer(kind) for kind in LayerType]
+        self.layers = [ILayer(kind) for kind in self.LayerType]
         self.parser_errors: list[str] = []
         self.build_errors: list[str] = []
         self.information = '{"Layers": ["_gemm_mha_v2_myl0_5"]}'
