@@ -1,0 +1,106 @@
+"""Recording what a detector's graphs get: every scan once, in order, as the engines see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import NUM_GROUPS, RGB_SIZE, make_arrays
+from PIL import Image
+from tifffile import imwrite
+
+from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.detector import Detector, load
+from mmad_fast.errors import EmptyScanError, InvalidInputError
+from mmad_fast.export.calibration import record_graph_inputs
+from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
+from mmad_fast.scan import Scan
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_artifact: Path) -> Detector:
+    return load(tiny_artifact)
+
+
+def scan_of(seed: int) -> Scan:
+    return Scan.from_arrays(*make_arrays(seed), name=f"scan {seed}")
+
+
+def empty_scan() -> Scan:
+    rgb, xyz = make_arrays()
+    return Scan.from_arrays(rgb, np.zeros_like(xyz))
+
+
+def test_each_graph_has_its_inputs_of_each_scan(detector: Detector) -> None:
+    scans = [scan_of(seed) for seed in range(3)]
+    recorded = record_graph_inputs(detector, scans, "m")
+    assert set(recorded) == {"rgb", "points"}
+    assert [len(inputs) for inputs in recorded.values()] == [3, 3]
+    for scan, inputs in zip(scans, recorded["rgb"], strict=True):
+        assert list(inputs) == ["image"]
+        assert inputs["image"].shape == (1, 3, RGB_SIZE, RGB_SIZE)
+        np.testing.assert_array_equal(inputs["image"][0], detector.prepare(scan).rgb)
+    for inputs in recorded["points"]:
+        assert inputs["tokens"].shape == (1, NUM_GROUPS, TOKEN_CHANNELS)
+        assert inputs["centers"].shape == (1, NUM_GROUPS, 3)
+        assert np.isfinite(inputs["tokens"]).all()
+    first, second = (recorded["points"][scan]["centers"] for scan in (0, 1))
+    assert (first != second).any()
+
+
+def test_the_detector_stays_as_it_was(detector: Detector) -> None:
+    rgb, xyz = make_arrays()
+    before = detector.infer(rgb, xyz)
+    recorded = record_graph_inputs(detector, [scan_of(0)], "m")
+    detector.infer(rgb, xyz)
+    assert [len(inputs) for inputs in recorded.values()] == [1, 1]
+    assert detector.infer(rgb, xyz).image_score == before.image_score
+
+
+def test_scans_are_read_when_their_turn_comes(detector: Detector) -> None:
+    alive: list[int] = []
+
+    def stream() -> Any:
+        for seed in range(2):
+            alive.append(seed)
+            yield scan_of(seed)
+        raise StopIteration_
+
+    class StopIterationError(RuntimeError):
+        pass
+
+    StopIteration_ = StopIterationError()
+    with pytest.raises(StopIterationError):
+        record_graph_inputs(detector, stream(), "m")
+    assert alive == [0, 1]
+
+
+def test_files_are_read_in_their_unit(detector: Detector, tmp_path: Path) -> None:
+    rgb, xyz = make_arrays()
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    imwrite(tmp_path / "xyz.tiff", 1000 * xyz)
+    file = ScanFile("a", "part", "train", "good", tmp_path / "rgb.png", tmp_path / "xyz.tiff")
+    from_file = record_graph_inputs(detector, [file], "mm")["points"][0]
+    from_scan = record_graph_inputs(detector, [scan_of(0)], "m")["points"][0]
+    np.testing.assert_allclose(from_file["centers"], from_scan["centers"], atol=1e-6)
+
+
+def test_scans_without_foreground_are_left_out(detector: Detector) -> None:
+    recorded = record_graph_inputs(detector, [empty_scan(), scan_of(0), empty_scan()], "m")
+    assert [len(inputs) for inputs in recorded.values()] == [1, 1]
+    with pytest.raises(EmptyScanError, match="none of the 2 calibration scans has enough"):
+        record_graph_inputs(detector, [empty_scan(), empty_scan()], "m")
+
+
+def test_no_scans_are_refused(detector: Detector) -> None:
+    with pytest.raises(InvalidInputError, match="there is no calibration scan; int8 and fp8 need"):
+        record_graph_inputs(detector, iter([]), "m")
+
+
+def test_a_detector_of_another_device_is_refused(tiny_artifact: Path) -> None:
+    other = load(tiny_artifact)
+    other._pipeline = object()  # type: ignore[assignment]
+    with pytest.raises(InvalidInputError, match="load the detector with device='cpu'"):
+        record_graph_inputs(other, [scan_of(0)], "m")
