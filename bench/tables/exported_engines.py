@@ -270,6 +270,8 @@ def accuracy_table(rows: Rows) -> list[str]:
 def attention_table(rows: Rows) -> list[str]:
     """What TensorRT-RTX made of the attentions, for every compute capability."""
     engines = [row for row in rows.of("engine") if row["target"] == "tensorrt-rtx"]
+    if not engines:
+        return []
     sms = sorted({row["sm"] for row in engines})
     lines = [
         "## Fused attention in TensorRT-RTX engines",
