@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,6 +87,7 @@ class Rows:
     def __init__(self, file: Path) -> None:
         self._file = file
         text = file.read_text(encoding="utf-8") if file.exists() else ""
+        self._start = time.perf_counter()
         self._keys = {self._key(json.loads(line)) for line in text.splitlines()}
 
     def has(self, row: Mapping[str, Any]) -> bool:
@@ -96,7 +98,8 @@ class Rows:
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
         self._keys.add(self._key(row))
-        print(*(part for part in self._key(row) if part is not None), flush=True)
+        seconds = round(time.perf_counter() - self._start)
+        print(f"{seconds} s", *(part for part in self._key(row) if part is not None), flush=True)
 
     @staticmethod
     def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -30,14 +30,9 @@ EQUAL = 1e-4
 """Largest difference of map and score to the published pipeline that counts as equal."""
 MAX_CHANGE = 0.005
 """Largest change of a metric with which a precision is recommended."""
-STAND_INS = (
-    ("tensorrt-rtx", "onnxruntime"),
-    ("tensorrt-rtx", "openvino"),
-    ("onnx", "onnxruntime"),
-    ("openvino", "openvino"),
-)
+STAND_INS = (("tensorrt-rtx", "onnxruntime"), ("tensorrt-rtx", "openvino"))
 """(target, engine) of the rows that ran the graph of a TensorRT engine in its place: the first that
-there is. Only int8 and fp8 have a graph of their own for TensorRT."""
+there is."""
 MIB = 2**20
 
 TITLE = """\

@@ -11,7 +11,7 @@ The scripts in export/ build such folders. The graphs of a fitted detector are e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -187,9 +187,10 @@ def build_engine_set(
             graph = export_cut(cut, Path(graphs), weights=weights[cut.backbone], seed=seed)
             embedder = graph.embedder or embedder
             inputs = calibration_inputs(graph, calibration, unit) if calibration else ()
-            for engine in build_engines(graph, requests, scratch, calibration=inputs, cache=cache):
-                engines.append(engine)
-                tell(f"{cut.name} {engine.precision} {engine.target}", len(engines), total)
+            deployment = DeploymentGraphs(graph, inputs)
+            for request in requests:
+                tell(f"{cut.name} {request.precision} {request.target}", len(engines), total)
+                engines.append(write_engine(deployment, request, scratch, cache=cache))
             graph.path.unlink()
         if embedder is not None:
             _save(embedder, scratch / EMBEDDER_FILE)
@@ -246,63 +247,74 @@ def calibration_inputs(
     return inputs
 
 
-def build_engines(
-    graph: CutGraph,
-    requests: Sequence[ExportRequest],
-    folder: Path,
-    *,
-    calibration: Sequence[Mapping[str, NDArray]] = (),
-    cache: bool = True,
-) -> Iterator[CutEngine]:
-    """Makes every request of one graph in turn, its files written to the folder.
+class DeploymentGraphs:
+    """The deployment graphs of one cut, each made once.
 
-    Args:
-        graph: An exported cut.
-        requests: What to make of it.
-        folder: An existing folder.
-        calibration: Inputs of the graph for int8 and fp8.
-        cache: Take TensorRT engines that were built before, and keep new ones.
-
-    Raises:
-        InvalidInputError: what deployment_graph and build_engine refuse.
-        BackendUnavailableError: a library is not installed.
+    There is one for ONNX Runtime and OpenVINO and one for both TensorRT libraries, see
+    `deployment_graph`; calibrating them takes much longer than all else.
     """
-    # The deployment graph is one for all targets but TensorRT's, whose rest is fp16 where the
-    # products are quantised; calibrating takes much longer than all else.
-    models: dict[Any, onnx.ModelProto] = {}
-    for request in requests:
-        inputs = calibration if request.needs_calibration else ()
-        which = (request.precision, request.batch, request.target in LIBRARIES)
-        if which not in models:
-            models[which] = deployment_graph(
-                graph.path,
+
+    def __init__(self, graph: CutGraph, calibration: Sequence[Mapping[str, NDArray]] = ()) -> None:
+        """Takes the exported cut, and inputs of the graph for int8 and fp8."""
+        self.graph = graph
+        self.calibration = calibration
+        self._models: dict[Any, onnx.ModelProto] = {}
+
+    def of(self, request: ExportRequest) -> onnx.ModelProto:
+        """The graph for a request; not to be changed.
+
+        Raises:
+            InvalidInputError: what deployment_graph refuses.
+        """
+        key = (request.precision, request.batch, request.target in LIBRARIES)
+        if key not in self._models:
+            self._models[key] = deployment_graph(
+                self.graph.path,
                 target=request.target,
                 precision=request.precision,
                 batch=request.batch,
-                calibration=inputs,
+                calibration=self.calibration if request.needs_calibration else (),
             )
-        cut, model = graph.cut, models[which]
-        cost = graph_cost(model)
-        written = write_graph(model, cut.name, request.key, folder, cache=cache)
-        yield CutEngine(
-            graph=cut.graph,
-            backbone=cut.backbone,
-            num_blocks=cut.num_blocks,
-            fetched=cut.fetched,
-            target=request.target,
-            precision=request.precision,
-            batch=asdict(request.batch),
-            sms=written.sms,
-            library=written.library,
-            files=tuple(path.name for path in written.paths),
-            size_bytes=sum(path.stat().st_size for path in written.paths),
-            build_s=written.build_s,
-            from_cache=written.from_cache,
-            multiply_adds=cost.multiply_adds,
-            parameters=cost.parameters,
-            calibration_scans=len(inputs),
-            layers=written.layers,
-        )
+        return self._models[key]
+
+
+def write_engine(
+    graphs: DeploymentGraphs, request: ExportRequest, folder: Path, *, cache: bool = True
+) -> CutEngine:
+    """The engine of one cut for one request, its files written to the folder.
+
+    Args:
+        graphs: Of an exported cut.
+        request: What to make of it.
+        folder: An existing folder.
+        cache: Take a TensorRT engine that was built before, and keep a new one.
+
+    Raises:
+        InvalidInputError: what deployment_graph and the target's library refuse.
+        BackendUnavailableError: the target's library is not installed, or it needs a GPU.
+    """
+    cut, model = graphs.graph.cut, graphs.of(request)
+    cost = graph_cost(model)
+    written = write_graph(model, cut.name, request.key, folder, cache=cache)
+    return CutEngine(
+        graph=cut.graph,
+        backbone=cut.backbone,
+        num_blocks=cut.num_blocks,
+        fetched=cut.fetched,
+        target=request.target,
+        precision=request.precision,
+        batch=asdict(request.batch),
+        sms=written.sms,
+        library=written.library,
+        files=tuple(path.name for path in written.paths),
+        size_bytes=sum(path.stat().st_size for path in written.paths),
+        build_s=written.build_s,
+        from_cache=written.from_cache,
+        multiply_adds=cost.multiply_adds,
+        parameters=cost.parameters,
+        calibration_scans=len(graphs.calibration) if request.needs_calibration else 0,
+        layers=written.layers,
+    )
 
 
 def _save(embedder: EmbedderWeights, file: Path) -> None:

@@ -73,9 +73,15 @@ def test_other_precisions_are_run_and_are_other(detectors):
 
 
 def test_in_place_of_a_tensorrt_engine_its_graph_is_run(detectors):
-    result = detectors.open("tensorrt-rtx", "onnxruntime", "fp16").infer_scan(scan_of(0))
+    detector = detectors.open("tensorrt-rtx", "onnxruntime", "fp16")
+    assert {path.name for path in detector.engine_choice.files.values()} == {
+        "rgb.tensorrt-rtx.fp16.onnx",
+        "points.tensorrt-rtx.fp16.onnx",
+    }
+    result = detector.infer_scan(scan_of(0))
     other = detectors.open("onnx", "onnxruntime", "fp16").infer_scan(scan_of(0))
-    np.testing.assert_array_equal(result.anomaly_map, other.anomaly_map)
+    scale = other.anomaly_map.max()
+    np.testing.assert_allclose(result.anomaly_map, other.anomaly_map, atol=0.01 * scale)
 
 
 def test_equality_is_the_largest_difference_to_the_kept_answers(
@@ -110,7 +116,7 @@ def test_rows_that_are_there_are_not_measured_again(script, tmp_path, capsys):
     rows = script.Rows(file)
     assert not rows.has(key)
     rows.add({**key, "refusal": None})
-    assert capsys.readouterr().out == "engine cfm-t tensorrt-rtx tensorrt-rtx fp16 89\n"
+    assert capsys.readouterr().out == "0 s engine cfm-t tensorrt-rtx tensorrt-rtx fp16 89\n"
     again = script.Rows(file)
     assert again.has(key)
     assert not again.has({**key, "sm": 86})
@@ -254,9 +260,8 @@ def test_tensorrt_is_told_by_the_engine_that_ran_its_graph(tables):
     text = page(tables, *rows)
     assert "| no (1) | AUPRO@10% +0.0010 [openvino] |" in text
     assert "1. no GPU" in text
-    # Of fp16 it has no graph of its own.
-    rows = [engine_row("tensorrt-rtx", "tensorrt-rtx", "fp16", 89), own, accuracy_row(change=0.002)]
-    assert "AUPRO@10% +0.0020 [onnxruntime]" in page(tables, *rows)
+    # The graph of another target is another graph.
+    assert "| no (1) | – |" in page(tables, *rows[:3], rows[-1])
 
 
 def test_fused_attention_is_counted_over_both_graphs(tables):
