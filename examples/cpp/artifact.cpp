@@ -200,7 +200,8 @@ Parameters read_parameters(const json& content) {
   parameters.num_groups = record.integer("num_groups", 3, kMaxInt32);
   parameters.group_size = record.integer("group_size", 1, kMaxInt32);
   parameters.pixel_stride = record.integer("pixel_stride", 1, 4);
-  if (parameters.pixel_stride == 3) throw DamagedArtifact("pixel_stride is 3; it must be 1, 2 or 4");
+  if (parameters.pixel_stride == 3)
+    throw DamagedArtifact("pixel_stride is 3; it must be 1, 2 or 4");
   parameters.skip_near_origin = record.flag("skip_near_origin");
   parameters.aggregation =
       record.choice("aggregation", {"product", "sum", "max", "psi_2d", "psi_3d"});

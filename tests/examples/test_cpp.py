@@ -174,7 +174,7 @@ def test_the_plane_search_draws_numpys_random_numbers(
     ("recipe", "changes"),
     [
         ("m3dm", {"smoothing": "sigma4", "aggregation": "sum", "skip_near_origin": True}),
-        ("cfm", {"pixel_stride": 2, "score_norm": "raw", "aggregation": "max"}),
+        ("cfm", {"pixel_stride": 4, "score_norm": "raw", "aggregation": "max"}),
         ("none", {"mapping": "intramodal", "aggregation": "psi_2d", "hidden": "big"}),
     ],
 )
