@@ -13,7 +13,6 @@ import pytest
 from mmad_fast.artifact import read_artifact
 from mmad_fast.data.synthetic import write_synthetic
 from mmad_fast.export import export_detector
-from mmad_fast.golden_replays import replay_engines
 
 pytest.importorskip("torch", reason="fitting needs torch")
 
@@ -75,36 +74,25 @@ def test_eval_prints_a_row(artifact: Path, data: Path) -> None:
     assert set(row["defects"]) == {"stain", "dent", "bump", "crack", "mismatch"}
 
 
-def test_the_engines_of_a_fitted_artifact(
-    artifact: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_engines_of_a_fitted_artifact(artifact: Path, tmp_path: Path) -> None:
     """Real backbones: attention is one fused region per graph, and every engine answers alike."""
-    monkeypatch.setenv("MMAD_FAST_CACHE", str(tmp_path / "cache"))
-    new, calibration = tmp_path / "new", (data, "biscuit")
-    source: Path = artifact
-    wanted = {"onnx fp32": 1e-4, "onnx int8": 0.1, "openvino fp32": 1e-4, "tensorrt-rtx fp16": None}
-    for name, bound in wanted.items():
-        target, precision = name.split()
-        if target != "onnx":
-            module = target.replace("-", "_")
-            pytest.importorskip(module, reason=f"{target} is not installed")
+    new, source = tmp_path / "new", artifact
+    for target, precision, sms in (
+        ("onnx", "fp32", ()),
+        ("openvino", "fp32", ()),
+        ("tensorrt-rtx", "fp16", (89,)),
+    ):
+        module = target.replace("-", "_")
+        pytest.importorskip(module, reason=f"{target} is not installed")
         report = export_detector(
-            source,
-            to=target,
-            precision=precision,
-            sms=[89] if target == "tensorrt-rtx" else [],
-            calibration=calibration[0] if precision == "int8" else None,
-            category=calibration[1] if precision == "int8" else None,
-            output=new,
-            measure=False,
+            source, to=target, precision=precision, sms=sms, output=new, cache=False, measure=False
         )
         source = new
-        if bound is not None:
+        if target in ("onnx", "openvino"):
             assert report.golden_difference is not None
-            assert report.golden_difference < bound, name
+            assert report.golden_difference < 1e-4, target
     assert [layers["fused_attention"] for layers in report.layers.values()] == [1, 1]
-    replays = replay_engines(read_artifact(new), engine="onnxruntime", precision="int8")
-    assert [replay.verdict for replay in replays] == ["agrees"]
+    assert len(read_artifact(new).manifest.engines) == 3
 
 
 def test_bench_compares_with_the_published_pipeline(data: Path, tmp_path: Path) -> None:
