@@ -2,10 +2,9 @@
 # mmad-fast on a Jetson: ONNX Runtime on the CPU, the TensorRT of JetPack on the GPU, no torch.
 # Not built by this project; docs/docker.md says what was tried, how to build and how to run it.
 
-# JetPack 7.2 (L4T r39.2) has no l4t image: its packages go into plain Ubuntu. For JetPack 6 give
-#   BASE=nvcr.io/nvidia/l4t-base:r36.2.0 L4T=r36.4 TENSORRT=10.3.0.30-1+cuda12.5 CUDA_BINDINGS=12.9
-# but its TensorRT is older than the exported graphs need: only the CPU engine runs there.
-ARG BASE=ubuntu:24.04
+# JetPack 6 by default. JetPack 7.2 (L4T r39.2) has no l4t image: its packages go into plain Ubuntu with
+#   BASE=ubuntu:24.04 L4T=r39.2 TENSORRT=10.16.2.10-1+cuda13.2 CUDA_BINDINGS=13
+ARG BASE=nvcr.io/nvidia/l4t-base:r36.2.0
 
 FROM ${BASE} AS build
 # Ubuntu drops the versions that it replaces, so a pinned one would soon be gone.
@@ -19,7 +18,7 @@ COPY csrc csrc
 COPY mmad_fast mmad_fast
 ENV MMAD_FAST_CUDA=OFF
 # The major version of the CUDA that the driver of this JetPack knows.
-ARG CUDA_BINDINGS=13
+ARG CUDA_BINDINGS=12.9
 # TensorRT comes from apt, outside of the environment, which must see it but not lean on what else
 # the system has. `export` builds the engines: TensorRT builds for the GPU at hand only.
 RUN python3 -m venv --system-site-packages /opt/mmad-fast \
@@ -28,8 +27,8 @@ RUN python3 -m venv --system-site-packages /opt/mmad-fast \
     && /opt/mmad-fast/bin/pip uninstall --yes setuptools pip
 
 FROM ${BASE}
-ARG L4T=r39.2
-ARG TENSORRT=10.16.2.10-1+cuda13.2
+ARG L4T=r36.4
+ARG TENSORRT=10.3.0.30-1+cuda12.5
 ADD --chmod=644 https://repo.download.nvidia.com/jetson/jetson-ota-public.asc \
     /etc/apt/trusted.gpg.d/jetson-ota-public.asc
 # The l4t image has a list of NVIDIA's packages already, of an older release: it is replaced.
