@@ -132,39 +132,39 @@ void check_plain_name(const std::string& name) {
   }
 }
 
-void verify_files(const Record& manifest, const std::filesystem::path& folder) {
-  const Record files(manifest.field("files"), "files");
-  for (const auto& [name, description] : manifest.field("files").items()) {
-    check_plain_name(name);
-    const Record wanted(description, name);
-    const int64_t bytes = wanted.integer("bytes", 0, std::numeric_limits<int64_t>::max());
-    std::error_code failure;
-    const auto size = std::filesystem::file_size(folder / name, failure);
-    if (failure) throw DamagedArtifact(text("the file ", name, " is missing"));
-    if (size != static_cast<uintmax_t>(bytes)) {
-      throw DamagedArtifact(text(name, " has ", size, " bytes, the manifest says ", bytes));
-    }
-    const std::string digest = sha256_of_file(folder / name);
-    if (digest != wanted.name("sha256")) {
-      throw DamagedArtifact(text(name, " has been changed (sha256 ", digest.substr(0, 12),
-                                 "..., the manifest says ", wanted.name("sha256").substr(0, 12),
-                                 "...)"));
-    }
-  }
-  for (const char* name : {"tensors.safetensors", "golden.safetensors"}) files.field(name);
-}
-
 std::map<std::string, std::filesystem::path> read_graphs(const Record& manifest,
                                                          const std::filesystem::path& folder) {
-  const Record graphs(manifest.field("graphs"), "graphs"), files(manifest.field("files"), "files");
+  const Record graphs(manifest.field("graphs"), "graphs");
   std::map<std::string, std::filesystem::path> result;
   for (const char* name : {"rgb", "points"}) {
     const std::string file = Record(graphs.field(name), name).name("file");
     check_plain_name(file);
-    files.field(file);  // and so it was verified
     result[name] = folder / file;
   }
   return result;
+}
+
+// Compares the files that are read here; an artifact may hold large ones for other engines.
+void verify_files(const Record& manifest, const Artifact& artifact) {
+  const Record files(manifest.field("files"), "files");
+  std::vector<std::filesystem::path> read = {artifact.tensors_file(), artifact.golden_file()};
+  for (const auto& [graph, file] : artifact.graphs) read.push_back(file);
+  for (const std::filesystem::path& file : read) {
+    const std::string name = file.filename().string();
+    const Record wanted(files.field(name), name);
+    const int64_t bytes = wanted.integer("bytes", 0, std::numeric_limits<int64_t>::max());
+    std::error_code failure;
+    const auto size = std::filesystem::file_size(file, failure);
+    if (failure) throw DamagedArtifact(text("the file ", name, " is missing"));
+    if (size != static_cast<uintmax_t>(bytes)) {
+      throw DamagedArtifact(text(name, " has ", size, " bytes, the manifest says ", bytes));
+    }
+    const std::string digest = sha256_of_file(file), expected = wanted.name("sha256");
+    if (digest != expected) {
+      throw DamagedArtifact(text(name, " has been changed (sha256 ", digest.substr(0, 12),
+                                 "..., the manifest says ", expected.substr(0, 12), "...)"));
+    }
+  }
 }
 
 Recipe read_recipe(const json& content) {
@@ -242,8 +242,8 @@ Artifact read_artifact(const std::filesystem::path& folder) {
     }
     artifact.method = manifest.name("method");
     manifest.choice("family", {"cfm"});
-    verify_files(manifest, folder);
     artifact.graphs = read_graphs(manifest, folder);
+    verify_files(manifest, artifact);
     artifact.recipe = read_recipe(manifest.field("preprocess"));
     artifact.parameters = read_parameters(manifest.field("parameters"));
     artifact.threshold = read_threshold(manifest.field("threshold"));

@@ -47,8 +47,9 @@ struct Artifact {
   std::filesystem::path golden_file() const { return folder / "golden.safetensors"; }
 };
 
-// The artifact in a folder, every file compared with its size and sha256 in the manifest. Throws
-// InferError where it is missing, damaged, of another schema or of another family than CFM.
+// The artifact in a folder; the files that it names are compared with their sizes and sha256 in the
+// manifest. Throws InferError where it is missing, damaged, of another schema or of another family
+// than CFM.
 Artifact read_artifact(const std::filesystem::path& folder);
 
 }  // namespace mmad_fast_infer

@@ -26,7 +26,7 @@ done
 library=$("$python" - <<'PYTHON'
 import importlib.util, pathlib
 spec = importlib.util.find_spec("onnxruntime")
-folder = pathlib.Path(spec.origin).parent / "capi" if spec else None
+folder = pathlib.Path(spec.origin).resolve().parent / "capi" if spec else None
 found = sorted(folder.glob("libonnxruntime.so.*")) if folder else []
 print(found[0] if found else "")
 PYTHON
