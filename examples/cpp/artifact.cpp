@@ -16,8 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kOldestSchema = 2;
-constexpr int64_t kNewestSchema = 3;
+constexpr int64_t kSchema = 3;
 constexpr int64_t kMaxSide = 1 << 15;
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
@@ -118,11 +117,10 @@ json parse_manifest(const std::string& content, const std::filesystem::path& fol
 }
 
 void check_schema(int64_t schema, const std::filesystem::path& folder) {
-  if (schema >= kOldestSchema && schema <= kNewestSchema) return;
-  throw InferError(text(folder.string(), ": has schema ", schema, ", this program reads ",
-                        kNewestSchema, "; ",
-                        schema > kNewestSchema ? "build a newer version of it"
-                                               : "fit the detector again: mmad-fast fit"));
+  if (schema == kSchema) return;
+  throw InferError(text(
+      folder.string(), ": has schema ", schema, ", this program reads ", kSchema, "; ",
+      schema > kSchema ? "build a newer version of it" : "fit the detector again: mmad-fast fit"));
 }
 
 void check_plain_name(const std::string& name) {
