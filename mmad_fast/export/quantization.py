@@ -10,14 +10,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError, MissingDependencyError
+from mmad_fast.export.quantized_product import LARGEST, TINY, NewParts, Product, add_product
 from mmad_fast.threads import get_num_threads
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 OPSET = 23
 """Of the graphs that are calibrated, the first with Attention."""
-
-LARGEST = {"int8": 127.0, "fp8": 448.0}
-"""Largest magnitude of the 8-bit numbers, by precision; -128 is not used, zero stays zero."""
 
 RESTS = ("fp32", "fp16")
 
@@ -38,15 +35,6 @@ centres' coordinates (3) would lose the sensor's precision."""
 BALANCE = 0.75
 """How much of an activation channel's range int8 moves into the weights; 1 makes all channels
 equally wide. The best of 0.5 to 1 for DINOv2, see docs/decisions.md."""
-
-TINY = 1e-6
-"""Stands for the range of channels that are always 0."""
-
-SMALLEST_FACTOR = 2.0**-10
-"""Of a column's range among those of a weight; an empty column has none."""
-
-SMALLEST_SCALE = {"fp32": 1e-12, "fp16": 2.0**-14}
-"""Of an activation, by rest; engines multiply by the inverse, which fp16 has to hold."""
 
 
 def quantize_graph(path: str | Path) -> Path:
@@ -148,26 +136,6 @@ def quantize_with_calibration(
     return model
 
 
-@dataclass
-class _Product:
-    """A product of an activation and a constant matrix.
-
-    Attributes:
-        name: Of its output; unique in a graph, which nodes' names need not be.
-        activation: Name of the activation (..., K).
-        weight: (K, N) float32.
-        ranges: (K,) float32: largest magnitude of each channel in the calibration scans.
-        factors: (K,) what the channels are multiplied by in a node before the product, None if in
-            none.
-    """
-
-    name: str
-    activation: str
-    weight: NDArray[np.float32]
-    ranges: NDArray[np.float32]
-    factors: NDArray[np.float32] | None = None
-
-
 def _check_request(
     model: onnx.ModelProto, inputs: Sequence[Mapping[str, NDArray]], precision: str, rest: str
 ) -> None:
@@ -192,7 +160,7 @@ def _check_request(
         )
 
 
-def _products(model: onnx.ModelProto) -> list[_Product]:
+def _products(model: onnx.ModelProto) -> list[Product]:
     """The products that become 8-bit, in the graph's order."""
     from onnx import numpy_helper
 
@@ -204,12 +172,12 @@ def _products(model: onnx.ModelProto) -> list[_Product]:
         weight = numpy_helper.to_array(constants[node.input[1]])
         if weight.ndim == 2 and len(weight) >= MIN_CHANNELS:
             nothing = np.zeros(len(weight), np.float32)
-            products.append(_Product(node.output[0], node.input[0], weight, nothing))
+            products.append(Product(node.output[0], node.input[0], weight, nothing))
     return products
 
 
 def _measure_ranges(
-    model: onnx.ModelProto, products: Sequence[_Product], inputs: Sequence[Mapping[str, NDArray]]
+    model: onnx.ModelProto, products: Sequence[Product], inputs: Sequence[Mapping[str, NDArray]]
 ) -> None:
     """Fills in the products' ranges.
 
@@ -285,7 +253,7 @@ def _checked_feed(model: onnx.ModelProto, feed: Mapping[str, NDArray]) -> dict[s
     return result
 
 
-def _balance(model: onnx.ModelProto, products: Sequence[_Product]) -> None:
+def _balance(model: onnx.ModelProto, products: Sequence[Product]) -> None:
     """Brings the channels of each activation nearer to one range; weights take the inverse.
 
     Where a LayerNormalization makes the activation for one product alone, the factors go into its
@@ -319,16 +287,16 @@ def _balance(model: onnx.ModelProto, products: Sequence[_Product]) -> None:
 
 
 def _insert_nodes(
-    model: onnx.ModelProto, products: Sequence[_Product], precision: str, rest: str
+    model: onnx.ModelProto, products: Sequence[Product], precision: str, rest: str
 ) -> None:
     """Replaces each product's node by its 8-bit form."""
     graph = model.graph
     by_output = {product.name: product for product in products}
-    parts = _Parts([], [])
+    parts = NewParts([], [])
     for node in graph.node:
         product = by_output.get(node.output[0])
         if product is not None:
-            _add_product(parts, product, precision, rest)
+            add_product(parts, product, precision, rest)
         else:
             parts.nodes.append(node)
     _keep_biases_apart(parts, graph.initializer, set(by_output))
@@ -338,110 +306,8 @@ def _insert_nodes(
     graph.initializer.extend(parts.constants)
 
 
-@dataclass
-class _Parts:
-    """What is put into a graph."""
-
-    nodes: list[onnx.NodeProto]
-    constants: list[onnx.TensorProto]
-
-    def add_node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """The output's name."""
-        from onnx import helper
-
-        name = f"{output}_{op_type}"
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name, **attributes))
-        return output
-
-    def add_constant(self, values: NDArray, name: str) -> str:
-        """The constant's name."""
-        from onnx import numpy_helper
-
-        self.constants.append(numpy_helper.from_array(values, name))
-        return name
-
-
-def _add_product(parts: _Parts, product: _Product, precision: str, rest: str) -> None:
-    """Adds Q/DQ on both sides of the product, and the factors before and behind it."""
-    name, source = product.name, product.activation
-    if product.factors is not None:
-        factors = parts.add_constant(product.factors, f"{name}_factors")
-        source = parts.add_node("Mul", [source, factors], f"{name}_balanced")
-    scale = max(product.ranges.max() / LARGEST[precision], SMALLEST_SCALE[rest])
-    how = [
-        parts.add_constant(_as_rest(scale, rest), f"{name}_scale"),
-        parts.add_constant(np.zeros((), _number_type(precision)), f"{name}_zero"),
-    ]
-    source = parts.add_node("QuantizeLinear", [source, *how], f"{name}_rounded")
-    source = parts.add_node("DequantizeLinear", [source, *how], f"{name}_input")
-
-    numbers, scale, column_factors = _round_weight(product.weight, precision, rest)
-    if precision == "int8" and rest == "fp16":
-        weight = _add_weight(parts, name, numbers, scale)
-        unscaled = parts.add_node("MatMul", [source, weight], f"{name}_unscaled")
-        factors = parts.add_constant(column_factors, f"{name}_column_factors")
-        parts.add_node("Mul", [unscaled, factors], name)
-        return
-    if precision == "fp8" and rest == "fp32":
-        # ONNX Runtime makes one node of two DequantizeLinear and a MatMul, and has none for fp8.
-        ones = _add_weight(parts, name, numbers, np.ones((), np.float32))
-        factor = parts.add_constant(scale, f"{name}_weight_factor")
-        weight = parts.add_node("Mul", [ones, factor], f"{name}_weight_scaled")
-    else:
-        weight = _add_weight(parts, name, numbers, scale * column_factors)
-    parts.add_node("MatMul", [source, weight], name)
-
-
-def _add_weight(parts: _Parts, name: str, numbers: NDArray, scale: NDArray[np.float32]) -> str:
-    """The name of the weight: numbers (K, N) times the scale () or (N,)."""
-    inputs = [
-        parts.add_constant(numbers, f"{name}_weight_rounded"),
-        parts.add_constant(scale, f"{name}_weight_scale"),
-        parts.add_constant(np.zeros(scale.shape, numbers.dtype), f"{name}_weight_zero"),
-    ]
-    axis = {"axis": 1} if scale.ndim else {}
-    return parts.add_node("DequantizeLinear", inputs, f"{name}_weight", **axis)
-
-
-def _number_type(precision: str) -> np.dtype:
-    """NumPy's type of the 8-bit numbers."""
-    from onnx import TensorProto, helper
-
-    name = {"int8": "INT8", "fp8": "FLOAT8E4M3FN"}[precision]
-    return helper.tensor_dtype_to_np_dtype(getattr(TensorProto, name))
-
-
-def _round_weight(
-    weight: NDArray[np.float32], precision: str, rest: str
-) -> tuple[NDArray, NDArray[np.float32], NDArray[np.float32]]:
-    """(8-bit numbers (K, N), scale (), factors (N,) of the columns): their product is the weight.
-
-    Apart from the factors there is one scale, since TensorRT-RTX hands the sums of a product with
-    one scale per column to the next kernel unscaled and in fp16, which ends at 65504. The factors
-    of fp8, whose rounding is relative, are a single 1.
-    """
-    column_ranges = np.abs(weight).max(axis=0)  # (N,)
-    widest = max(float(column_ranges.max()), TINY)
-    scale = _as_rest(max(widest / LARGEST[precision], SMALLEST_SCALE[rest]), rest)
-    if precision == "fp8":
-        factors = np.ones((), np.float32)
-        numbers = weight / scale
-    else:
-        factors = _as_rest(np.maximum(column_ranges / widest, SMALLEST_FACTOR), rest)
-        numbers = np.rint(weight / (scale * factors))
-    numbers = np.clip(numbers, -LARGEST[precision], LARGEST[precision])
-    return numbers.astype(_number_type(precision)), scale, factors
-
-
-def _as_rest(values: NDArray | float, rest: str) -> NDArray[np.float32]:
-    """float32 numbers that the rest's type holds exactly: what is rounded by a scale must be
-    multiplied by the same."""
-    narrow = np.float16 if rest == "fp16" else np.float32
-    return np.asarray(values, np.float32).astype(narrow).astype(np.float32)
-
-
 def _keep_biases_apart(
-    parts: _Parts, constants: Sequence[onnx.TensorProto], products: set[str]
+    parts: NewParts, constants: Sequence[onnx.TensorProto], products: set[str]
 ) -> None:
     """Gives the biases behind the products the shape (1, 1, N).
 
