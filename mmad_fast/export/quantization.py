@@ -118,7 +118,6 @@ def quantize_with_calibration(
         InvalidInputError: no inputs, other inputs than the model's, inputs that make activations
             without finite values; a model of another opset or that is quantised already; an unknown
             precision or rest.
-        MissingDependencyError: onnx is not installed.
     """
     _check_request(model, inputs, precision, rest)
     model = deepcopy(model)
@@ -187,8 +186,11 @@ def _measure_ranges(
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    observed = deepcopy(model)
-    graph = observed.graph
+    if not products:
+        return
+    graph = model.graph  # not of a copy, which for a ViT-B is 350 MB
+    fields = (graph.node, graph.output, graph.initializer)
+    lengths = [len(field) for field in fields]
     graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "first_axis"))
     for product in products:
         name, num_channels = product.name, len(product.ranges)
@@ -207,14 +209,14 @@ def _measure_ranges(
         graph.output.append(
             helper.make_tensor_value_info(ranges, TensorProto.FLOAT, [num_channels])
         )
-    if not products:
-        return
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    for field, length in zip(fields, lengths, strict=True):
+        del field[length:]
     for position, feed in enumerate(inputs):
         outputs = session.run([f"{p.name}_ranges" for p in products], _checked_feed(model, feed))
         for product, ranges in zip(products, outputs, strict=True):
