@@ -71,10 +71,10 @@ SETTINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "fp16": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "onnxruntime")),
     "bf16": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "openvino")),
     "int8": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "onnxruntime")),
-    "fp8": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "openvino")),
+    "fp8": (("onnx", "onnxruntime"), ("openvino", "openvino"), ("tensorrt-rtx", "onnxruntime")),
 }
 """(target, engine) whose accuracy is measured. Under tensorrt-rtx the engine that runs TensorRT's
-graph in its place: ONNX Runtime, and OpenVINO for what that has no kernels for."""
+graph in its place: ONNX Runtime, and OpenVINO for bf16, which that has no kernels for."""
 
 
 @dataclass(frozen=True)
