@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from mmad_fast.errors import ArtifactError
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+"""What the graphs of an engine compute in."""
+
 
 class EngineKey(NamedTuple):
     """What tells the engines of an artifact apart: a second export of the same key replaces."""
@@ -120,17 +123,6 @@ def export_command(
     if output is not None:
         parts += ["--output", str(output)]
     return shlex.join(parts)
-
-
-def engine_label(key: EngineKey) -> str:
-    """The engine in words, e.g. "tensorrt-rtx fp16 sm_86 sm_89 batch 1-8"."""
-    low, _, high = key.batch
-    batch = (
-        ()
-        if key.batch == (1, 1, 1)
-        else (f"batch {low}" if low == high else f"batch {low}-{high}",)
-    )
-    return " ".join((key.target, key.precision, *(f"sm_{sm}" for sm in key.sms), *batch))
 
 
 def engine_file_name(graph: str, key: EngineKey, ending: str) -> str:

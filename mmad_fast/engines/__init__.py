@@ -181,6 +181,8 @@ def engine_refusal(engine: str, device: str = "cpu") -> str | None:
     try:
         module = import_module(entry.module)
     except ImportError as error:
+        if str(error.name).startswith("mmad_fast"):  # installing a library would not help
+            raise
         return f"{engine} cannot be imported ({error}); install with: {entry.install}"
     reason: str | None = module.device_refusal(device, **entry.options)
     return reason

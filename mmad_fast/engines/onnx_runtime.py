@@ -241,8 +241,10 @@ def _open_session(
     except _LOAD_ERRORS as error:
         if _CPU_FALLBACK in str(error):
             raise _left_to_cpu(path, threads, provider, options) from error
+        is_unknown = isinstance(error, status.NotImplemented)
+        instead = "; export it in another precision, or take another engine" * is_unknown
         raise ArtifactError(
-            f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error}"
+            f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error}{instead}"
         ) from error
     problem = _not_started(session, provider)
     if problem is not None:

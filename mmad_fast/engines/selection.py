@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmad_fast.engine_record import PRECISIONS
 from mmad_fast.engines import DEVICES, ENGINES, check_engine, engine_refusal
 from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_sm, library_version
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
@@ -21,6 +23,8 @@ MEASURED_WITH: dict[str, str] = {
     "tensorrt": "tensorrt",
 }
 """The engine that the time measured at export is of, by the files' target."""
+NO_KERNELS: dict[tuple[str, str], tuple[str, ...]] = {("onnxruntime", "cpu"): ("bf16",)}
+"""By engine and device the precisions that it opens no graph in."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,14 @@ class EngineFiles:
     def label(self) -> str:
         """What messages call them."""
         sms = "".join(f" sm_{sm}" for sm in self.sms)
-        return f"{self.target} {self.precision}{sms}"
+        batch = "" if self.batch_max == 1 else f" batch {self.batches}"
+        return f"{self.target} {self.precision}{sms}{batch}"
+
+    @property
+    def batches(self) -> str:
+        """The batches that they take, e.g. "1 to 8"."""
+        low, high = self.batch_min, self.batch_max
+        return str(low) if low == high else f"{low} to {high}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def choose_engine(
     device: str = "cpu",
     precision: str | None = None,
     num_threads: int | None = None,
-    device_index: int = 0,
+    device_index: int | None = None,
 ) -> EngineChoice:
     """The engine and files to run an artifact with.
 
@@ -109,10 +120,12 @@ def choose_engine(
             is approximated unasked.
         num_threads: Threads that the engine will have; None means
             mmad_fast.threads.get_num_threads().
-        device_index: The GPU that an engine built for a GPU would run on.
+        device_index: The GPU that an engine built for a GPU would run on. None: the one that a
+            detector takes, torch's current one on "cuda", else the first.
 
     Raises:
-        InvalidInputError: an argument is of the wrong type, or there are no candidates.
+        InvalidInputError: an argument is of the wrong type, there is no such precision, or there
+            are no candidates.
         BackendUnavailableError: no such engine or device, or nothing can be run: says why for each,
             and how to get it.
     """
@@ -120,6 +133,8 @@ def choose_engine(
     if engine != AUTO:
         check_engine(engine, device)
     wanted = candidates[0].precision if precision is None else precision
+    if device_index is None:
+        device_index = _current_gpu(device)
     names = tuple(ENGINES) if engine == AUTO else (engine,)
     fitting = [files for files in candidates if files.precision == wanted]
     refused: dict[str, str] = {}
@@ -130,7 +145,7 @@ def choose_engine(
         if problem is not None:
             refused[option.engine] = problem
             continue
-        problem = _files_refusal(option, device_index)
+        problem = _files_refusal(option, device, device_index)
         if problem is None:
             left_out = [] if precision else _others(candidates, wanted, names, device)
             reason = _reason(option, engine, _listed(refused), left_out)
@@ -162,11 +177,33 @@ def _check_arguments(
         raise BackendUnavailableError(
             f"there is no device {device!r}; known are {', '.join(DEVICES)}"
         )
-    if precision is not None and not isinstance(precision, str):
+    check_precision(precision)
+
+
+def check_precision(precision: object) -> None:
+    """Raises if there is no such precision; None stands for what the detector was fitted with.
+
+    Raises:
+        InvalidInputError: no name, or an unknown one; the message lists the known ones.
+    """
+    if precision is None:
+        return
+    known = ", ".join(PRECISIONS)
+    if not isinstance(precision, str):
         raise InvalidInputError(
-            f"precision is {precision!r}; it must be a name, as 'fp32' or 'fp16', or None for what "
-            "the detector was fitted with"
+            f"precision is {precision!r}; it must be a name, one of {known}, or None for what the "
+            "detector was fitted with"
         )
+    if precision not in PRECISIONS:
+        raise InvalidInputError(f"there is no precision {precision!r}; known are {known}")
+
+
+def _current_gpu(device: str) -> int:
+    """The GPU that a detector on this device would use; torch is asked where it is loaded."""
+    torch = sys.modules.get("torch")
+    if device != "cuda" or torch is None or not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.current_device())
 
 
 def _options(
@@ -215,14 +252,14 @@ def _measured_ms(
     return float(measured["p50_ms"]) if is_here else None
 
 
-def _files_refusal(option: _Option, device_index: int) -> str | None:
+def _files_refusal(option: _Option, device: str, device_index: int) -> str | None:
     """Why these files do not fit here, with an engine that can run; None where they do."""
     files = option.files
+    problem = _kernel_refusal(option.engine, device, files.precision)
+    if problem is not None:
+        return problem
     if not files.batch_min <= 1 <= files.batch_max:
-        return (
-            f"takes batches of {files.batch_min} to {files.batch_max}, a detector runs one scan; "
-            "export with --batch 1"
-        )
+        return f"takes batches of {files.batches}, a detector runs one scan; export with --batch 1"
     if files.target not in LIBRARIES:
         return None
     rebuild = f"build it again with: {_command(files.target, files.precision, device_index)}"
@@ -232,6 +269,16 @@ def _files_refusal(option: _Option, device_index: int) -> str | None:
     if files.sms and (sm := gpu_sm(device_index)) not in files.sms:
         return f"the GPU here is sm_{sm}; {rebuild}"
     return None
+
+
+def _kernel_refusal(engine: str, device: str, precision: str) -> str | None:
+    """Why no graph of a precision can be run by an engine; None where one can."""
+    if precision not in NO_KERNELS.get((engine, device), ()):
+        return None
+    return (
+        f"it has no {precision} kernels for device {device!r}; take engine 'openvino' (--engine "
+        "openvino), or another precision"
+    )
 
 
 def _command(target: str, precision: str, device_index: int) -> str:
@@ -270,6 +317,10 @@ def _reason(option: _Option, engine: str, refused: Sequence[str], left_out: Sequ
     return "; ".join(parts)
 
 
+def _labels(candidates: Sequence[EngineFiles]) -> str:
+    return ", ".join(files.label for files in candidates)
+
+
 def _listed(refused: Mapping[str, str]) -> list[str]:
     return [f"{label}: {problem}" for label, problem in refused.items()]
 
@@ -283,11 +334,15 @@ def _nothing_to_run(
     device_index: int,
 ) -> BackendUnavailableError:
     what = "" if engine == AUTO else f" for engine {engine!r}"
+    problem = _kernel_refusal(engine, device, wanted)
+    if problem is not None:
+        return BackendUnavailableError(f"the artifact has nothing in {wanted}{what}: {problem}")
     target = candidates[0].target if engine == AUTO else ENGINES[engine].reads[0]
-    there = ", ".join(files.label for files in candidates)
+    if engine == AUTO and _kernel_refusal(MEASURED_WITH[target], device, wanted) is not None:
+        target = "openvino"
     others = _others(candidates, wanted, names, device)
     instead = f" (or name the precision of what it holds: {', '.join(others)})" * bool(others)
     return BackendUnavailableError(
-        f"the artifact has nothing in {wanted}{what}: it holds {there}; make it with: "
-        f"{_command(target, wanted, device_index)}{instead}"
+        f"the artifact has nothing in {wanted}{what}: it holds {_labels(candidates)}; make it "
+        f"with: {_command(target, wanted, device_index)}{instead}"
     )

@@ -12,6 +12,7 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,7 +50,7 @@ class LoadedEngine:
         self._library = library
         self._path = path
         self._sm = sm
-        self._log: Any = _make_log(trt)
+        self._log: Any = _log_of(trt)
         self._runtime: Any = None
         self._engine: Any = None
         self._config: Any = None
@@ -63,13 +64,20 @@ class LoadedEngine:
 
         Raises:
             ArtifactError: the file cannot be read, or does not fit the library or the GPU.
-            DriverError: there is no memory for it.
+            DriverError: the library does not start, or there is no memory for the engine.
         """
         try:
             content = self._path.read_bytes()
         except OSError as error:
             raise self._not_loaded(str(error.strerror or error)) from error
-        self._runtime = self._trt.Runtime(self._log)
+        self._log.lines.clear()
+        try:
+            self._runtime = self._trt.Runtime(self._log)
+        except TypeError as error:  # the binding's word for: the library gave none
+            raise DriverError(
+                f"{self._path}: {self._title()} does not start: {self._said()}; check that "
+                "`nvidia-smi` shows a driver that is new enough for this version"
+            ) from error
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self._not_loaded(self._said(), self._diagnosis(content))
@@ -168,8 +176,9 @@ class LoadedEngine:
             saved = self._kernels_file.read_bytes()
         except OSError:
             saved = b""
-        if saved and self._kernels.deserialize(saved):  # False: of another driver or library
+        if saved and self._kernels.deserialize(saved):
             self._saved_kernels = saved
+        self._log.lines.clear()  # kernels of another driver are no error: they are compiled again
         config.set_runtime_cache(self._kernels)
         # A detector runs one shape: its kernels are compiled at once, not behind the first runs.
         strategies = self._trt.DynamicShapesKernelSpecializationStrategy
@@ -240,8 +249,10 @@ class LoadedEngine:
         )
 
 
-def _make_log(trt: ModuleType) -> Any:
-    """A logger for the library that keeps its last errors."""
+@lru_cache
+def _log_of(trt: ModuleType) -> Any:
+    """The library's logger, which keeps its last errors: one for the process, never freed, since
+    the library holds on to the first that it gets as long as anything of it is left."""
     errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
     class Log(trt.ILogger):  # type: ignore[name-defined]

@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmad_fast.engine_record import PRECISIONS
     from mmad_fast.export.batch import Batch
-    from mmad_fast.export.deployment_graph import PRECISIONS, TARGETS
+    from mmad_fast.export.deployment_graph import TARGETS
     from mmad_fast.export.detector_export import ExportReport, export_detector
 
 __all__ = ["PRECISIONS", "TARGETS", "Batch", "ExportReport", "export_detector"]
@@ -22,7 +23,7 @@ __all__ = ["PRECISIONS", "TARGETS", "Batch", "ExportReport", "export_detector"]
 _HOMES = {
     "Batch": "mmad_fast.export.batch",
     "ExportReport": "mmad_fast.export.detector_export",
-    "PRECISIONS": "mmad_fast.export.deployment_graph",
+    "PRECISIONS": "mmad_fast.engine_record",
     "TARGETS": "mmad_fast.export.deployment_graph",
     "export_detector": "mmad_fast.export.detector_export",
 }

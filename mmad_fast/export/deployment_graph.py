@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from mmad_fast.engine_record import PRECISIONS
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
 from mmad_fast.export.attention import fuse_attention, merge_heads
 from mmad_fast.export.batch import SINGLE, Batch, set_batch
@@ -18,7 +19,6 @@ from mmad_fast.export.precision import to_precision
 if TYPE_CHECKING:
     import onnx
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 TARGETS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
 
 HALF_PRECISIONS = ("fp16", "bf16")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from mmad_fast.engine_record import EngineKey
+from mmad_fast.engine_record import PRECISIONS, EngineKey
 from mmad_fast.engines import engine_refusal
 from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_refusal, library_refusal
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError, MissingDependencyError
 from mmad_fast.export.batch import Batch
-from mmad_fast.export.deployment_graph import PRECISIONS, QUANTIZED_PRECISIONS, TARGETS
+from mmad_fast.export.deployment_graph import QUANTIZED_PRECISIONS, TARGETS
 from mmad_fast.ops.validation import check_integer
 
 

@@ -423,7 +423,8 @@ def test_infer_and_doctor_take_an_engine_and_its_precision(
     ("options", "words"),
     [
         (("--engine", "abacus"), "there is no engine 'abacus'; known are"),
-        (("--engine-precision", "bf16"), "mmad-fast export ARTIFACT --to onnx --precision bf16"),
+        (("--engine-precision", "fp16"), "mmad-fast export ARTIFACT --to onnx --precision fp16"),
+        (("--engine-precision", "f16"), "there is no precision 'f16'; known are fp32, fp16"),
         (("--device", "tpu"), "no device 'tpu'"),
     ],
 )

@@ -226,6 +226,8 @@ class FakeLibrary:
 
     def Runtime(self, logger: Any) -> FakeRuntime:
         self.log = logger
+        if not self.allows("runtime"):
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return FakeRuntime(self, "runtime")
 
 

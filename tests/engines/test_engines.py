@@ -166,6 +166,15 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(
             function()
 
 
+def test_an_error_of_our_own_is_not_blamed_on_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("cannot import name 'x'", name="mmad_fast.gpu.device_context")
+
+    monkeypatch.setattr(engines, "import_module", fail)
+    with pytest.raises(ImportError, match="cannot import name 'x'"):
+        engine_refusal("tensorrt-rtx")
+
+
 def test_openvino_reports_to_nobody() -> None:
     reason = engine_refusal("openvino")
     if reason is not None:

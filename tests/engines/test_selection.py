@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ def test_an_engine_built_for_this_gpu_comes_first(machine: dict[str, str]) -> No
             {"library": "tensorrt-rtx 1.2.0"},
             "was built by tensorrt-rtx 1.2.0, here is tensorrt-rtx 1.7.1.116; build it again with:",
         ),
+        ({"batch_min": 4, "batch_max": 4}, "takes batches of 4, a detector runs one scan"),
         ({"batch_min": 4, "batch_max": 8}, "takes batches of 4 to 8, a detector runs one scan"),
     ],
 )
@@ -227,6 +229,13 @@ def test_a_named_engine_prefers_the_files_made_for_it() -> None:
             "(or name the precision of what it holds: tensorrt-rtx fp16 sm_86 sm_89)",
         ),
         ({"precision": "fp8"}, "nothing in fp8: it holds onnx fp32, tensorrt-rtx fp16 sm_86 sm_89"),
+        ({"precision": "bf16"}, "make it with: mmad-fast export ARTIFACT --to openvino --prec"),
+        (
+            {"precision": "bf16", "engine": "onnxruntime"},
+            "nothing in bf16 for engine 'onnxruntime': it has no bf16 kernels for device 'cpu'; "
+            "take engine 'openvino'",
+        ),
+        ({"precision": "bf16", "device": "cuda"}, "mmad-fast export ARTIFACT --to onnx --prec"),
         ({"engine": "onnx"}, "there is no engine 'onnx'; known are "),
         ({"engine": "openvino", "device": "cuda"}, "cannot run on device 'cuda'; it runs on cpu"),
         ({"device": "gpu"}, "there is no device 'gpu'; known are cpu, cuda"),
@@ -236,6 +245,41 @@ def test_a_named_engine_prefers_the_files_made_for_it() -> None:
 def test_what_cannot_be_served_says_how_to_get_it(given: dict, words: str) -> None:
     with pytest.raises(BackendUnavailableError, match=re.escape(words)):
         choose_engine([OWN, files("tensorrt-rtx", "fp16")], **given)
+
+
+def test_a_precision_that_there_is_not_is_answered_with_those_there_are() -> None:
+    words = "there is no precision 'f16'; known are fp32, fp16, bf16, int8, fp8$"
+    with pytest.raises(InvalidInputError, match=words):
+        choose_engine([OWN, files(precision="fp16")], precision="f16")
+
+
+def test_files_are_told_apart_by_their_batch() -> None:
+    held = [OWN, files(precision="int8", batch_min=4, batch_max=4), files(batch_max=8)]
+    words = "it holds onnx fp32, onnx int8 batch 4, onnx fp32 batch 1 to 8; make it"
+    with pytest.raises(BackendUnavailableError, match=words):
+        choose_engine(held, precision="fp16")
+
+
+def test_graphs_that_onnx_runtime_has_no_kernels_for_go_to_openvino(
+    machine: dict[str, str],
+) -> None:
+    exported = files(precision="bf16")
+    choice = choose_engine([OWN, exported], precision="bf16")
+    assert (choice.engine, choice.files) == ("openvino", exported.files)
+    assert "not onnxruntime (onnx bf16): it has no bf16 kernels for device 'cpu'" in choice.reason
+    assert choose_engine([OWN, exported], precision="bf16", device="cuda").engine == "onnxruntime"
+    machine.update(dict.fromkeys(ENGINES, "it is not installed"))
+    del machine["onnxruntime"]
+    with pytest.raises(BackendUnavailableError, match="it has no bf16 kernels .*; openvino: it is"):
+        choose_engine([OWN, exported], precision="bf16")
+
+
+def test_a_detector_on_a_device_takes_torchs_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(is_available=lambda: True, current_device=lambda: 1)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    built = files("tensorrt-rtx", sms=(86,))
+    assert choose_engine([OWN, built], device="cuda").engine == "tensorrt-rtx"
+    assert choose_engine([OWN, built], device="cpu").engine == "onnxruntime"
 
 
 def test_a_named_engine_that_cannot_run_is_refused(machine: dict[str, str]) -> None:

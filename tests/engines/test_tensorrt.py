@@ -247,6 +247,25 @@ def test_memory_that_runs_out_says_for_what(library: FakeLibrary, gpu: FakeGpu, 
         TensorRtEngine(path)
 
 
+def leave_foreign_kernels(library: FakeLibrary, path: Path) -> None:
+    """Leaves kernels in the cache that the library will refuse, which is no error."""
+    library.compiled = b"kernels"
+    with TensorRtEngine(path) as engine:
+        engine.run({"x": inputs(0)})
+    library.gpu.forget()
+    library.refused.add("kernels")
+
+
+def test_a_library_that_does_not_start(library: FakeLibrary, gpu: FakeGpu, path: Path) -> None:
+    library.refused.add("runtime")
+    words = (
+        f"tensorrt-rtx {VERSION} does not start: no runtime today; check that `nvidia-smi` shows"
+    )
+    with pytest.raises(DriverError, match=re.escape(words)):
+        TensorRtEngine(path)
+    assert gpu.is_empty
+
+
 @pytest.mark.parametrize(
     ("refused", "kind", "words"),
     [
@@ -257,10 +276,12 @@ def test_memory_that_runs_out_says_for_what(library: FakeLibrary, gpu: FakeGpu, 
 def test_what_the_library_refuses_while_opening_is_said_in_its_words(
     library: FakeLibrary, gpu: FakeGpu, path: Path, refused: str, kind: type, words: str
 ) -> None:
+    leave_foreign_kernels(library, path)
     library.refused.add(refused)
     with pytest.raises(kind, match=rf"tensorrt-rtx {VERSION} {words}") as caught:
         TensorRtEngine(path)
     assert f"no {refused} today" in str(caught.value)
+    assert "no kernels today" not in str(caught.value)
     # Everything is gone although the error, with its traceback, is still there.
     assert gpu.is_empty
     assert gpu.names()[-2:] == ["drop runtime", "release"]

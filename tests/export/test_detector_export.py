@@ -23,7 +23,8 @@ from test_artifact import rewrite_manifest
 import mmad_fast
 from mmad_fast import Scan, load
 from mmad_fast.artifact import read_artifact, write_artifact
-from mmad_fast.engine_record import EngineKey, engine_file_name, engine_label, export_command
+from mmad_fast.engine_record import EngineKey, engine_file_name, export_command
+from mmad_fast.engines import engine_refusal, open_graph
 from mmad_fast.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -126,12 +127,26 @@ def test_engines_of_several_gpus(copied: Path) -> None:
         load(copied, engine="tensorrt", precision="fp16")
 
 
+def test_a_precision_that_onnx_runtime_has_no_kernels_for(copied: Path) -> None:
+    report = export(copied, precision="bf16")
+    assert report.record.golden is None
+    assert "it has no bf16 kernels for device 'cpu'; take engine 'openvino'" in str(report.not_run)
+    with pytest.raises(BackendUnavailableError, match="it has no bf16 kernels"):
+        load(copied, engine="onnxruntime", precision="bf16")
+    if engine_refusal("openvino") is None:
+        assert load(copied, precision="bf16").engine_choice.engine == "openvino"
+    # Where this fails, ONNX Runtime has got them: take bf16 out of NO_KERNELS.
+    words = "cannot load the graph: .*; export it in another precision, or take another engine"
+    with pytest.raises(ArtifactError, match=words):
+        open_graph(copied / "rgb.bf16.onnx")
+
+
 def test_a_batch_that_a_detector_does_not_run(copied: Path) -> None:
     report = export(copied, batch=4)
     assert report.record.batch == {"min": 4, "opt": 4, "max": 4}
     assert "rgb.fp32.batch4.onnx" in report.files
     assert report.not_run is not None
-    assert "takes batches of 4 to 4, a detector runs one scan" in report.not_run
+    assert "takes batches of 4, a detector runs one scan" in report.not_run
     assert report.record.golden is None
     assert load(copied).engine_choice.files["rgb"].name == "rgb.onnx"
 
@@ -541,7 +556,6 @@ def test_names_of_files_tell_engines_apart() -> None:
     assert export_command("runs/a b", key) == (
         "mmad-fast export 'runs/a b' --to tensorrt-rtx --precision fp16 --sm 86,89 --batch 1,4,8"
     )
-    assert engine_label(key) == "tensorrt-rtx fp16 sm_86 sm_89 batch 1-8"
 
 
 WITHOUT_TORCH = """
