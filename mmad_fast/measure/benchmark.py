@@ -96,7 +96,7 @@ def run_benchmark(
         on_row: Called with each row as soon as it is made, so that none is lost with a later one.
 
     Raises:
-        InvalidInputError: unknown method or category.
+        InvalidInputError: unknown method, category or precision.
         BackendUnavailableError: no such engine or device, or it cannot be had here.
         DataError: the data set is missing or unreadable.
         WeightsError: a weights file that was named does not serve.
@@ -105,7 +105,7 @@ def run_benchmark(
     say = notice or (lambda line: None)
     keep = on_row or (lambda row: None)
     get_variant(fit_request.method)
-    check_engine_of_fit(request.engine, request.device)
+    check_engine_of_fit(request.engine, request.device, request.engine_precision)
     if data is None:
         data = built_in_set(None if progress is None else _stage(progress, "write procedural set"))
     dataset = open_dataset(data)

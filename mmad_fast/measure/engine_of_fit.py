@@ -8,25 +8,26 @@ from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.detector import Detector, load
 from mmad_fast.engine_record import own_precision
 from mmad_fast.engines import ENGINES, check_engine
-from mmad_fast.engines.selection import AUTO, EngineFiles, choose_engine
+from mmad_fast.engines.selection import AUTO, EngineFiles, check_precision, choose_engine
 from mmad_fast.scan import Unit
 
 FITTED_TARGET = "onnx"
 """What the graphs of `fit` are; everything else is exported."""
 
 
-def check_engine_of_fit(engine: str, device: str) -> None:
-    """Raises, before anything is fitted, if the engine cannot run here.
+def check_engine_of_fit(engine: str, device: str, precision: str | None) -> None:
+    """Raises, before anything is fitted, if the engine cannot run here, or not in the precision.
 
     Raises:
-        InvalidInputError: a name is no string.
+        InvalidInputError: a name is no string, or there is no such precision.
         BackendUnavailableError: no such engine or device, or it cannot run here; says why.
     """
+    check_precision(precision)
     if engine != AUTO:
         check_engine(engine, device)
-        return
-    own = EngineFiles(FITTED_TARGET, "fp32", 1, 1, (), "", {})
-    choose_engine([own], device=device)
+    if engine == AUTO or FITTED_TARGET in ENGINES[engine].reads:
+        graphs = EngineFiles(FITTED_TARGET, precision or "fp32", 1, 1, (), "", {})
+        choose_engine([graphs], engine=engine, device=device, precision=precision)
 
 
 def on_engine(
