@@ -196,7 +196,18 @@ def export_detector(
             times = time_engines(base, record, files)
             record = replace(record, measured=times.get(record.key))
         written = add_engine(base, record, scratch, target, measured=times)
-    return _report(written, record, graphs, trial, times, calibrated.notices)
+    notices = (*calibrated.notices, *_batch_notices(request.batch))
+    return _report(written, record, graphs, trial, times, notices)
+
+
+def _batch_notices(batch: Batch) -> tuple[str, ...]:
+    if batch.min == 1:
+        return ()
+    return (
+        f"a detector runs one scan at a time and does not use batches of {batch.min} and more: the "
+        "files are for programs of your own; a detector takes batch 1 (--batch 1), or a profile "
+        "that begins with 1 (--batch 1,4,8)",
+    )
 
 
 def _check_calibration(request: ExportRequest, calibration: object, category: str | None) -> None:

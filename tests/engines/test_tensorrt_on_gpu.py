@@ -102,6 +102,9 @@ def test_buffers_of_the_caller(
     for seed in range(4):
         with context.current():
             context.call("cuMemcpyHtoD", at["x"], inputs(seed).ctypes.data, sizes["x"])
+            # From pageable memory it may return before the copy is there, and the stream does not
+            # wait for the default one.
+            context.call("cuCtxSynchronize")
         engine.run_bound({"x": at["x"]}, {name: at[name] for name in "yz"})
         answer = {name: np.full((5, 33), np.nan, np.float32) for name in "yz"}
         with context.current():

@@ -147,6 +147,8 @@ def test_a_batch_that_a_detector_does_not_run(copied: Path) -> None:
     assert "rgb.fp32.batch4.onnx" in report.files
     assert report.not_run is not None
     assert "takes batches of 4, a detector runs one scan" in report.not_run
+    (notice,) = report.notices  # said where the engine is not tried, too
+    assert "a detector runs one scan at a time and does not use batches of 4 and more" in notice
     assert report.record.golden is None
     assert load(copied).engine_choice.files["rgb"].name == "rgb.onnx"
 

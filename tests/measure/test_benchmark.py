@@ -18,10 +18,15 @@ from PIL import Image
 
 from mmad_fast.data.dataset import Dataset, open_dataset
 from mmad_fast.detector import Detector, load
-from mmad_fast.errors import BackendUnavailableError, DataError, MmadFastError
+from mmad_fast.errors import (
+    BackendUnavailableError,
+    DataError,
+    InvalidInputError,
+    MmadFastError,
+)
 from mmad_fast.measure import benchmark, built_in_set
 from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
-from mmad_fast.measure.engine_of_fit import on_engine
+from mmad_fast.measure.engine_of_fit import check_engine_of_fit, on_engine
 from mmad_fast.measure.tables import BenchRow
 from mmad_fast.methods.fitting import FitRequest
 from mmad_fast.threads import get_num_threads, set_num_threads
@@ -202,3 +207,11 @@ def test_a_benchmark_exports_what_its_engine_needs(
     assert [record.calibration_scans for record in engines] == (
         [] if precision is None else [2 if precision == "int8" else 0]
     )
+
+
+def test_a_precision_that_cannot_be_had_is_refused_before_the_fit() -> None:
+    with pytest.raises(InvalidInputError, match="there is no precision 'f16'; known are fp32"):
+        check_engine_of_fit("auto", "cpu", "f16")
+    with pytest.raises(BackendUnavailableError, match="it has no bf16 kernels for device 'cpu'"):
+        check_engine_of_fit("onnxruntime", "cpu", "bf16")
+    check_engine_of_fit("auto", "cpu", "fp16")
