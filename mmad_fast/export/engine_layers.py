@@ -23,7 +23,7 @@ MOVES = frozenset({"Cast", "Conc", "Copy", "Expa", "Gath", "Move", "Resh", "Slic
 MOVE_KINDS = frozenset({"copy", "reformat", "shuffle", "concat", "slice", "cast", "constant"})
 HOST_KINDS = frozenset({"shape_call", "signal", "wait", "shape", "nooplayer", "noop"})
 """Layers that start no kernel."""
-FUSED_ATTENTION = re.compile(r"mha", re.IGNORECASE)
+FUSED_ATTENTION = re.compile(r"(?<![a-z])f?mha", re.IGNORECASE)
 GEMM = re.compile(r"gemm|matrix_?multiply|matmul|\bfc\d*_|fully_?connected", re.IGNORECASE)
 NORM = re.compile(r"Mean.*Sqrt|layer_?norm", re.IGNORECASE)
 
@@ -223,8 +223,10 @@ def summarize(layers: Sequence[EngineLayer]) -> LayerSummary:
         layers: Of one engine.
     """
     kernels = [layer for layer in layers if layer.kind.lower() not in HOST_KINDS]
-    attention = [layer for layer in kernels if _is_fused_attention(layer)]
-    others = [layer for layer in kernels if not _is_fused_attention(layer)]
+    # A reformat is named after the layer that it serves, so what moves is sorted out first.
+    computing = [layer for layer in kernels if not _is_move(layer)]
+    attention = [layer for layer in computing if _is_fused_attention(layer)]
+    others = [layer for layer in computing if not _is_fused_attention(layer)]
     softmaxes = sum(map(_is_softmax, others))
     blocks = len(attention) + softmaxes
     return LayerSummary(
@@ -234,7 +236,7 @@ def summarize(layers: Sequence[EngineLayer]) -> LayerSummary:
         separate_softmax=softmaxes,
         gemms=sum(map(_is_gemm, others)),
         fused_norms=sum(NORM.search(layer.name) is not None for layer in others),
-        reformats=sum(map(_is_move, others)),
+        reformats=len(kernels) - len(computing),
         kernels_per_block=round(len(kernels) / blocks, 2) if blocks else 0.0,
     )
 
