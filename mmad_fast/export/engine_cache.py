@@ -81,9 +81,11 @@ class EngineCache:
                 raise ValueError("the engine has changed")
             layers = tuple(EngineLayer.from_dict(layer) for layer in record["layers"])
             return CachedEngine(float(record["build_s"]), layers)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             # Whatever is wrong with it: it can be built again.
             self._remove(entry)
+            return None
+        except OSError:  # no room for the copy, say, which is no reason to remove the entry
             return None
 
     def store(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +154,20 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, engine: Path) ->
     assert cache.fetch(KEY, engine.with_name("copy")) is None
     with pytest.raises(ArtifactError, match="cannot be written.*MMAD_FAST_CACHE"):
         cache.store(KEY, engine, build_s=1.5, layers=LAYERS)
+
+
+def test_a_copy_that_has_no_room_leaves_the_entry(
+    cache: EngineCache, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(KEY, engine, build_s=1.5, layers=LAYERS)
+
+    def fill(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", fill)
+        assert cache.fetch(KEY, engine.with_name("copy")) is None
+    assert cache.fetch(KEY, engine.with_name("copy")) is not None
 
 
 WORKER = """
