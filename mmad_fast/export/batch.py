@@ -109,6 +109,8 @@ def set_batch(model: onnx.ModelProto, batch: Batch) -> None:
         if node.input[1] not in constants:
             raise _unknown_graph(f"the shape {node.input[1]!r} is not constant")
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if shape[0] != 1:
+            raise _unknown_graph(f"{node.output[0]!r} has shape {shape.tolist()}, not batch 1")
         shape[0] = -1 if batch.is_dynamic else batch.max
         name = f"{node.name or node.output[0]}_shape"
         graph.initializer.append(numpy_helper.from_array(shape, name))

@@ -102,3 +102,9 @@ def test_another_graph_is_refused(small_graphs: dict[str, Path]) -> None:
     reshape.input[1] = "tokens"
     with pytest.raises(InvalidInputError, match="the shape 'tokens' is not constant"):
         set_batch(model, Batch(2, 2, 2))
+    model = onnx.load(small_graphs["points"])
+    reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
+    constant = next(t for t in model.graph.initializer if t.name == reshape.input[1])
+    constant.CopyFrom(onnx.numpy_helper.from_array(np.array([20, 1, 3, 6, -1]), constant.name))
+    with pytest.raises(InvalidInputError, match=r"has shape \[20, 1, 3, 6, -1\], not batch 1"):
+        set_batch(model, Batch(2, 2, 2))
