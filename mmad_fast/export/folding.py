@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
     opset = {entry.domain: entry.version for entry in model.opset_import}[""]
     constants = {initializer.name: initializer for initializer in graph.initializer}
     outputs = {value.name for value in graph.output}
-    kept = []
+    results = []
     for node in graph.node:
         is_foldable = (
             node.op_type not in NEVER_FOLDED
@@ -37,14 +38,15 @@ def fold_constants(model: onnx.ModelProto) -> None:
             and outputs.isdisjoint(node.output)
         )
         if not is_foldable:
-            kept.append(node)
             continue
         feed = {name: numpy_helper.to_array(constants[name]) for name in node.input if name}
-        results = ReferenceEvaluator(node, opsets={"": opset}).run(None, feed)
-        for name, result in zip(node.output, results, strict=True):
-            constants[name] = numpy_helper.from_array(result, name)
-    _replace(graph.node, kept)
-    _replace(graph.initializer, list(constants.values()))
+        arrays = ReferenceEvaluator(node, opsets={"": opset}).run(None, feed)
+        for name, array in zip(node.output, arrays, strict=True):
+            constants[name] = numpy_helper.from_array(array, name)
+            results.append(constants[name])
+    folded = {tensor.name for tensor in results}
+    _keep(graph.node, lambda node: folded.isdisjoint(node.output))
+    graph.initializer.extend(results)
     remove_unused(model)
 
 
@@ -52,18 +54,20 @@ def remove_unused(model: onnx.ModelProto) -> None:
     """Takes out the nodes, initialisers and noted shapes that no output depends on."""
     graph = model.graph
     needed = {value.name for value in graph.output}
-    used = []
     for node in reversed(graph.node):
         if not needed.isdisjoint(node.output):
             needed.update(node.input)
-            used.append(node)
-    _replace(graph.node, used[::-1])
-    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
+    _keep(graph.node, lambda node: not needed.isdisjoint(node.output))
+    _keep(graph.initializer, lambda tensor: tensor.name in needed)
     produced = {name for node in graph.node for name in node.output}
-    _replace(graph.value_info, [value for value in graph.value_info if value.name in produced])
+    _keep(graph.value_info, lambda value: value.name in produced)
 
 
-def _replace(field: Any, items: list[Any]) -> None:
-    """Makes the items the field's only ones."""
-    del field[:]
-    field.extend(items)
+def _keep(field: Any, is_kept: Callable[[Any], bool]) -> None:
+    """Takes the other items out of the field, one by one.
+
+    Filling it anew would copy all weights, and protobuf frees the old ones with the model only.
+    """
+    for index in reversed(range(len(field))):
+        if not is_kept(field[index]):
+            del field[index]

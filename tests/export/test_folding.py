@@ -79,6 +79,18 @@ def test_an_output_that_depends_on_no_input_stays() -> None:
     assert [node.op_type for node in model.graph.node] == ["Neg"]
 
 
+def test_weights_are_not_copied() -> None:
+    """Copies would live as long as the graph: protobuf frees what is taken out with the whole."""
+    nodes = [helper.make_node("Mul", ["x", "w"], ["z"]), helper.make_node("Add", ["z", "s"], ["y"])]
+    nodes.insert(0, helper.make_node("Neg", ["t"], ["s"]))
+    ones = {name: np.ones((2, 3), np.float32) for name in ("unused", "t", "w")}
+    model = model_of(nodes, ones)
+    weight = model.graph.initializer[2]
+    fold_constants(model)
+    assert [tensor.name for tensor in model.graph.initializer] == ["w", "s"]
+    assert model.graph.initializer[0] is weight
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_fitted_graphs_are_folded(small_graphs: dict[str, Path], backbone: str) -> None:
     model = onnx.load(small_graphs[backbone])
