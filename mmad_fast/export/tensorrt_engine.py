@@ -86,8 +86,7 @@ def build_engine(
         model: What `deployment_graph` gives for this target, precision and batch.
         path: Where to write; an existing file is replaced.
         target: A name in mmad_fast.engines.tensorrt_library.LIBRARIES.
-        precision: That of the graph. In fp32 TensorRT has no fused attention kernel: attention is
-            taken apart.
+        precision: That of the graph. In fp32 TensorRT has no fused attention kernel.
         sms: Compute capabilities, e.g. 89. TensorRT-RTX needs them; TensorRT builds for the GPU at
             hand, which is what they may name.
         batch: The batch sizes; a dynamic one becomes the optimisation profile.
@@ -124,7 +123,7 @@ def build_engine(
             build_s, layers = found.build_s, found.layers
         else:
             started = time.perf_counter()
-            engine, layers = _build(trt, library, graph, precision, wanted, batch)
+            engine, layers = _build(trt, library, graph, wanted, batch)
             build_s = time.perf_counter() - started
             partial.write_bytes(engine)
             if cache is not None:
@@ -271,7 +270,6 @@ def _build(
     trt: ModuleType,
     library: TensorRtLibrary,
     graph: bytes,
-    precision: str,
     sms: tuple[int, ...],
     batch: Batch,
 ) -> tuple[Any, tuple[EngineLayer, ...]]:
@@ -289,8 +287,6 @@ def _build(
             found = [parser.get_error(index) for index in range(parser.num_errors)]
             errors = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in found]
             raise build_error(library, "cannot read the graph", errors, spilled())
-        if precision == "fp32" and hasattr(trt.LayerType, "ATTENTION_OUTPUT"):
-            _take_attention_apart(trt, network)
         config = _config(trt, library, builder, network, sms, batch)
         engine = builder.build_serialized_network(network, config)
         if engine is None:
@@ -305,17 +301,6 @@ def _builder(
         return trt.Builder(log)
     except TypeError as error:  # the binding's word for: the library gave no builder
         raise build_error(library, "does not start", log.errors, spilled()) from error
-
-
-def _take_attention_apart(trt: ModuleType, network: Any) -> None:
-    """Lets the builder make several kernels of an Attention node: it has no float32 one."""
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == trt.LayerType.ATTENTION_OUTPUT:
-            # get_layer gives the base class; this is how the library's binding is meant to be
-            # cast.
-            layer.__class__ = trt.IAttentionOutputLayer
-            layer.attention.decomposable = True
 
 
 def _config(

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -76,11 +76,13 @@ def taking_stderr() -> Iterator[Callable[[], str]]:
         finally:
             _flush()
             os.dup2(original, 2)
-            if succeeded:
-                os.write(original, spilled().encode())
             os.close(original)
+            if succeeded:
+                with suppress(OSError), os.fdopen(2, "wb", closefd=False) as stderr:
+                    stderr.write(spilled().encode())
 
 
 def _flush() -> None:
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+        if sys.stderr is not None:
+            sys.stderr.flush()

@@ -19,11 +19,9 @@ class GraphBuilder:
     Args:
         precision: "fp32", "fp16" or "bf16": of the whole graph but its input and output; "int8" or
             "fp8": fp16, with products by constant matrices between Q/DQ pairs.
-        with_operator: Attention is one Attention node, not two products and a softmax.
     """
 
-    def __init__(self, precision: str, with_operator: bool) -> None:
-        self.with_operator = with_operator
+    def __init__(self, precision: str) -> None:
         self.quantized = {
             "int8": TensorProto.INT8,
             "fp8": TensorProto.FLOAT8E4M3FN,
@@ -86,12 +84,9 @@ class GraphBuilder:
             helper.make_node("Split", [ordered], parts, f"{ordered}_split", axis=1, num_outputs=3)
         )
         scale = (dim // heads) ** -0.5
-        if self.with_operator:
-            attended = self.node("Attention", *parts, scale=scale)
-        else:
-            query = self.node("Mul", parts[0], self.constant(np.array(scale)))
-            scores = self.node("MatMul", query, self.node("Transpose", parts[1], perm=[0, 1, 3, 2]))
-            attended = self.node("MatMul", self.node("Softmax", scores, axis=-1), parts[2])
+        query = self.node("Mul", parts[0], self.constant(np.array(scale)))
+        scores = self.node("MatMul", query, self.node("Transpose", parts[1], perm=[0, 1, 3, 2]))
+        attended = self.node("MatMul", self.node("Softmax", scores, axis=-1), parts[2])
         merged = self.node("Transpose", attended, perm=[0, 2, 1, 3])
         merged = self.node("Reshape", merged, self.shape(batch, TOKENS, dim))
         return self.linear(merged, dim, dim)
@@ -110,7 +105,6 @@ def transformer(
     batch: int | str = 1,
     dim: int = DIM,
     heads: int = HEADS,
-    with_operator: bool = False,
 ) -> onnx.ModelProto:
     """tokens (B, 49, dim) -> features (B, 49, dim), both float32.
 
@@ -120,9 +114,8 @@ def transformer(
         batch: Its size, or a name: then it is dynamic.
         dim: Channels.
         heads: Attention heads.
-        with_operator: See GraphBuilder.
     """
-    graph = GraphBuilder(precision, with_operator)
+    graph = GraphBuilder(precision)
     is_float = graph.type == TensorProto.FLOAT
     tokens = "tokens" if is_float else graph.node("Cast", "tokens", to=graph.type)
     for _ in range(blocks):

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 ENGINE = b"a plan for the GPU at hand"
-
-
-class LayerType(IntEnum):
-    MATRIX_MULTIPLY = 1
-    ATTENTION_INPUT = 2
-    ATTENTION_OUTPUT = 3
 
 
 class ILogger:
@@ -20,16 +13,6 @@ class ILogger:
 
     def __init__(self) -> None:
         pass
-
-
-class ILayer:
-    def __init__(self, kind: LayerType) -> None:
-        self.type = kind
-        self.attention = SimpleNamespace(decomposable=False)
-
-
-class IAttentionOutputLayer(ILayer):
-    pass
 
 
 class Recorder:
@@ -85,10 +68,7 @@ class Builder(Recorder):
 
     def create_network(self, flags: int) -> Any:
         self.note("create_network", flags)
-        layers = self.module.layers
         return SimpleNamespace(
-            num_layers=len(layers),
-            get_layer=layers.__getitem__,
             num_inputs=1,
             get_input=lambda index: SimpleNamespace(name="tokens", shape=(-1, 49, 64)),
         )
@@ -112,19 +92,14 @@ class FakeTensorRt:
     """The module. What a test changes are its attributes."""
 
     ILogger = ILogger
-    LayerType = LayerType
-    IAttentionOutputLayer = IAttentionOutputLayer
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
     BuilderFlag = SimpleNamespace(TF32="tf32")
     LayerInformationFormat = SimpleNamespace(JSON="json")
 
-    def __init__(self, version: str = "10.14.1", *, knows_attention: bool = True) -> None:
+    def __init__(self, version: str = "10.14.1") -> None:
         self.__version__ = version
-        if not knows_attention:
-            self.LayerType = IntEnum("LayerType", {"MATRIX_MULTIPLY": 1})  # type: ignore[misc]
         self.calls: list[tuple[Any, ...]] = []
-        self.layers = [ILayer(kind) for kind in self.LayerType]
         self.parser_errors: list[str] = []
         self.build_errors: list[str] = []
         self.information = '{"Layers": ["_gemm_mha_v2_myl0_5"]}'

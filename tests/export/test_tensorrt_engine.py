@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,6 @@ def test_an_engine_of_each_precision(
     assert built.layers[0].inputs[0].name == "tokens"
     assert built.layers[-1].outputs[0].shape == (1, TOKENS, DIM)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_operator_attention_is_read_too(precision: str, tmp_path: Path) -> None:
-    model = transformer(precision, with_operator=True)
-    summary = summarize(build(model, tmp_path / "engine", precision=precision).layers)
-    attention = (summary.fused_attention, summary.separate_softmax)
-    assert attention == ((0, 2) if precision == "fp32" else (2, 0))
 
 
 @pytest.mark.usefixtures("rtx")
@@ -400,21 +392,6 @@ def test_tensorrt_takes_the_same_path_on_the_gpu_at_hand(
     ]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_only_float32_attention_may_become_several_kernels(
-    precision: str, tensorrt: FakeTensorRt, tmp_path: Path
-) -> None:
-    build(
-        transformer(precision, blocks=1),
-        tmp_path / "e",
-        target="tensorrt",
-        precision=precision,
-        sms=(90,),
-    )
-    wanted = [False, False, precision == "fp32"]
-    assert [layer.attention.decomposable for layer in tensorrt.layers] == wanted
-
-
 def test_tensorrt_builds_for_no_other_gpu(tensorrt: FakeTensorRt, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"sms are \[87\].*which is sm_90"):
         build(transformer("fp16", blocks=1), tmp_path / "e", target="tensorrt", sms=(87,))
@@ -455,6 +432,47 @@ def test_what_is_written_to_stderr_past_the_logger_is_not_lost(
     assert capfd.readouterr().err == ("" if fails else "past the logger\n")
 
 
+CLOSED_STDERR = """
+import os, sys
+from mmad_fast.export.tensorrt_messages import taking_stderr
+if sys.argv[1] == "object":
+    sys.stderr.close()
+elif sys.argv[1] == "pipe":
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(reader)
+else:
+    os.close(2)
+before = len(os.listdir("/proc/self/fd"))
+with taking_stderr() as spilled:
+    if sys.argv[1] != "descriptor":
+        os.write(2, b"past the logger")
+        assert spilled() == "past the logger"
+assert len(os.listdir("/proc/self/fd")) == before
+print("done")
+"""
+
+
+@pytest.mark.own_process
+@pytest.mark.parametrize("closed", ["object", "pipe", "descriptor"])
+def test_a_process_without_a_stderr_builds_too(closed: str) -> None:
+    command = [sys.executable, "-c", CLOSED_STDERR, closed]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.usefixtures("rtx")
+def test_threads_build_one_after_the_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = transformer("fp16", blocks=1)
+    with ThreadPoolExecutor(3) as threads:
+        engines = threads.map(lambda name: build(model, tmp_path / name), "abc")
+        layers = [engine.layers for engine in engines]
+    assert layers[0] == layers[1] == layers[2] != ()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_without_a_gpu_tensorrt_says_that_it_needs_one(
     tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,16 +504,6 @@ def test_a_cached_engine_of_another_gpu_is_not_taken(
     assert hits == [False, True, False]
 
 
-def test_a_tensorrt_without_the_operator_attention_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeTensorRt("10.3.0", knows_attention=False)
-    pretend(monkeypatch, fake, 87)
-    model = transformer("fp32")
-    built = build(model, tmp_path / "e", target="tensorrt", precision="fp32", sms=(87,))
-    assert built.sms == (87,)
-
-
 def test_a_tensorrt_that_does_not_start_says_why(
     tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -511,7 +519,7 @@ def test_a_tensorrt_that_does_not_start_says_why(
 def test_a_tensorrt_without_strong_types_is_too_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = FakeTensorRt("8.6.2", knows_attention=False)
+    fake = FakeTensorRt("8.6.2")
     fake.NetworkDefinitionCreationFlag = object()
     pretend(monkeypatch, fake, 87)
     with pytest.raises(BackendUnavailableError, match="TensorRT 8.6.2 .*TensorRT 10 or newer"):
