@@ -23,7 +23,8 @@ TARGETS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
 
 HALF_PRECISIONS = ("fp16", "bf16")
 QUANTIZED_PRECISIONS = ("int8", "fp8")
-QUANTIZED_OPSET = 23
+QUANTIZED_OPSET = 19
+"""The first that quantises fp16, and knows fp8."""
 QUANTIZED_OPS = frozenset(
     {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
 )
@@ -100,6 +101,8 @@ def _load(source: Path) -> onnx.ModelProto:
         model = onnx.load_model(source)
     except (DecodeError, OSError) as error:
         raise MmadFastError(f"{source} cannot be read as an ONNX graph: {error}") from error
+    if not model.graph.node:  # which no bytes at all are, too
+        raise MmadFastError(f"{source} cannot be read as an ONNX graph: it has no nodes")
     if any(node.op_type in QUANTIZED_OPS for node in model.graph.node):
         raise InvalidInputError(
             f"{source.name} is quantised already; export a detector that was fitted with "

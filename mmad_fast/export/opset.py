@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-IR_VERSIONS = {22: 10, 23: 11}
+IR_VERSIONS = {19: 9, 22: 10, 23: 11}
 """The file format that each opset came with."""
 
 
 def require_opset(model: onnx.ModelProto, opset: int) -> None:
-    """Makes the graph one of at least that opset, 22 or 23.
+    """Makes the graph one of at least that opset, one of IR_VERSIONS.
 
     No operator of the backbones has changed its meaning between 18, which `export_graph` writes,
     and these; they have only learned more types.

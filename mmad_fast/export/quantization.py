@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ from mmad_fast.threads import get_num_threads
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 23
-"""Of the graphs that are calibrated, the first with Attention."""
+OPSET = 19
+"""Of the graphs that are calibrated, at least: the first that quantises fp16, and knows fp8."""
 
 RESTS = ("fp32", "fp16")
 
@@ -105,8 +105,7 @@ def quantize_with_calibration(
     docs/decisions.md.
 
     Args:
-        model: In fp32, folded, attention as one node per block, opset 23 (`deployment_graph`); it
-            is not changed.
+        model: In fp32, folded, of opset 19 or newer (`deployment_graph`); it is not changed.
         inputs: Inputs by name of some scans, of batch 1 or the model's.
         precision: "int8" or "fp8" (E4M3).
         rest: Of everything else: "fp32", or "fp16" for the TensorRT targets.
@@ -116,13 +115,14 @@ def quantize_with_calibration(
 
     Raises:
         InvalidInputError: no inputs, other inputs than the model's, inputs that make activations
-            without finite values; a model of another opset or that is quantised already; an unknown
-            precision or rest.
+            without finite values; a model of an older opset or that is quantised already; an
+            unknown precision or rest.
     """
     _check_request(model, inputs, precision, rest)
-    model = deepcopy(model)
-    products = _products(model)
-    _measure_ranges(model, products, inputs)
+    nodes = _product_nodes(model)
+    ranges = _measure_ranges(model, nodes, inputs)
+    products = _products(model, nodes, ranges)
+    model = _without_weights(model, nodes)
     if precision == "int8":
         _balance(model, products)
     _insert_nodes(model, products, precision, rest)
@@ -142,10 +142,10 @@ def _check_request(
         if given not in known:
             raise InvalidInputError(f"{what} is {given!r}; it must be one of {', '.join(known)}")
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if opset != OPSET:
+    if opset is None or opset < OPSET:
         raise InvalidInputError(
-            f"the graph is of opset {opset}; calibration needs one of opset {OPSET}, with "
-            "attention as one node per block: make it with mmad_fast.export.deployment_graph"
+            f"the graph is of opset {opset}; calibration needs {OPSET} or newer: make it with "
+            "mmad_fast.export.deployment_graph"
         )
     if any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node):
         raise InvalidInputError(
@@ -159,49 +159,103 @@ def _check_request(
         )
 
 
-def _products(model: onnx.ModelProto) -> list[Product]:
+def _product_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The products that become 8-bit, in the graph's order."""
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        shape = shapes.get(node.input[1]) if node.op_type == "MatMul" else None
+        if shape is not None and len(shape) == 2 and shape[0] >= MIN_CHANNELS:
+            nodes.append(node)
+    return nodes
+
+
+def _products(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], ranges: Sequence[NDArray]
+) -> list[Product]:
+    """The same with their weights and the ranges of their activations."""
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    products = []
-    for node in model.graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in constants:
-            continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        if weight.ndim == 2 and len(weight) >= MIN_CHANNELS:
-            nothing = np.zeros(len(weight), np.float32)
-            products.append(Product(node.output[0], node.input[0], weight, nothing))
-    return products
+    return [
+        Product(
+            node.output[0], node.input[0], numpy_helper.to_array(constants[node.input[1]]), widest
+        )
+        for node, widest in zip(nodes, ranges, strict=True)
+    ]
+
+
+def _without_weights(model: onnx.ModelProto, products: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    """A copy of the model that lacks the matrices of the products, which are most of its size."""
+    import onnx
+
+    outputs = {node.output[0] for node in products}
+    read_elsewhere = {
+        name for node in model.graph.node if node.output[0] not in outputs for name in node.input
+    }
+    left_out = {node.input[1] for node in products} - read_elsewhere
+    graph = onnx.helper.make_graph(
+        model.graph.node,
+        model.graph.name,
+        model.graph.input,
+        model.graph.output,
+        [tensor for tensor in model.graph.initializer if tensor.name not in left_out],
+    )
+    copy = onnx.helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    copy.producer_name, copy.producer_version = model.producer_name, model.producer_version
+    return copy
 
 
 def _measure_ranges(
-    model: onnx.ModelProto, products: Sequence[Product], inputs: Sequence[Mapping[str, NDArray]]
-) -> None:
-    """Fills in the products' ranges.
+    model: onnx.ModelProto,
+    products: Sequence[onnx.NodeProto],
+    inputs: Sequence[Mapping[str, NDArray]],
+) -> list[NDArray[np.float32]]:
+    """Per product, the largest magnitude (K,) of each channel of its activation.
 
     The graph itself reduces its activations: what leaves it is one number per channel, whatever
     the number of scans and of layers.
     """
+    if not products:
+        return []
+    names = [f"{node.output[0]}_ranges" for node in products]
+    session = _measuring_session(model, products, names)
+    ranges: list[NDArray[np.float32]] = []
+    for position, feed in enumerate(inputs):
+        found = session.run(names, _checked_feed(model, feed))
+        ranges = [np.maximum(*pair) for pair in zip(ranges or found, found, strict=True)]
+        if not all(np.isfinite(widest).all() for widest in ranges):
+            raise InvalidInputError(
+                f"calibration input {position} makes activations that are not finite; check "
+                "the scan, and the weights with `mmad-fast doctor ARTIFACT`"
+            )
+    return ranges
+
+
+def _measuring_session(
+    model: onnx.ModelProto, products: Sequence[onnx.NodeProto], names: Sequence[str]
+) -> Any:
+    """ONNX Runtime on the graph with one more output per product, of these names."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    if not products:
-        return
     graph = model.graph  # not of a copy, which for a ViT-B is 350 MB
+    shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
     fields = (graph.node, graph.output, graph.initializer)
     lengths = [len(field) for field in fields]
     graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "first_axis"))
-    for product in products:
-        name, num_channels = product.name, len(product.ranges)
+    for node, ranges in zip(products, names, strict=True):
+        num_channels = shapes[node.input[1]][0]
         shape = numpy_helper.from_array(
-            np.array([-1, num_channels], np.int64), f"{name}_rows_shape"
+            np.array([-1, num_channels], np.int64), f"{ranges}_rows_shape"
         )
         graph.initializer.append(shape)
-        rows, magnitudes, ranges = f"{name}_reshaped", f"{name}_magnitudes", f"{name}_ranges"
+        rows, magnitudes = f"{ranges}_reshaped", f"{ranges}_magnitudes"
         graph.node.extend(
             [
-                helper.make_node("Reshape", [product.activation, shape.name], [rows]),
+                helper.make_node("Reshape", [node.input[0], shape.name], [rows]),
                 helper.make_node("Abs", [rows], [magnitudes]),
                 helper.make_node("ReduceMax", [magnitudes, "first_axis"], [ranges], keepdims=0),
             ]
@@ -209,23 +263,15 @@ def _measure_ranges(
         graph.output.append(
             helper.make_tensor_value_info(ranges, TensorProto.FLOAT, [num_channels])
         )
+    content = model.SerializeToString()
+    for field, length in zip(fields, lengths, strict=True):
+        del field[length:]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    for field, length in zip(fields, lengths, strict=True):
-        del field[length:]
-    for position, feed in enumerate(inputs):
-        outputs = session.run([f"{p.name}_ranges" for p in products], _checked_feed(model, feed))
-        for product, ranges in zip(products, outputs, strict=True):
-            product.ranges = np.maximum(product.ranges, ranges)
-            if not np.isfinite(product.ranges).all():
-                raise InvalidInputError(
-                    f"calibration input {position} makes activations that are not finite; check "
-                    "the scan, and the weights with `mmad-fast doctor ARTIFACT`"
-                )
+    # Another copy of the weights, to be a little faster on a few scans.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _checked_feed(model: onnx.ModelProto, feed: Mapping[str, NDArray]) -> dict[str, NDArray]:

@@ -20,6 +20,8 @@ from mmad_fast.export.deployment_graph import (  # noqa: E402
     TARGETS,
     deployment_graph,
 )
+from mmad_fast.export.engine_layers import summarize  # noqa: E402
+from mmad_fast.export.tensorrt_engine import build_engine  # noqa: E402
 
 BACKBONES = ("dino", "dinov2", "points")
 
@@ -82,22 +84,41 @@ def test_attention_is_the_targets(small_graphs: dict[str, Path]) -> None:
     assert [ops(target) for target in TARGETS] == [{"Attention"}] * 2 + [{"Softmax"}] * 2
 
 
+def test_graphs_for_tensorrt_have_the_oldest_opset_that_holds_them(
+    small_graphs: dict[str, Path],
+) -> None:
+    """JetPack 6 has TensorRT 10.3, whose parser was written for opset 20."""
+    source = small_graphs["dino"]
+    opsets = {}
+    for precision in PRECISIONS:
+        model = deployment_graph(
+            source, target="tensorrt", precision=precision, calibration=[feed_of(source)]
+        )
+        opsets[precision] = model.opset_import[0].version
+        assert model.ir_version <= 10
+    assert opsets == {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 19, "fp8": 19}
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_tensorrt_needs_eight_kernels_per_block(
     small_graphs: dict[str, Path], tmp_path: Path, backbone: str
 ) -> None:
     """The qkv product, its shuffle, attention, projection, norm, both halves of the MLP, norm."""
     pytest.importorskip("tensorrt_rtx")
-    engines = pytest.importorskip("mmad_fast.export.tensorrt_engine")
-    layers = pytest.importorskip("mmad_fast.export.engine_layers")
     model = deployment_graph(small_graphs[backbone], target="tensorrt-rtx", precision="fp16")
-    engine = engines.build_engine(
+    engine = build_engine(
         model, tmp_path / "x.engine", target="tensorrt-rtx", precision="fp16", sms=[89]
     )
-    summary = layers.summarize(engine.layers)
+    summary = summarize(engine.layers)
     assert (summary.fused_attention, summary.separate_softmax) == (2, 0)
     around = {"dino": 3, "dinov2": 3, "points": 6}[backbone]  # patches; positions, more norms
     assert summary.kernels <= 2 * 8 + around
+    makers = {node.output[0]: node for node in model.graph.node}
+    softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
+    products = [node for node in model.graph.node if node.input[0] in softmaxes[0].output]
+    products += [makers[softmaxes[0].input[0]]]
+    inside = {softmaxes[0].name, *(node.name for node in products)}
+    assert any(inside <= set(layer.onnx_nodes) for layer in engine.layers if "mha" in layer.name)
 
 
 def test_the_source_is_left_alone(small_graphs: dict[str, Path]) -> None:
@@ -132,7 +153,8 @@ def test_a_quantised_source_is_refused(small_graphs: dict[str, Path], tmp_path: 
 
 def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rgb.onnx").write_bytes(b"garbage")
-    for name in ("rgb.onnx", "missing.onnx"):
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    for name in ("rgb.onnx", "empty.onnx", "missing.onnx"):
         with pytest.raises(MmadFastError, match=f"{name} cannot be read as an ONNX graph"):
             deployment_graph(tmp_path / name, target="onnx")
 

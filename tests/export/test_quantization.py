@@ -286,7 +286,7 @@ def with_several_scans(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Fe
     return model, [{"image": np.zeros((3, 3, 64, 64), np.float32)}]
 
 
-def of_another_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Feed]]:
+def of_an_older_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Feed]]:
     other = onnx.ModelProto()
     other.CopyFrom(model)
     other.opset_import[0].version = 18
@@ -306,7 +306,7 @@ def quantized_already(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Fee
         (with_another_name, r"calibration inputs are \['picture'\], the graph needs \['image'\]"),
         (with_another_shape, r"shape \(1, 3, 32, 64\), the graph needs \[1, 3, 64, 64\]"),
         (with_several_scans, r"shape \(3, 3, 64, 64\), the graph needs \[1, 3, 64, 64\]"),
-        (of_another_opset, "of opset 18; calibration needs one of opset 23"),
+        (of_an_older_opset, "of opset 18; calibration needs 19 or newer"),
         (quantized_already, "is quantised already; export a detector that was fitted with"),
     ],
 )
