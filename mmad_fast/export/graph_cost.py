@@ -32,9 +32,9 @@ class GraphCost:
 def graph_cost(model: onnx.ModelProto) -> GraphCost:
     """The cost of the graph; of a dynamic batch, that of one input."""
     import onnx
-    from onnx import numpy_helper
+    from onnx import helper
 
-    shapes = _shapes(onnx.shape_inference.infer_shapes(model).graph)
+    shapes = _shapes(model)
     scales = {
         name
         for node in model.graph.node
@@ -50,7 +50,8 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
         multiply_adds=sum(_multiply_adds(node, shapes) for node in model.graph.node),
         parameters=sum(math.prod(tensor.dims) for tensor in weights),
         weight_bytes=sum(
-            numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer
+            math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            for tensor in model.graph.initializer
         ),
         num_nodes=len(model.graph.node),
     )
@@ -68,10 +69,24 @@ def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     return 0
 
 
-def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """The shape of each tensor; 0 for an open axis, which is always the first."""
+    from onnx import TensorProto, helper, shape_inference
+
+    # Inferred of a graph whose weights are inputs: the inference serialises all that it gets.
+    graph = model.graph
+    sizes = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT64]
+    weights = [
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.data_type != TensorProto.INT64
+    ]
+    light = helper.make_graph(graph.node, graph.name, [*graph.input, *weights], graph.output, sizes)
+    inferred = shape_inference.infer_shapes(
+        helper.make_model(light, opset_imports=model.opset_import, ir_version=model.ir_version)
+    ).graph
     shapes = {
         value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info, *graph.output)
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
     }
-    return shapes | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    return shapes | {tensor.name: list(tensor.dims) for tensor in sizes}
