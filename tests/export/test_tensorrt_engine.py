@@ -504,6 +504,22 @@ def test_a_cached_engine_of_another_gpu_is_not_taken(
     assert hits == [False, True, False]
 
 
+def test_a_cached_engine_of_another_profile_or_version_is_not_taken(
+    tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is the same in all of them."""
+    cache, model = EngineCache(tmp_path / "cache"), transformer("fp16", blocks=1, batch="batch")
+
+    def is_hit(batch: Batch) -> bool:
+        options = {"target": "tensorrt", "sms": (), "cache": cache, "batch": batch}
+        return build(model, tmp_path / "e", **options).from_cache
+
+    batches = Batch(1, 4, 8), Batch(1, 4, 8), Batch(1, 2, 8), Batch(1, 4, 16), Batch(2, 4, 8)
+    assert [is_hit(batch) for batch in batches] == [False, True, False, False, False]
+    monkeypatch.setattr(tensorrt_engine, "library_version", lambda name: "tensorrt 10.14.2")
+    assert not is_hit(batches[0])
+
+
 def test_a_tensorrt_that_does_not_start_says_why(
     tensorrt: FakeTensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
