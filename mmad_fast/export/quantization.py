@@ -115,8 +115,8 @@ def quantize_with_calibration(
 
     Raises:
         InvalidInputError: no inputs, other inputs than the model's, inputs that make activations
-            without finite values; a model of an older opset or that is quantised already; an
-            unknown precision or rest.
+            without finite values, or weights or activations that the rest's type cannot hold; a
+            model of an older opset or that is quantised already; an unknown precision or rest.
     """
     _check_request(model, inputs, precision, rest)
     nodes = _product_nodes(model)

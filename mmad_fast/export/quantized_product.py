@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.errors import InvalidInputError
+
 if TYPE_CHECKING:
     import onnx
 
@@ -19,6 +21,8 @@ TINY = 1e-6
 
 SMALLEST_FACTOR = 2.0**-10
 """Of a column's range among those of a weight; an empty column has none."""
+
+LARGEST_FP16 = 65504.0
 
 SMALLEST_SCALE = {"fp32": 1e-12, "fp16": 2.0**-14}
 """Of an activation, by rest; engines multiply by the inverse, which fp16 has to hold."""
@@ -75,8 +79,17 @@ def add_product(parts: NewParts, product: Product, precision: str, rest: str) ->
         product: With its ranges and factors.
         precision: A name in LARGEST.
         rest: "fp32" or "fp16".
+
+    Raises:
+        InvalidInputError: weights or activations that the rest's type cannot hold.
     """
     name, source = product.name, product.activation
+    largest = max(float(product.ranges.max()), float(np.abs(product.weight).max()))
+    if rest == "fp16" and largest > LARGEST_FP16:
+        raise InvalidInputError(
+            f"a factor of the product {name!r} reaches {largest:.4g}, and what is not 8-bit is "
+            f"fp16, which ends at {LARGEST_FP16:.0f}; export with precision 'bf16' or 'fp32'"
+        )
     if product.factors is not None:
         factors = parts.add_constant(product.factors, f"{name}_factors")
         source = parts.add_node("Mul", [source, factors], f"{name}_balanced")

@@ -238,6 +238,63 @@ def test_products_over_few_channels_stay(small_graphs: dict[str, Path]) -> None:
     assert relative_error(result, reference, feed) < 0.05
 
 
+@pytest.fixture
+def product() -> onnx.ModelProto:
+    """y = |x| @ weight, (1, 5, 64) -> (1, 5, 32)."""
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 5, size))
+        for name, size in (("x", 64), ("y", 32))
+    )
+    nodes = [
+        helper.make_node("Abs", ["x"], ["z"]),
+        helper.make_node("MatMul", ["z", "weight"], ["y"]),
+    ]
+    weight = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    weight[3] = weight[:, 7] = 0
+    tensors = [numpy_helper.from_array(weight, "weight")]
+    graph = helper.make_graph(nodes, "product", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("rest", ["fp32", "fp16"])
+@pytest.mark.parametrize("calibrated_on", ["zeros", "ones", "some zeros", "small numbers"])
+def test_degenerate_calibration_gives_finite_scales_and_numbers(
+    product: onnx.ModelProto, precision: str, rest: str, calibrated_on: str
+) -> None:
+    x = np.random.default_rng(1).normal(size=(1, 5, 64)).astype(np.float32)
+    some_zeros = x.copy()
+    some_zeros[..., :8] = 0
+    given = {
+        "zeros": np.zeros_like(x),
+        "ones": np.ones_like(x),
+        "some zeros": some_zeros,
+        "small numbers": 1e-6 * x,
+    }[calibrated_on]
+    result = quantize_with_calibration(product, [{"x": given}], precision=precision, rest=rest)
+    constants = constants_of(result)
+    for node in nodes_of(result, "QuantizeLinear") + nodes_of(result, "DequantizeLinear"):
+        scale = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
+        assert np.isfinite(scale).all()
+        assert (scale > 0).all()
+    error = np.abs(run_graph(result, {"x": given}) - run_graph(product, {"x": given}))
+    magnitudes = np.abs(given) @ np.abs(numpy_helper.to_array(product.graph.initializer[0]))
+    assert (error <= (2 * 2**-4 + 2**-8) * magnitudes + 1e-4).all()  # fp8 rounds by 2^-4 at most
+    assert np.isfinite(run_graph(result, {"x": x})).all()
+
+
+@pytest.mark.parametrize(("weight", "activation"), [(1e6, 1.0), (1.0, 1e6)])
+def test_what_fp16_cannot_hold_is_refused(
+    product: onnx.ModelProto, weight: float, activation: float
+) -> None:
+    tensor = product.graph.initializer[0]
+    tensor.CopyFrom(numpy_helper.from_array(weight * numpy_helper.to_array(tensor), "weight"))
+    inputs = [{"x": np.full((1, 5, 64), activation, np.float32)}]
+    quantize_with_calibration(product, inputs, precision="fp8", rest="fp32")
+    with pytest.raises(InvalidInputError, match="'y' reaches .*e.06, .* fp16, which ends at 65504"):
+        quantize_with_calibration(product, inputs, precision="fp8", rest="fp16")
+
+
 def test_openvino_reads_them(model: onnx.ModelProto, images: list[Feed], tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs the openvino extra")
     result = quantize_with_calibration(model, images, precision="int8", rest="fp32")
