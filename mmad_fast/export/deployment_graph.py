@@ -23,8 +23,9 @@ TARGETS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
 
 HALF_PRECISIONS = ("fp16", "bf16")
 QUANTIZED_PRECISIONS = ("int8", "fp8")
-QUANTIZED_OPSET = 19
-"""The first that quantises fp16, and knows fp8."""
+QUANTIZED_OPSETS = {"int8": 19, "fp8": 21}
+"""The first that quantises fp16; the first that transposes fp8: ONNX Runtime moves a Q/DQ pair
+before a Transpose."""
 QUANTIZED_OPS = frozenset(
     {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear"}
 )
@@ -75,7 +76,7 @@ def deployment_graph(
         from mmad_fast.export.quantization import quantize_with_calibration
 
         rest = "fp16" if is_tensorrt else "fp32"
-        require_opset(model, QUANTIZED_OPSET)
+        require_opset(model, QUANTIZED_OPSETS[precision])
         model = quantize_with_calibration(model, calibration, precision=precision, rest=rest)
     _import_onnx().checker.check_model(model, full_check=True)
     return model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-IR_VERSIONS = {19: 9, 22: 10, 23: 11}
+IR_VERSIONS = {19: 9, 21: 10, 22: 10, 23: 11}
 """The file format that each opset came with."""
 
 

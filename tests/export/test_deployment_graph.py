@@ -84,6 +84,19 @@ def test_attention_is_the_targets(small_graphs: dict[str, Path]) -> None:
     assert [ops(target) for target in TARGETS] == [{"Attention"}] * 2 + [{"Softmax"}] * 2
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("int8", 0.03), ("fp8", 0.06)])
+@pytest.mark.parametrize("backbone", ["dino", "dinov2"])
+def test_8_bit_graphs_for_tensorrt_run_in_onnx_runtime(
+    small_graphs: dict[str, Path], backbone: str, precision: str, bound: float
+) -> None:
+    """Their accuracy is measured there."""
+    source = small_graphs[backbone]
+    feed = feed_of(source)
+    model = deployment_graph(source, target="tensorrt", precision=precision, calibration=[feed])
+    expected, result = run_graph(source, feed), run_graph(model, feed)
+    assert 1e-4 < np.linalg.norm(result - expected) / np.linalg.norm(expected) < bound
+
+
 def test_graphs_for_tensorrt_have_the_oldest_opset_that_holds_them(
     small_graphs: dict[str, Path],
 ) -> None:
@@ -96,7 +109,7 @@ def test_graphs_for_tensorrt_have_the_oldest_opset_that_holds_them(
         )
         opsets[precision] = model.opset_import[0].version
         assert model.ir_version <= 10
-    assert opsets == {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 19, "fp8": 19}
+    assert opsets == {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 19, "fp8": 21}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
