@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 19
-"""Of the graphs that are calibrated, at least: the first that quantises fp16, and knows fp8."""
+"""Of the graphs that are calibrated, at least: the first that quantises fp16."""
 
 RESTS = ("fp32", "fp16")
 
