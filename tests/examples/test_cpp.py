@@ -1,4 +1,4 @@
-"""examples/cpp beside Python. Building it takes about 40 s of one core."""
+"""examples/cpp beside Python. Building it takes about 25 s of one core."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if got.returncode == CANNOT_BE_HAD:
         pytest.skip(f"no headers of ONNX Runtime: {got.stderr.strip().splitlines()[-1]}")
     assert got.returncode == 0, got.stderr
-    # Optimised less than by default: it builds in less time, and nothing is timed here.
+    # In half the time of the default: optimised less, since nothing is timed here, and the files of
+    # the example compiled together, since most of their time goes into the headers they share.
     options = [
         f"-DONNXRUNTIME_ROOT={root}",
         "-DMMAD_FAST_WERROR=ON",
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+        "-DCMAKE_UNITY_BUILD=ON",
     ]
     for command in (
         ["cmake", "-G", "Unix Makefiles", "-S", SOURCE, "-B", build, *options],
