@@ -35,7 +35,7 @@ from mmad_fast.data import ScanFile
 from mmad_fast.errors import MmadFastError
 from mmad_fast.measure.timing import Timing
 from mmad_fast.scan import Result, Scan, Unit
-from mmad_fast.threads import set_num_threads
+from mmad_fast.threads import MAX_THREADS, set_num_threads
 
 log = logging.getLogger("line_inspector")
 Frame = Scan | ScanFile | tuple[ArrayLike, ArrayLike]
@@ -211,8 +211,8 @@ def load_detector(options: argparse.Namespace) -> mmad_fast.Detector:
     chosen = {name: getattr(options, name) for name in ("engine", "device", "precision")}
     given = {name: value for name, value in chosen.items() if value is not None}
     detector = mmad_fast.load(options.artifact, **given)
-    if choice := getattr(detector, "engine_choice", None):
-        log.info("engine %s, %s: %s", choice.engine, choice.precision, choice.reason)
+    choice = detector.engine_choice
+    log.info("engine %s, %s: %s", choice.engine, choice.precision, choice.reason)
     replay = detector.replay_golden()
     if not replay.agrees:  # to be expected of a precision below fp32 only
         log.warning("the golden map differs by %.1e: see mmad-fast doctor", replay.map_difference)
@@ -223,6 +223,13 @@ def not_negative(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
+    return value
+
+
+def thread_count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is not in 1 to {MAX_THREADS}")
     return value
 
 
@@ -241,7 +248,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--unit", choices=("m", "mm"), default="m", help="of the XYZ files")
     for name in ("engine", "device", "precision"):
         parser.add_argument(f"--{name}", help="as of mmad_fast.load; default: its own")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads; default: all cores")
     return parser.parse_args(arguments)
 
 

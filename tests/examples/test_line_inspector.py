@@ -308,7 +308,12 @@ def test_the_program_needs_no_torch_and_ends_on_a_signal(tiny_artifact, tmp_path
         text=True,
     )
     with process:
-        assert any("inspecting what comes into" in line for line in process.stderr)
+        log = []
+        for line in process.stderr:
+            log.append(line)
+            if "inspecting what comes into" in line:
+                break
+        assert any("INFO engine onnxruntime, fp32: " in line for line in log), log
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -323,6 +328,7 @@ def test_the_program_needs_no_torch_and_ends_on_a_signal(tiny_artifact, tmp_path
         (["nowhere", "."], 1, "error: nowhere: no such folder"),
         (["ARTIFACT", ".", "--engine", "abacus"], 1, "there is no engine 'abacus'"),
         (["ARTIFACT", ".", "--deadline-ms", "nan"], 2, "nan is not a number from 0"),
+        (["ARTIFACT", ".", "--threads", "0"], 2, "--threads: 0 is not in 1 to 1024"),
         (["ARTIFACT", ".", "--unit", "cm"], 2, "invalid choice: 'cm'"),
     ],
 )
