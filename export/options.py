@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from mmad_fast.cli.export import parse_sms
 from mmad_fast.cli.options import parse_layers
 from mmad_fast.cli.output import notice, print_table, progress_bar, report_error
 from mmad_fast.data.dataset import open_dataset
@@ -42,13 +43,6 @@ def block_numbers(text: str) -> tuple[int, ...]:
     return parse_layers(text) or ()
 
 
-def compute_capabilities(text: str) -> tuple[int, ...]:
-    """The compute capabilities of "86,89"."""
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise InvalidInputError(f"{text!r}: must be compute capabilities with commas, e.g. 86,89")
-    return tuple(int(part) for part in text.split(","))
-
-
 def new_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the options of every script but those of its weights and layers."""
     parser = argparse.ArgumentParser(
@@ -58,7 +52,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp16"])
     parser.add_argument(
         "--sm",
-        type=argument(compute_capabilities),
+        type=argument(parse_sms),
         default=(),
         help="compute capabilities for tensorrt-rtx, all in one engine, e.g. 86,89,120",
     )
