@@ -177,8 +177,8 @@ def read_manifest(folder: Path, kind: FolderKind) -> dict[str, Any]:
     """The manifest's content, its schema and its own sha256 checked.
 
     Raises:
-        ArtifactError: the folder or the manifest is missing, is not readable, has been changed, or
-            has another schema.
+        ArtifactError: the folder or the manifest is missing, is not readable, has been changed, is
+            of another kind, or has another schema.
     """
     file = folder / MANIFEST_FILE
     if not folder.is_dir():
@@ -198,6 +198,11 @@ def read_manifest(folder: Path, kind: FolderKind) -> dict[str, Any]:
         raise ArtifactError(
             f"{file}: is not a readable manifest ({error!r}); {kind.again}"
         ) from error
+    if kind.mark not in content:  # its schema is that of another kind and says nothing of this one
+        raise ArtifactError(
+            f"{folder}: has the manifest of something else than {kind.contents}; name the folder "
+            f"that `{kind.command} --output` wrote"
+        )
     if schema > kind.schema:
         raise ArtifactError(
             f"{file}: has schema {schema}, this version reads {kind.schema}; upgrade with:"

@@ -372,12 +372,15 @@ def read_engine_set(path: str | Path, *, verify: bool = True) -> EngineSet:
         ) from error
     wanted_fields = {field.name for field in fields(CutEngine)}
     for record in content["engines"]:
-        if set(record) != wanted_fields or not set(record["files"]) <= set(files):
+        named = set(record.get("files", ()))
+        if set(record) != wanted_fields or not named or not named <= set(files):
             raise ArtifactError(
                 f"{folder / MANIFEST_FILE}: a record has the wrong fields or files "
-                f"({', '.join(sorted(set(record) ^ wanted_fields)) or record['files']}); "
+                f"({', '.join(sorted(set(record) ^ wanted_fields)) or sorted(named)}); "
                 f"{KIND.again}"
             )
     engines = tuple(CutEngine(**record) for record in content["engines"])
-    embedder = None if content["embedder"] is None else folder / content["embedder"]
-    return EngineSet(folder, content["weights"], engines, embedder)
+    name = content["embedder"]
+    if name is not None and name not in files:
+        raise ArtifactError(f"{folder}: its embedder {name!r} is none of its files; {KIND.again}")
+    return EngineSet(folder, content["weights"], engines, None if name is None else folder / name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, W
 from mmad_fast.export.backbone_cut import BackboneCut, CutGraph, export_cut
 from mmad_fast.export.engine_set import (
     EMBEDDER_FILE,
+    KIND,
     build_engine_set,
     calibration_inputs,
     read_engine_set,
@@ -26,6 +28,7 @@ from mmad_fast.export.engine_set import (
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
 from mmad_fast.scan import Scan
+from mmad_fast.whole_folder import read_manifest, write_manifest
 
 SCRIPTS = Path(__file__).parents[2] / "export"
 SMALL = BackboneCut("dinov2-vits14", 1)
@@ -134,8 +137,27 @@ def test_a_changed_engine_is_found(engine_set: Path, tmp_path: Path) -> None:
         read_engine_set(copy, verify=False)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.update(embedder="../x"), "embedder '../x' is none of its files"),
+        (lambda content: content["engines"][0].update(files=[]), "wrong fields or files"),
+        (lambda content: content["engines"][0].pop("files"), "wrong fields or files .files"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_files_is_refused(
+    engine_set: Path, tmp_path: Path, change: Callable[[dict], object], words: str
+) -> None:
+    copy = shutil.copytree(engine_set, tmp_path / "copy")
+    content = read_manifest(copy, KIND)
+    change(content)
+    write_manifest(content, copy)
+    with pytest.raises(ArtifactError, match=words):
+        read_engine_set(copy)
+
+
 def test_an_artifact_is_no_engine_set(tiny_artifact: Path) -> None:
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match="something else than an engine set"):
         read_engine_set(tiny_artifact)
     with pytest.raises(ArtifactError, match="holds other files than those of an engine set"):
         build_engine_set(tiny_artifact, [SMALL], [onnx_request()], **RANDOM)
