@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class OpenVinoEngine:
         settings = compile_settings(resolve_num_threads(num_threads))
         self._path = path
         try:
-            core = openvino.Core()
+            core = _core()
             model = core.read_model(str(path))
             self.input_shapes = {port.any_name: _shape(path, port) for port in model.inputs}
             if model.is_dynamic():
@@ -116,6 +117,21 @@ def compile_settings(num_threads: int) -> dict[str, Any]:
         # The compiled kernels use the same cores, between two graphs and from other threads.
         "ENABLE_CPU_PINNING": False,
     }
+
+
+def _core() -> Any:
+    """OpenVINO's core, its CPU plugin loaded on a thread that has ended.
+
+    The plugin gives the thread that loads it an alternate signal stack of its own, and unmaps it
+    when the core goes. On a thread that lives on, a core that goes before a younger one, or on
+    another thread, leaves that thread an unmapped stack: its next signal with a Python handler,
+    Ctrl-C included, would end the process with SIGSEGV. One core for the whole process would keep
+    idle executors, whose threads a forked process lacks and waits for.
+    """
+    core = openvino.Core()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(core.get_versions, "CPU").result()
+    return core
 
 
 def _shape(path: Path, port: Any) -> tuple[int, ...]:

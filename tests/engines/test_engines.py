@@ -63,6 +63,45 @@ def test_answers_in_float32(engine: str, path: Path, num_threads: int | None) ->
     assert answer["y"].dtype == np.float32
 
 
+SIGNALS = """
+import signal, sys, threading
+from pathlib import Path
+from mmad_fast.engines import open_graph
+
+def opened():
+    return open_graph(Path(sys.argv[2]), engine=sys.argv[1], num_threads=1)
+
+signal.signal(signal.SIGINT, lambda number, frame: print(f"handled {where}", flush=True))
+graphs = [opened(), opened()]
+where = "with both"
+signal.raise_signal(signal.SIGINT)
+graphs.pop(0)
+where = "with the newer"
+signal.raise_signal(signal.SIGINT)
+graphs.pop()
+where = "with none"
+signal.raise_signal(signal.SIGINT)
+graphs.append(opened())
+thread = threading.Thread(target=graphs.clear)
+thread.start()
+thread.join()
+where = "with one dropped by a thread"
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_signals_are_handled_whichever_graphs_are_gone(engine: str, path: Path) -> None:
+    command = [sys.executable, "-c", SIGNALS, engine, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "handled with both",
+        "handled with the newer",
+        "handled with none",
+        "handled with one dropped by a thread",
+    ]
+    assert done.returncode == 0, done.stderr
+
+
 def test_inputs_of_any_layout(engine: str, path: Path) -> None:
     graph = open_graph(path, engine=engine)
     expected = graph.run({"x": inputs(2)})["y"]
