@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from ops.feature_cases import low_rank_queries_and_bank, queries_and_bank
 
+from mmad_fast.gpu.architectures import ARCHITECTURES
 from mmad_fast.ops.nearest_neighbor_scoring import reference
 
 torch = pytest.importorskip("torch")
@@ -117,6 +118,14 @@ def assert_is_as_good_as_plain_code(
         (exact_truth + query_error * lengths) ** 2 + 2 * products
     )
     assert (reached <= limit * (1 + 1e-7)).all()
+
+
+def test_three_tf32_products_are_taken_where_they_were_measured() -> None:
+    for kernel in triton_kernel.KERNELS:
+        if ".candidates." in kernel.name:
+            for sm in ARCHITECTURES:
+                expected = sm == 90 and kernel.name.endswith(".fp32.c4")
+                assert {c.constants["TF32X3"] for c in kernel.configs_for(sm)} == {expected}
 
 
 @pytest.mark.parametrize("dtype", TYPES)
