@@ -20,6 +20,8 @@ README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "benchmarks" / "gpu.md"
 RESULTS = ROOT / "bench" / "results" / "gpu.jsonl"
 BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
+LONGEST_CELL = 100
+"""Longer texts, reasons why something did not run, stand once below their table."""
 
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -41,7 +43,20 @@ Not measured yet: `make gpu` measures on a machine with an NVIDIA GPU and fills 
 KERNEL_NOTE = """\
 Milliseconds on the device, second level cache overwritten before each call ("warm": not). Shares
 are of the ceilings below, of the same run. The error is the distance from the float64 reference; a
-backend beyond its bound is not timed. In italics: torch, for comparison.
+backend beyond its bound is not timed. In italics: torch, for comparison. Times below about 0.2 ms
+also hold what the host took to launch, and vary with it.
+"""
+TORCH_NOTE = """\
+Our fastest backend beside the fastest of what one would write in torch with the same operands, both
+of the table "Kernels". **Bold**: torch is faster. Of the pixel mapping torch is given the dense
+features of the scored pixels, which our kernel makes itself.
+"""
+README_TORCH_NOTE = """\
+Ops alone, beside the fastest of what one would write in torch; **bold**: torch is faster. Every row
+and what was compared: [docs/benchmarks/gpu.md](docs/benchmarks/gpu.md).
+"""
+NO_DETECTOR = """\
+A detector as a whole has not been timed on this GPU: {reasons}.
 """
 CFM_NOTE = """\
 `paper`: prepared scan to smoothed map and score. `end-to-end`: raw arrays to score. Procedural
@@ -119,6 +134,16 @@ CONFIG_COLUMNS: Sequence[Column] = (
     ("p50 ms of the default", field("default_p50_ms")),
     ("is the default", lambda row: "yes" if row.get("is_default") else "no"),
 )
+TORCH_COLUMNS: Sequence[Column] = (
+    ("op", text("what")),
+    ("shapes", shapes),
+    ("type", text("dtype")),
+    ("ours", text("backend")),
+    ("p50 ms", field("p50_ms")),
+    ("p50 ms of torch", field("torch_p50_ms")),
+    ("torch: how", text("torch")),
+    ("torch / ours", lambda row: torch_ratio(row)),
+)
 CUBIN_COLUMNS: Sequence[Column] = (
     ("op", text("what")),
     ("shapes", shapes),
@@ -126,6 +151,7 @@ CUBIN_COLUMNS: Sequence[Column] = (
     ("p50 ms", median),
     ("error", field("error", 2)),
     ("difference to the compiled-when-called", field("difference_to_jit", 2)),
+    ("seconds", field("seconds")),
 )
 CFM_COLUMNS: Sequence[Column] = (
     ("method", text("what")),
@@ -196,15 +222,50 @@ def step_of(row: Row) -> str:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
-    """A Markdown table and an empty line; columns in which no row has a value are left out."""
-    cells = [[cell(row).replace("|", "/") for _, cell in columns] for row in rows]
+    """A Markdown table, its notes and an empty line; columns in which no row has a value are left
+    out."""
+    notes: list[str] = []
+    cells = [[short(cell(row).replace("|", "/"), notes) for _, cell in columns] for row in rows]
     used = [at for at in range(len(columns)) if at == 0 or any(row[at] != "–" for row in cells)]
     return [
         "| " + " | ".join(columns[at][0] for at in used) + " |",
         "|" + "---|" * len(used),
         *("| " + " | ".join(row[at] for at in used) + " |" for row in cells),
         "",
+        *(line for at, note in enumerate(notes, start=1) for line in (f"[{at}] {note}", "")),
     ]
+
+
+def short(cell: str, notes: list[str]) -> str:
+    """The cell, or what leads to the note below the table that says it: "not run [1]"."""
+    if len(cell) <= LONGEST_CELL:
+        return cell
+    status, reason = cell.split(": ", 1) if ": " in cell else ("", cell)
+    if reason not in notes:
+        notes.append(reason)
+    return f"{status} [{notes.index(reason) + 1}]"
+
+
+def torch_ratio(row: Row) -> str:
+    ratio = row["torch_p50_ms"] / row["p50_ms"]
+    return number(ratio) if ratio >= 1 else f"**{number(ratio)}**"
+
+
+def against_torch(rows: Sequence[Row]) -> list[Row]:
+    """A row per op, shapes and type that both sides have times of: the fastest of each."""
+    groups: dict[tuple[str, str, str], tuple[list[Row], list[Row]]] = {}
+    for row in rows:
+        if row["step"] == "kernels" and row.get("p50_ms"):
+            key = str(row["what"]), json.dumps(row.get("shapes")), str(row.get("dtype"))
+            sides = groups.setdefault(key, ([], []))
+            sides[bool(row.get("is_baseline"))].append(row)
+    found = []
+    for ours, baselines in groups.values():
+        if ours and baselines:
+            best, torch = (min(side, key=lambda row: row["p50_ms"]) for side in (ours, baselines))
+            how = str(torch.get("backend")).removeprefix("torch, ")
+            found.append({**best, "torch": how, "torch_p50_ms": torch["p50_ms"]})
+    return found
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
@@ -287,6 +348,9 @@ def device_page(device: str, rows: Sequence[Row]) -> list[str]:
     cfm = [row for row in rows if row["step"] == "cfm"]
     if cfm:
         lines += ["### CFM", CFM_NOTE, *cfm_tables(cfm)]
+    compared = against_torch(rows)
+    if compared:
+        lines += ["### Beside torch", TORCH_NOTE, *table(TORCH_COLUMNS, compared)]
     for title, step, note, columns in SECTIONS:
         of_step = [row for row in rows if row["step"] == step]
         if of_step:
@@ -314,12 +378,24 @@ def render(by_device: dict[str, list[Row]]) -> str:
 
 
 def render_section(by_device: dict[str, list[Row]]) -> str:
-    """The README's section: CFM in both protocols, per device."""
+    """The README's section, per device: CFM in both protocols, or why not, and the ops."""
     lines: list[str] = []
     for device, rows in by_device.items():
         cfm = [row for row in rows if row["step"] == "cfm"]
-        if any(row.get("p50_ms") and row.get("backend") == "cuda" for row in cfm):
-            lines += [f"**{device}**", "", *cfm_tables(cfm), *device_lines(rows)[-2:]]
+        is_timed = any(row.get("p50_ms") and row.get("backend") == "cuda" for row in cfm)
+        compared = against_torch(rows)
+        if not is_timed and not compared:
+            continue
+        lines += [f"**{device}**", ""]
+        if is_timed:
+            lines += cfm_tables(cfm)
+        else:
+            missing = [row for row in cfm if row.get("backend") == "cuda" and row.get("reason")]
+            reasons = sorted({row["reason"].partition(";")[0] for row in missing})
+            lines += [NO_DETECTOR.format(reasons="; ".join(reasons) or "not asked for")]
+        if compared:
+            lines += [README_TORCH_NOTE, *table(TORCH_COLUMNS, compared)]
+        lines += device_lines(rows)[-2:]
     return "\n".join(lines) if lines else README_NOTHING
 
 

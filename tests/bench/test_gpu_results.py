@@ -78,6 +78,37 @@ def test_kernels_have_times_rates_and_errors_or_the_reason(tables):
     assert "p99" not in text.partition("| knn_grouping")[0].rpartition("| op")[2]
 
 
+def test_ops_stand_beside_the_fastest_that_torch_does(tables):
+    facts = {"dtype": "float32", "shapes": {"N": 7}}
+    rows = [
+        row("kernels", "op", backend="cuda", p50_ms=3.0, **facts),
+        row("kernels", "op", backend="triton", p50_ms=2.0, **facts),
+        row("kernels", "op", backend="torch, loop", is_baseline=True, p50_ms=9.0, **facts),
+        row("kernels", "op", backend="torch, product", is_baseline=True, p50_ms=1.0, **facts),
+        row("kernels", "op", backend="triton", p50_ms=4.0, shapes={"N": 8}),
+    ]
+    found = by_device(tables, rows)
+    expected = "| op | N=7 | float32 | triton | 2 | 1 | product | **0.5** |"
+    assert expected in tables.render(found)
+    section = tables.render_section(found)
+    assert expected in section
+    assert "has not been timed on this GPU: not asked for." in section
+    assert "N=8" not in section
+    missing = row("cfm", "cfm", backend="cuda", status="not run", reason="no provider; install x")
+    assert "GPU: no provider." in tables.render_section(by_device(tables, [*rows, missing]))
+
+
+def test_a_long_reason_stands_once_below_its_table(tables):
+    reason = "a provider is missing " * 9
+    rows = [
+        row("cfm", name, backend="cuda", protocol="paper", status="not run", reason=reason)
+        for name in ("cfm", "cfm-t")
+    ]
+    text = tables.render(by_device(tables, rows))
+    assert text.count("not run [1]") == 2
+    assert text.count(reason.strip()) == 1
+
+
 def test_of_the_configurations_the_fastest_is_shown(tables):
     facts = {"kernel": "k", "shapes": {"N": 1}, "dtype": "float32"}
     rows = [
