@@ -6,14 +6,13 @@ python bench/tables/detectors.py --check    # exit code 1 if the page would chan
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from mmad_fast.measure.generated_pages import latest, read_rows, write_pages
 from mmad_fast.measure.tables import ACCURACY_COLUMNS
 
 ROOT = Path(__file__).parents[2]
@@ -35,16 +34,6 @@ PRICE_NOTE = """\
 Difference to the exact detector fitted with the same seed, mean over the categories and seeds, and
 in brackets the smallest and the largest of them.
 """
-
-
-def latest(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
-    """The last row of each combination of these columns, in order of the file."""
-    by_key: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in names)
-        by_key.pop(key, None)
-        by_key[key] = row
-    return list(by_key.values())
 
 
 def speed_tables(rows: list[dict[str, Any]]) -> list[str]:
@@ -152,25 +141,16 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    text = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def main() -> int:
-    """Exit code 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
-    options = parser.parse_args()
-    speed = latest(_rows("end_to_end"), "method", "data", "category", "setting", "engine")
-    price = latest(_rows("approximations"), "category", "fit", "pixel_stride", "seed")
-    wanted = "\n".join([TITLE, *speed_tables(speed), *price_tables(price)])
-    if options.check:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != wanted)
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+def render_pages() -> dict[Path, str]:
+    """The page by its file."""
+    speed = latest(
+        read_rows(RESULTS / "end_to_end.jsonl"), "method", "data", "category", "setting", "engine"
+    )
+    price = latest(
+        read_rows(RESULTS / "approximations.jsonl"), "category", "fit", "pixel_stride", "seed"
+    )
+    return {PAGE: "\n".join([TITLE, *speed_tables(speed), *price_tables(price)])}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages(__doc__, render_pages))

@@ -6,13 +6,12 @@ python bench/tables/exported_engines.py --check    # exit code 1 if the page wou
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmad_fast.measure.generated_pages import read_rows, write_pages
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, NOT_MEASURED
 from mmad_fast.methods.variants import VARIANTS
 
@@ -319,24 +318,10 @@ def number(value: float | None, unit: float, digits: int) -> str:
     return NOT_MEASURED if value is None else f"{value / unit:.{digits}f}"
 
 
-def read_rows(file: Path) -> Rows:
-    """The rows of a results file; none where there is no file."""
-    lines: Sequence[str] = file.read_text(encoding="utf-8").splitlines() if file.exists() else ()
-    return Rows(json.loads(line) for line in lines)
-
-
-def main() -> int:
-    """Exit code 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
-    options = parser.parse_args()
-    wanted = render(read_rows(RESULTS))
-    if options.check:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != wanted)
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+def render_pages() -> dict[Path, str]:
+    """The page by its file."""
+    return {PAGE: render(Rows(read_rows(RESULTS)))}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages(__doc__, render_pages))

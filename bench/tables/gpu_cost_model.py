@@ -6,7 +6,6 @@ python bench/tables/gpu_cost_model.py --check    # exit code 1 if the page would
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from detector_costs import (
 )
 from kernel_costs import Work
 
+from mmad_fast.measure.generated_pages import write_pages
 from mmad_fast.measure.published import load_published
 from mmad_fast.methods.variants import VARIANTS, Variant
 
@@ -381,17 +381,10 @@ def render() -> str:
     )
 
 
-def main() -> int:
-    """Exit code 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
-    options = parser.parse_args()
-    wanted = render()
-    if options.check:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != wanted)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+def render_pages() -> dict[Path, str]:
+    """The page by its file."""
+    return {PAGE: render()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages(__doc__, render_pages))

@@ -8,12 +8,13 @@ python bench/tables/gpu_results.py --check    # exit code 1 if one of them would
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from mmad_fast.measure.generated_pages import with_section, write_pages
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -399,30 +400,14 @@ def render_section(by_device: dict[str, list[Row]]) -> str:
     return "\n".join(lines) if lines else README_NOTHING
 
 
-def updated(readme: str, section: str) -> str:
-    """The README with the section between its markers."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{section}{END}{after}"
-
-
-def main() -> int:
-    """Exit code 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
-    options = parser.parse_args()
+def render_pages() -> dict[Path, str]:
+    """The page and the README, by file."""
     content = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
     by_device = latest_rows(content.splitlines())
     readme = README.read_text(encoding="utf-8")
-    wanted = {PAGE: render(by_device), README: updated(readme, render_section(by_device))}
-    if options.check:
-        return int(
-            any(not p.exists() or p.read_text(encoding="utf-8") != t for p, t in wanted.items())
-        )
-    for path, whole in wanted.items():
-        path.write_text(whole, encoding="utf-8")
-    return 0
+    section = render_section(by_device)
+    return {PAGE: render(by_device), README: with_section(readme, BEGIN, END, section)}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages(__doc__, render_pages))

@@ -6,7 +6,6 @@ python bench/tables/peers.py --check    # exit code 1 if the page would change
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmad_fast.measure.generated_pages import write_pages
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "cpu.md"
@@ -316,22 +317,11 @@ def _machines(cases: Sequence[Sequence[Row]]) -> list[str]:
     return ["", *dict.fromkeys(lines)]
 
 
-def main() -> int:
-    """Exit code 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
-    options = parser.parse_args()
+def render_pages() -> dict[Path, str]:
+    """The page by its file."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
-    wanted = render(latest_cases(lines))
-    if options.check:
-        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == wanted
-        if not same:
-            print(f"{PAGE.relative_to(ROOT)} is not what its rows say: run {sys.argv[0]}")
-        return int(not same)
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return {PAGE: render(latest_cases(lines))}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages(__doc__, render_pages))

@@ -7,7 +7,6 @@ python bench/tables/readme.py --check    # exit code 1 if README.md would change
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmad_fast.measure.configuration import describe_method
+from mmad_fast.measure.generated_pages import with_section, write_pages
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -120,26 +120,12 @@ def _machine_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [f"{number}. {machine}" for number, machine in enumerate(machines, start=1)]
 
 
-def updated(readme: str, tables: str) -> str:
-    """The README with the tables between its markers."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{tables}{END}{after}"
-
-
-def main() -> int:
-    """Exit code 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
-    options = parser.parse_args()
-    readme = README.read_text(encoding="utf-8")
+def render_pages() -> dict[Path, str]:
+    """The README with its tables, by its file."""
     rows = latest_rows(RESULTS.read_text(encoding="utf-8").splitlines())
-    wanted = updated(readme, render(rows))
-    if options.check:
-        return int(wanted != readme)
-    README.write_text(wanted, encoding="utf-8")
-    return 0
+    readme = README.read_text(encoding="utf-8")
+    return {README: with_section(readme, BEGIN, END, render(rows))}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_pages(__doc__, render_pages))

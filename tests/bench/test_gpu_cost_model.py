@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmad_fast.measure.generated_pages import write_pages
 from mmad_fast.methods.variants import VARIANTS
 
 
@@ -150,6 +151,6 @@ def test_the_page_says_that_it_is_a_model_and_is_up_to_date(page, monkeypatch):
             assert "MODEL" in line
     assert "21.755 fps" in text
     monkeypatch.setattr("sys.argv", ["gpu_cost_model.py", "--check"])
-    assert page.main() == 0
+    assert write_pages("", page.render_pages) == 0
     monkeypatch.setattr(page, "render", lambda: "another page")
-    assert page.main() == 1
+    assert write_pages("", page.render_pages) == 1
