@@ -9,22 +9,20 @@ import hashlib
 import logging
 import os
 import re
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mmad_fast.backbones.weights import cache_root
 from mmad_fast.engines import batch_one_shape
+from mmad_fast.engines.tensorrt_log import library_log
 from mmad_fast.errors import ArtifactError
 from mmad_fast.gpu.device_context import DriverError
 
 logger = logging.getLogger("mmad_fast")
 
-MAX_LOG_LINES = 3
 MEANINGS: dict[str, str] = {
     "VERSION_MISMATCH": "it was built by another version",
     "UNSUPPORTED_CC": "it was built for another compute capability",
@@ -50,7 +48,7 @@ class LoadedEngine:
         self._library = library
         self._path = path
         self._sm = sm
-        self._log: Any = _log_of(trt)
+        self._log: Any = library_log(trt)
         self._runtime: Any = None
         self._engine: Any = None
         self._config: Any = None
@@ -247,23 +245,3 @@ class LoadedEngine:
             f"build it for this machine: mmad-fast export ARTIFACT --to {self._library} "
             f"--precision {precision} --sm {self._sm}"
         )
-
-
-@lru_cache
-def _log_of(trt: ModuleType) -> Any:
-    """The library's logger, which keeps its last errors: one for the process, never freed, since
-    the library holds on to the first that it gets as long as anything of it is left."""
-    errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
-
-    class Log(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: deque[str] = deque(maxlen=MAX_LOG_LINES)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in errors:
-                self.lines.append(msg)
-            else:
-                logger.debug("%s", msg)
-
-    return Log()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from mmad_fast.engines.tensorrt_library import (
     import_library,
     library_version,
 )
+from mmad_fast.engines.tensorrt_log import library_log
 from mmad_fast.errors import (
     ArtifactError,
     BackendUnavailableError,
@@ -32,7 +33,12 @@ from mmad_fast.errors import (
 from mmad_fast.export.batch import SINGLE, Batch
 from mmad_fast.export.engine_cache import EngineCache, cache_key
 from mmad_fast.export.engine_layers import EngineLayer, parse_layers
-from mmad_fast.export.tensorrt_messages import build_error, collecting_logger, taking_stderr
+from mmad_fast.export.tensorrt_messages import (
+    BuildMessages,
+    build_error,
+    build_messages,
+    taking_stderr,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -278,9 +284,12 @@ def _build(
     Raises:
         EngineBuildError: TensorRT refuses.
     """
-    with ONE_BUILD_AT_A_TIME, taking_stderr() as spilled:
-        log = collecting_logger(trt)
-        builder = _builder(trt, library, log, spilled)
+    log = library_log(trt)
+    with ONE_BUILD_AT_A_TIME, taking_stderr() as spilled, build_messages(log) as messages:
+        try:
+            builder = trt.Builder(log)
+        except TypeError as error:  # the binding's word for: the library gave no builder
+            raise build_error(library, "does not start", messages.errors, spilled()) from error
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, log)
         if not parser.parse(graph):
@@ -290,17 +299,8 @@ def _build(
         config = _config(trt, library, builder, network, sms, batch)
         engine = builder.build_serialized_network(network, config)
         if engine is None:
-            raise build_error(library, "cannot build the graph", log.errors, spilled())
-        return engine, _layers(trt, library, log, engine)
-
-
-def _builder(
-    trt: ModuleType, library: TensorRtLibrary, log: Any, spilled: Callable[[], str]
-) -> Any:
-    try:
-        return trt.Builder(log)
-    except TypeError as error:  # the binding's word for: the library gave no builder
-        raise build_error(library, "does not start", log.errors, spilled()) from error
+            raise build_error(library, "cannot build the graph", messages.errors, spilled())
+        return engine, _layers(trt, library, log, messages, engine)
 
 
 def _config(
@@ -330,18 +330,18 @@ def _config(
 
 
 def _layers(
-    trt: ModuleType, library: TensorRtLibrary, log: Any, engine: Any
+    trt: ModuleType, library: TensorRtLibrary, log: Any, messages: BuildMessages, engine: Any
 ) -> tuple[EngineLayer, ...]:
     """The engine's layers: from the builder's log; TensorRT, which has a GPU, asks the inspector.
 
     None where a version of the library does not say."""
-    if log.layers:
-        return parse_layers(log.layers[-1])
+    if messages.layers:
+        return parse_layers(messages.layers[-1])
     if library.sms is not None:
         return ()
     loaded = trt.Runtime(log).deserialize_cuda_engine(engine)
     if loaded is None:
-        raise build_error(library, "cannot load the engine that it has built", log.errors, "")
+        raise build_error(library, "cannot load the engine that it has built", messages.errors, "")
     information = loaded.create_engine_inspector().get_engine_information(
         trt.LayerInformationFormat.JSON
     )

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import ModuleType
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmad_fast.engines.tensorrt_library import TensorRtLibrary
@@ -32,22 +32,34 @@ def build_error(
     )
 
 
-def collecting_logger(trt: ModuleType) -> Any:
-    """A logger of the library that keeps its errors and the list of layers, and prints nothing."""
+@dataclass(frozen=True)
+class BuildMessages:
+    """What the library says during one build.
 
-    class CollectingLogger(trt.ILogger):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers: list[str] = []
+    Attributes:
+        errors: Its errors.
+        layers: Each list of layers that it gives.
+    """
 
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif TEXT_LAYER.search(message):
-                self.layers.append(message)
+    errors: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
 
-    return CollectingLogger()
+    def take(self, is_error: bool, message: str) -> None:
+        if is_error:
+            self.errors.append(message)
+        elif TEXT_LAYER.search(message):
+            self.layers.append(message)
+
+
+@contextmanager
+def build_messages(log: Any) -> Iterator[BuildMessages]:
+    """What the library's logger gets meanwhile."""
+    messages = BuildMessages()
+    log.listeners.append(messages.take)
+    try:
+        yield messages
+    finally:
+        log.listeners.remove(messages.take)
 
 
 @contextmanager
