@@ -33,16 +33,21 @@ from mmad_fast.export.calibration import RecordingEngine, record_graph_inputs
 from mmad_fast.export.engine_set import DeploymentGraphs, write_engine
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.measure.evaluation import GOOD, evaluate
+from mmad_fast.methods.backbone_parameters import EMBEDDER_PREFIX
 from mmad_fast.methods.cfm.detector import (
-    POINT_GRAPH,
-    RGB_GRAPH,
     CfmFeatures,
     CfmPipeline,
     FeatureExtractor,
     mapping_networks,
 )
-from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX, CfmParameters
+from mmad_fast.methods.cfm.parameters import CfmParameters
 from mmad_fast.methods.cfm.reference import reference_pipeline
+from mmad_fast.methods.feature_extraction import (
+    POINT_GRAPH,
+    RGB_GRAPH,
+    PointExtractor,
+    RgbExtractor,
+)
 from mmad_fast.methods.fitting import FitRequest, fit_detector
 from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.methods.variants import Variant
@@ -112,7 +117,11 @@ class SharedGeometry:
         self._rgb = RecordingEngine(open_graph(artifact.graph_path(RGB_GRAPH)))
         self._points = RecordingEngine(open_graph(artifact.graph_path(POINT_GRAPH)))
         embedder = EmbedderWeights.from_tensors(artifact.tensors(), EMBEDDER_PREFIX)
-        self.extractor = FeatureExtractor(self._rgb, self._points, embedder, self.parameters)
+        self.extractor = FeatureExtractor(
+            RgbExtractor(self._rgb),
+            PointExtractor(self._points, embedder, self.parameters),
+            self.parameters,
+        )
         self._scans: dict[str, tuple[CfmFeatures, dict[str, NDArray], dict[str, NDArray]]] = {}
 
     def of(

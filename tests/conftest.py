@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from ops.embedding_cases import embedder_weights
 
 from mmad_fast.artifact import Golden, write_artifact
-from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX, CfmParameters
+from mmad_fast.methods.backbone_parameters import EMBEDDER_PREFIX
+from mmad_fast.methods.cfm.parameters import CfmParameters
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
 from mmad_fast.preprocess.recipes import RECIPES
 

@@ -310,6 +310,7 @@ class PublishedPipeline:
         ReferenceOptions; "any" is faster, and what was published."""
         import torch
 
+        from mmad_fast.methods import dense_features
         from mmad_fast.methods.cfm import reference
 
         networks, options, device = self._networks, self._options, self._device
@@ -324,23 +325,23 @@ class PublishedPipeline:
             with self._stage(clock, "sampling"):
                 centers = points[self._sample(prepared.points, points)]
             with self._stage(clock, "grouping"):
-                groups = reference.nearest_groups(
+                groups = dense_features.nearest_groups(
                     points, centers, options.group_size, knn_ties=knn_ties
                 )
             with self._stage(clock, "point_features"):
-                point_features = reference.point_mae_features(networks.point, groups, centers)
+                point_features = dense_features.point_mae_features(networks.point, groups, centers)
             with self._stage(clock, "interpolation"):
-                interpolated = reference.interpolate(point_features, centers, points, options)
+                interpolated = dense_features.interpolate(point_features, centers, points, options)
+                side = prepared.grid_size
                 features = {
-                    "point": reference.point_feature_map(interpolated, pixels, prepared.grid_size),
-                    "rgb": reference.rgb_feature_map(tokens, prepared.grid_size),
+                    "point": dense_features.point_feature_map(interpolated, pixels, side, side),
+                    "rgb": reference.rgb_feature_map(tokens, side),
                 }
                 background = reference.background_mask(features["point"], options.mask)
             with self._stage(clock, "mapping"):
                 psi = reference._discrepancies(features, background, networks.mappings, options)
             with self._stage(clock, "scoring"):
                 combined = reference.aggregate(psi, options.aggregation).masked_fill(background, 0)
-                side = prepared.grid_size
                 smoothed = reference.smooth(combined.view(side, side), options.smoothing)
                 found = reference.normalize(smoothed, options.score_norm).cpu().numpy()
         return found

@@ -43,7 +43,7 @@ def networks(batch_norm: str) -> tuple[EmbedderWeights, dict[str, nn.Module]]:
     encoder = build_point_backbone(layers=(0,), weights="random", batch_norm=batch_norm).encoder
 
     class Published(nn.Module):
-        """As methods/cfm/reference.py, with train-mode BatchNorm spelt out: no engine has it."""
+        """As methods/dense_features.py, with train-mode BatchNorm spelt out: no engine has it."""
 
         def norm(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
             if batch_norm != "cloud":

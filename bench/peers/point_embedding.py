@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mmad_fast.backbones import build_point_backbone
 from mmad_fast.backbones.group_embedder import GroupEmbedder
 from mmad_fast.export.onnx_graph import export_graph
-from mmad_fast.methods.cfm.reference import group_tokens
+from mmad_fast.methods.dense_features import group_tokens
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.ops.point_embedding import point_embedding

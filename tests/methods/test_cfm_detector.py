@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from mmad_fast.detector import load
 from mmad_fast.errors import EmptyScanError
+from mmad_fast.methods.backbone_graphs import build_point, build_rgb
 from mmad_fast.methods.cfm.detector import CfmFeatures, CfmPipeline, FeatureExtractor
 from mmad_fast.methods.cfm.fit_options import CfmFitOptions
 from mmad_fast.methods.cfm.frozen_part import (
     FrozenPart,
     assemble_pipeline,
-    build_backbones,
     build_frozen_part,
 )
 from mmad_fast.methods.cfm.networks import to_tensors
@@ -97,7 +97,9 @@ def fit_a_little(
     return Fitted(
         frozen,
         tensors,
-        ReferenceNetworks.of_tensors(*build_backbones(options), tensors),
+        ReferenceNetworks.of_tensors(
+            build_rgb(options, frozen.parameters), build_point(options, frozen.parameters), tensors
+        ),
         make_prepared_dome(7, **sizes),
     )
 

@@ -18,7 +18,7 @@ from mmad_fast.artifact import read_artifact
 from mmad_fast.engines import onnx_runtime
 from mmad_fast.engines.selection import choose_engine
 from mmad_fast.errors import BackendUnavailableError, EmptyScanError
-from mmad_fast.methods.cfm import device_detector
+from mmad_fast.methods import device_extraction
 from mmad_fast.methods.cfm.detector import CfmPipeline
 from mmad_fast.methods.cfm.device_detector import DeviceCfmPipeline
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 @pytest.fixture
 def on_device(pretend_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """`load(device="cuda")` gives a detector on TEST_DEVICE."""
-    monkeypatch.setattr(device_detector, "TORCH_DEVICE", TEST_DEVICE)
+    monkeypatch.setattr(device_extraction, "TORCH_DEVICE", TEST_DEVICE)
     if TEST_DEVICE != "cuda":
         monkeypatch.setitem(onnx_runtime.PROVIDERS, "cuda", onnx_runtime.PROVIDERS["cpu"])
 

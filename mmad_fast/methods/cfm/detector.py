@@ -1,8 +1,9 @@
 """The run half of CFM: prepared scan in, anomaly map and score out. Needs no torch.
 
 Read `FeatureExtractor.extract` and `CfmPipeline.score_features` from top to bottom: that is the
-data flow. The published pipeline computes the same densely, see reference.py; README.md has the
-algebra that allows the short way.
+data flow; its first steps, which all methods share, are in methods/feature_extraction.py. The
+published pipeline computes the same densely, see reference.py; README.md has the algebra that
+allows the short way.
 """
 
 from __future__ import annotations
@@ -14,21 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
-from mmad_fast.engines import Engine, open_graph
+from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
-from mmad_fast.errors import ArtifactError, EmptyScanError
 from mmad_fast.methods.cfm import scoring
-from mmad_fast.methods.cfm.parameters import EMBEDDER_PREFIX, CfmParameters
-from mmad_fast.ops.farthest_point_sampling import OP as SAMPLING_OP
-from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
-from mmad_fast.ops.inverse_distance_interpolation import OP as INTERPOLATION_OP
-from mmad_fast.ops.inverse_distance_interpolation import (
-    POOLED_ROWS_OP,
-    inverse_distance_weights,
-    pooled_interpolation_rows,
-)
-from mmad_fast.ops.knn_grouping import OP as GROUPING_OP
-from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.methods.feature_extraction import PointExtractor, RgbExtractor, require_points
+from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP, pooled_interpolation_rows
 from mmad_fast.ops.pixel_mapping import OP as MAPPING_OP
 from mmad_fast.ops.pixel_mapping import (
     MappingNetwork,
@@ -36,16 +28,9 @@ from mmad_fast.ops.pixel_mapping import (
     bilinear_rows,
     pixel_mapping,
 )
-from mmad_fast.ops.point_embedding import OP as EMBEDDING_OP
-from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
-from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
-from mmad_fast.ops.point_index import PointIndex
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
-
-RGB_GRAPH = "rgb"
-POINT_GRAPH = "points"
 
 
 @dataclass(frozen=True)
@@ -91,12 +76,9 @@ class CfmScores:
 
 @dataclass(frozen=True)
 class OpBackends:
-    """The backend of each op by name: chosen when a detector is made, not anew for every scan."""
+    """The backend of each of CFM's own ops by name, chosen when a detector is made; those of the
+    point groups are in feature_extraction.PointBackends."""
 
-    sampling: str
-    grouping: str
-    embedding: str
-    interpolation: str
     pooled_rows: str
     mapping: str
 
@@ -108,35 +90,25 @@ class OpBackends:
             BackendUnavailableError: an op has none.
         """
         return cls(
-            sampling=SAMPLING_OP.resolve(device=device).name,
-            grouping=GROUPING_OP.resolve(device=device).name,
-            embedding=EMBEDDING_OP.resolve(device=device).name,
-            interpolation=INTERPOLATION_OP.resolve(device=device).name,
             pooled_rows=POOLED_ROWS_OP.resolve(device=device).name,
             mapping=MAPPING_OP.resolve(device=device).name,
         )
 
 
 class FeatureExtractor:
-    """Both frozen backbones and the geometry between them. `extract` is thread-safe."""
+    """Both frozen backbones, and how the pixels mix their features. `extract` is thread-safe."""
 
-    def __init__(
-        self, rgb: Engine, points: Engine, embedder: EmbedderWeights, parameters: CfmParameters
-    ) -> None:
-        """Takes the graph "rgb" (image (1, 3, R, R) -> tokens (1, T, C2)), the graph "points"
-        (tokens (1, G, 384), centers (1, G, 3) -> features (1, G, C3)), and the embedder that makes
-        the latter's tokens."""
-        self._rgb = rgb
-        self._points = points
-        self._embedder = embedder
-        self._parameters = parameters
+    def __init__(self, rgb: RgbExtractor, point: PointExtractor, parameters: CfmParameters) -> None:
         self.backends = OpBackends.resolve()
+        self._rgb = rgb
+        self._point = point
+        self._parameters = parameters
 
     def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> FeatureExtractor:
         """The same extractor, each engine replaced by what `wrap` makes of its graph's name and
         it."""
-        rgb, points = wrap(RGB_GRAPH, self._rgb), wrap(POINT_GRAPH, self._points)
-        return FeatureExtractor(rgb, points, self._embedder, self._parameters)
+        rgb, point = self._rgb.with_engines(wrap), self._point.with_engines(wrap)
+        return FeatureExtractor(rgb, point, self._parameters)
 
     def extract(self, prepared: PreparedScan, clock: StageClock) -> CfmFeatures:
         """The features of a prepared scan.
@@ -144,48 +116,25 @@ class FeatureExtractor:
         Raises:
             EmptyScanError: fewer foreground points than one group holds.
         """
-        parameters, points, backends = self._parameters, prepared.points, self.backends
-        require_points(prepared, parameters.group_size)
-        with clock.stage("rgb_tokens"):
-            tokens = self._rgb.run({"image": prepared.rgb[None]})["tokens"][0]  # (T, C2)
-        with clock.stage("sampling"):
-            index = PointIndex(points)
-            center_indices = farthest_point_sampling(
-                points,
-                parameters.num_groups,
-                skip_near_origin=parameters.skip_near_origin,
-                index=index,
-                backend=backends.sampling,
-            )
-            centers = points[center_indices]  # (G, 3)
-        with clock.stage("grouping"):
-            groups = knn_grouping(
-                points,
-                center_indices,
-                parameters.group_size,
-                index=index,
-                backend=backends.grouping,
-            ).groups
-        with clock.stage("point_embedding"):
-            group_tokens = point_embedding(groups, self._embedder, backend=backends.embedding)
-        with clock.stage("point_features"):
-            inputs = {"tokens": group_tokens[None], "centers": centers[None]}
-            point_features = self._points.run(inputs)["features"][0]  # (G, C3)
+        parameters = self._parameters
+        require_points(
+            prepared, parameters.group_size
+        )  # before the RGB backbone is run for nothing
+        tokens = self._rgb.tokens(prepared, clock)  # (T, C2)
+        groups = self._point.groups(prepared, clock)  # features (G, C3), weights (N, 3)
         with clock.stage("interpolation"):
             point_rows, pixel_indices = pooled_interpolation_rows(
-                inverse_distance_weights(
-                    points, centers, index=index, backend=backends.interpolation
-                ),
+                groups.weights,
                 prepared.pixel_indices,
                 num_centers=parameters.num_groups,
                 grid_size=prepared.grid_size,
                 output_size=prepared.grid_size,
-                backend=backends.pooled_rows,
+                backend=self.backends.pooled_rows,
             )
             token_rows = bilinear_rows(
                 pixel_indices, token_grid=parameters.token_grid, output_size=prepared.grid_size
             )
-        return CfmFeatures(tokens, token_rows, point_features, point_rows, pixel_indices)
+        return CfmFeatures(tokens, token_rows, groups.features, point_rows, pixel_indices)
 
 
 class CfmPipeline:
@@ -213,15 +162,16 @@ class CfmPipeline:
             BackendUnavailableError: no such engine.
         """
         parameters = CfmParameters.from_dict(artifact.manifest.parameters)
-        rgb, points = (
-            open_graph(engine.files[name], engine=engine.engine, num_threads=num_threads)
-            for name in (RGB_GRAPH, POINT_GRAPH)
+        extractor = FeatureExtractor(
+            RgbExtractor.from_artifact(
+                artifact, engine=engine, num_threads=num_threads, parameters=parameters
+            ),
+            PointExtractor.from_artifact(
+                artifact, engine=engine, num_threads=num_threads, parameters=parameters
+            ),
+            parameters,
         )
-        check_shapes(artifact, rgb, points, parameters)
-        tensors = artifact.tensors()
-        embedder = EmbedderWeights.from_tensors(tensors, EMBEDDER_PREFIX)
-        extractor = FeatureExtractor(rgb, points, embedder, parameters)
-        plain = mapping_networks(tensors, parameters)
+        plain = mapping_networks(artifact.tensors(), parameters)
         if extractor.backends.mapping != "cpu":
             return cls(extractor, plain, parameters)
         packed = {name: network.packed for name, network in plain.items()}
@@ -312,25 +262,6 @@ def published_evaluation_maps(
     return scoring.published_evaluation_maps(anomaly_map)
 
 
-def check_shapes(
-    artifact: Artifact, rgb: Engine, points: Engine, parameters: CfmParameters
-) -> None:
-    """Raises ArtifactError where a graph does not fit the manifest's parameters."""
-    side, num_groups = parameters.rgb_size, parameters.num_groups
-    wanted = {
-        "image": (1, 3, side, side),
-        "tokens": (1, num_groups, POINT_TOKEN_CHANNELS),
-        "centers": (1, num_groups, 3),
-    }
-    found = {**rgb.input_shapes, **points.input_shapes}
-    for name, shape in wanted.items():
-        if found.get(name) != shape:
-            raise ArtifactError(
-                f"{artifact.path}: graph input {name!r} has shape {found.get(name)}, the "
-                f"manifest's parameters need {shape}; fit the detector again"
-            )
-
-
 def mapping_networks(
     tensors: Mapping[str, NDArray], parameters: CfmParameters
 ) -> dict[str, MappingNetwork]:
@@ -339,16 +270,3 @@ def mapping_networks(
         name: MappingNetwork.from_tensors(tensors, f"{name}.")
         for name in parameters.networks.values()
     }
-
-
-def require_points(prepared: PreparedScan, group_size: int) -> None:
-    num_points = len(prepared.points)
-    if num_points >= group_size:
-        return
-    label = f"scan {prepared.name!r}" if prepared.name else "the scan"
-    raise EmptyScanError(
-        f"{label} has {num_points} foreground points on the {prepared.grid_size}x"
-        f"{prepared.grid_size} grid, the detector needs at least {group_size}; check that the part "
-        "is in view (an empty fixture is no scan), that the unit is right (unit='mm' for "
-        "millimetres), and that the background plane is not the part itself"
-    )

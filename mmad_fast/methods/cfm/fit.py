@@ -17,20 +17,19 @@ from numpy.typing import NDArray
 from mmad_fast.artifact import Golden, check_target, write_artifact
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import EmptyScanError, InvalidInputError
+from mmad_fast.methods.backbone_graphs import load_scan
 from mmad_fast.methods.cfm.detector import CfmScores
 from mmad_fast.methods.cfm.feature_cache import FeatureCache
 from mmad_fast.methods.cfm.fit_options import CfmFitOptions
 from mmad_fast.methods.cfm.frozen_part import (
     FrozenPart,
-    Progress,
     assemble_pipeline,
     build_frozen_part,
     extract_features,
-    load_scan,
 )
 from mmad_fast.methods.cfm.networks import to_tensors
 from mmad_fast.methods.cfm.training import TrainingRecord, train_mappings
-from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.fitting import FitRequest, Progress
 from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.scan import Scan
@@ -58,7 +57,8 @@ def fit_cfm(
             scans serve, which makes the threshold too tight.
         output: The artifact's folder; an artifact there is replaced.
         options: What to fit; None means the defaults, a FitRequest those it leaves open.
-        progress: Called with (stage, done, total).
+        progress: Called with (stage, done, total); the stages are "export", "features", "training"
+            and "threshold".
 
     Raises:
         InvalidInputError: no training scan, or an option is out of range.
@@ -111,9 +111,9 @@ def fit_cfm(
                 "training": _training_facts(record, options, train_cache, validation_cache),
             },
             threshold=_threshold([score.image_score for score in scores], options),
-            weights=frozen.weights,
-            graphs=frozen.graphs,
-            tensors={**tensors, **frozen.tensors},
+            weights=frozen.backbones.weights,
+            graphs=frozen.backbones.graphs,
+            tensors={**tensors, **frozen.backbones.tensors},
             golden=Golden(
                 golden_scan.rgb, golden_scan.xyz, scores[0].anomaly_map, scores[0].image_score
             ),

@@ -22,56 +22,39 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
 from mmad_fast.errors import EmptyScanError
 from mmad_fast.methods.cfm.networks import from_tensors
-from mmad_fast.methods.cfm.parameters import (
-    MAPPINGS,
-    POINT_STATISTICS_PREFIX,
-    PSI_MAPS,
-    CfmParameters,
+from mmad_fast.methods.cfm.parameters import MAPPINGS, PSI_MAPS, CfmParameters
+from mmad_fast.methods.dense_features import (
+    DTYPES,
+    DenseOptions,
+    farthest_points,
+    interpolate,
+    load_point_statistics,
+    nearest_groups,
+    point_feature_map,
+    point_mae_features,
 )
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
 if TYPE_CHECKING:
-    from mmad_fast.backbones.group_embedder import GroupEmbedder
     from mmad_fast.backbones.point_mae import PointMae
-
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
-class ReferenceOptions:
+class ReferenceOptions(DenseOptions):
     """The switches of the published pipeline. The defaults are what the fast detector computes.
 
-    `batch_norm` and `drop_path` of the point backbone are chosen when it is built.
-
     Attributes:
-        num_groups: G, point groups.
-        group_size: K, points per group: 128 in the public code, 32 in the paper.
-        skip_near_origin: Sampling skips points within 0.0316 m of the origin, as the published
-            kernel does.
-        knn_ties: Of equally near points, "lowest": the lowest index, as the fast detector does;
-            "any": what topk gives, as in the code (and faster).
-        idw_weights: "squared" 1 / (d^2 + 1e-8), as in the code; "linear" 1 / (d + 1e-8).
-        idw_distance: "direct" differences, or "expanded" |a|^2 - 2ab + |b|^2 as in the code, whose
-            rounding makes the weights at the centres themselves noise.
         mask: "all_zero": background is where all smoothed point channels are 0; "sum": where their
             sum is 0, as in the code, which also drops foreground pixels whose channels cancel.
         aggregation: As in CfmParameters; also smoothing, score_norm and mapping.
-        dtype: "float32", or "float64" for everything after the sampling.
     """
 
-    num_groups: int = 1024
-    group_size: int = 128
-    skip_near_origin: bool = False
-    knn_ties: str = "lowest"
-    idw_weights: str = "squared"
-    idw_distance: str = "direct"
     mask: str = "all_zero"
     aggregation: str = "product"
     mapping: str = "crossmodal"
     smoothing: str = "boxes53"
     score_norm: str = "cfm"
-    dtype: str = "float32"
 
     @classmethod
     def of(cls, parameters: CfmParameters, *, dtype: str = "float32") -> ReferenceOptions:
@@ -111,7 +94,7 @@ class ReferenceNetworks:
         names = {key.split(".")[0] for key in tensors}
         known = {name for by_map in MAPPINGS.values() for name in by_map.values()}
         mappings = {name: from_tensors(dict(tensors), f"{name}.") for name in names & known}
-        _load_point_statistics(point, tensors)
+        load_point_statistics(point, tensors)
         return cls(rgb.eval(), point.eval(), mappings)
 
     def cast(self, dtype: torch.dtype) -> ReferenceNetworks:
@@ -124,13 +107,6 @@ class ReferenceNetworks:
             copy.deepcopy(self.point).to(dtype),
             {name: copy.deepcopy(network).to(dtype) for name, network in self.mappings.items()},
         )
-
-
-def _load_point_statistics(point: PointMae, tensors: Mapping[str, NDArray]) -> None:
-    """Sets the BatchNorm statistics that an artifact with batch_norm="calibrated" holds."""
-    for name, buffer in point.named_buffers():
-        if (key := POINT_STATISTICS_PREFIX + name) in tensors:
-            buffer.copy_(torch.from_numpy(tensors[key]))
 
 
 @dataclass(frozen=True)
@@ -172,14 +148,14 @@ def reference_infer(
     Source: CFM section 3; the public CFM code where it differs (README.md of this folder).
     """
     clock = StageClock() if clock is None else clock
-    dtype = _DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
     networks = networks.cast(dtype)
     if len(prepared.points) < options.group_size:
         raise EmptyScanError(
             f"scan {prepared.name!r} has {len(prepared.points)} foreground points, the reference "
             f"needs at least {options.group_size}; check the scan's background and unit"
         )
-    points = torch.from_numpy(prepared.points)
+    points, side = torch.from_numpy(prepared.points), prepared.grid_size
     with clock.stage("rgb_tokens"):
         tokens = networks.rgb(torch.from_numpy(prepared.rgb)[None].to(dtype))[0]  # (T, C2)
     with clock.stage("sampling"):
@@ -198,13 +174,12 @@ def reference_infer(
         interpolated = interpolate(point_features, centers, points, options)  # (N, C3)
         pixels = torch.from_numpy(prepared.pixel_indices)
         features = {
-            "point": point_feature_map(interpolated, pixels, prepared.grid_size),  # (S * S, C3)
-            "rgb": rgb_feature_map(tokens, prepared.grid_size),  # (S * S, C2)
+            "point": point_feature_map(interpolated, pixels, side, side),  # (S * S, C3)
+            "rgb": rgb_feature_map(tokens, side),  # (S * S, C2)
         }
     background = background_mask(features["point"], options.mask)  # (S * S,)
     with clock.stage("mapping"):
         psi = _discrepancies(features, background, networks.mappings, options)
-    side = prepared.grid_size
     with clock.stage("scoring"):
         combined = aggregate(psi, options.aggregation).masked_fill(background, 0)
         smoothed = smooth(combined.view(side, side), options.smoothing)
@@ -247,114 +222,6 @@ def reference_pipeline(
     return lambda prepared, clock, knn_ties="lowest": reference_infer(
         prepared, networks, replace(options, knn_ties=knn_ties), clock
     )
-
-
-def farthest_points(points: Tensor, num_samples: int, *, skip_near_origin: bool) -> Tensor:
-    """(G,) int64 indices of farthest point sampling from point 0; ties go to the lowest index.
-
-    Source: pointnet2_ops; method facts 3.3.
-    """
-    x, y, z = points.unbind(dim=1)
-    nearest = torch.full_like(x, torch.inf)
-    candidates = torch.ones_like(x, dtype=torch.bool)
-    if skip_near_origin:
-        candidates = x * x + y * y + z * z > 1e-3
-    indices = torch.zeros(num_samples, dtype=torch.int64)
-    for sample in range(1, num_samples):
-        last = indices[sample - 1]
-        dx, dy, dz = x - x[last], y - y[last], z - z[last]
-        nearest = torch.minimum(nearest, dx * dx + dy * dy + dz * dz)
-        indices[sample] = torch.where(candidates, nearest, -1.0).argmax()
-    return indices
-
-
-def nearest_groups(
-    points: Tensor, centers: Tensor, group_size: int, *, knn_ties: str = "lowest"
-) -> Tensor:
-    """(G, K, 3) the nearest points (N, 3) of each centre (G, 3), minus the centre.
-
-    Sensors quantise, so many points are equally far. "lowest" takes the lowest index, as the ops
-    do; "any" leaves it to topk, as the published code does.
-
-    Source: the public CFM code, which stores all N x G differences; method facts 3.4.
-    """
-    differences = points[:, None] - centers[None]  # (N, G, 3)
-    if knn_ties == "lowest":
-        x, y, z = differences.unbind(dim=-1)
-        indices = (x * x + y * y + z * z).sort(dim=0, stable=True).indices[:group_size]  # (K, G)
-    else:
-        indices = differences.norm(dim=-1).topk(group_size, dim=0, largest=False).indices
-    return points[indices.T] - centers[:, None]
-
-
-def point_mae_features(point: PointMae, groups: Tensor, centers: Tensor) -> Tensor:
-    """(G, C3) features of groups (G, K, 3): each fetched block's output, normed, concatenated.
-
-    Source: method facts 3.1.
-    """
-    tokens = group_tokens(point.encoder, groups, uses_cloud_statistics=point.batch_norm == "cloud")
-    tokens = tokens[None]  # (1, G, 384)
-    position = point.pos_embed(centers)[None]
-    fetched = []
-    for index, block in enumerate(point.blocks.blocks):
-        tokens = block(tokens + position)
-        if index in point.layers:
-            fetched.append(point.norm(tokens)[0])
-    return torch.cat(fetched, dim=-1)
-
-
-def group_tokens(encoder: GroupEmbedder, groups: Tensor, *, uses_cloud_statistics: bool) -> Tensor:
-    """(G, 384) tokens of groups (G, K, 3) by the published mini-PointNet, all points at once.
-
-    Source: method facts 3.1; BatchNorm in train mode takes the statistics of the current cloud.
-    """
-
-    def batch_norm(norm: nn.Module, activations: Tensor) -> Tensor:
-        if uses_cloud_statistics and isinstance(norm, nn.BatchNorm1d):
-            return F.batch_norm(
-                activations, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
-            )
-        return norm(activations)
-
-    first, second = encoder.first_conv, encoder.second_conv
-    hidden = F.relu(batch_norm(first[1], first[0](groups.transpose(1, 2))))  # (G, 128, K)
-    local = first[3](hidden)  # (G, 256, K)
-    summary = local.amax(dim=2, keepdim=True).expand_as(local)
-    hidden = F.relu(batch_norm(second[1], second[0](torch.cat([summary, local], dim=1))))
-    return second[3](hidden).amax(dim=2)
-
-
-def interpolate(
-    features: Tensor, centers: Tensor, points: Tensor, options: ReferenceOptions
-) -> Tensor:
-    """(N, C) features (G, C) of the three nearest centres (G, 3), weighted by inverse distance.
-
-    Source: method facts 4.
-    """
-    if options.idw_distance == "expanded":
-        squared = -2 * points @ centers.T
-        squared += (points**2).sum(dim=1)[:, None]
-        squared += (centers**2).sum(dim=1)[None]
-    else:
-        squared = ((points[:, None] - centers[None]) ** 2).sum(dim=-1)  # (N, G)
-    sorted_squared, order = squared.sort(dim=1, stable=True)
-    nearest, indices = sorted_squared[:, :3], order[:, :3]
-    distances = nearest if options.idw_weights == "squared" else nearest.clamp(min=0).sqrt()
-    weights = 1 / (distances + 1e-8)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    return (features[indices] * weights[..., None]).sum(dim=1)
-
-
-def point_feature_map(interpolated: Tensor, pixels: Tensor, side: int) -> Tensor:
-    """(S * S, C) features (N, C) put on the grid, averaged 3 x 3 without padding, resized back.
-
-    Source: method facts 4.
-    """
-    grid = interpolated.new_zeros(interpolated.shape[1], side * side)
-    grid[:, pixels] = interpolated.T
-    averaged = F.avg_pool2d(grid.view(1, -1, side, side), kernel_size=3, stride=1)
-    resized = F.adaptive_avg_pool2d(averaged, (side, side))
-    return resized[0].flatten(1).T.contiguous()
 
 
 def rgb_feature_map(tokens: Tensor, side: int) -> Tensor:
