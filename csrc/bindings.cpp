@@ -15,6 +15,7 @@
 #include "farthest_point_sampling/op.h"
 #include "foreground/op.h"
 #include "inverse_distance_interpolation/op.h"
+#include "k_center_greedy/op.h"
 #include "knn_grouping/op.h"
 #include "nearest_neighbor_scoring/op.h"
 #include "pixel_mapping/op.h"
@@ -266,6 +267,31 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
       py::arg("indices").noconvert());
 }
 
+// k_center_greedy: rows (N, D) float32; indices int64 are written and their number returned. `report`
+// is called with the number of rows selected so far; a pending KeyboardInterrupt ends the selection.
+void bind_k_center_greedy(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Indices = py::array_t<int64_t, py::array::c_style>;
+  m.def(
+      "k_center_greedy",
+      [](const Floats& rows, int64_t start, Indices& indices, const py::function& report) {
+        const float* source = rows.data();
+        const int64_t num_rows = rows.shape(0), width = rows.shape(1);
+        int64_t* target = indices.mutable_data();
+        const int64_t num_samples = indices.size();
+        const auto report_and_check_signals = [&](int64_t num_selected) {
+          const py::gil_scoped_acquire acquire;
+          report(num_selected);
+          if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        };
+        py::gil_scoped_release release;
+        return mmad_fast::k_center_greedy(source, num_rows, width, start, num_samples, target,
+                                          report_and_check_signals);
+      },
+      py::arg("rows").noconvert(), py::arg("start"), py::arg("indices").noconvert(),
+      py::arg("report"));
+}
+
 // pixel_mapping: features (T, C) float32, rows as offsets (P + 1,) int64, columns int32, values
 // float32; psi (P,) float32 is written.
 void bind_pixel_mapping(py::module_& m) {
@@ -358,6 +384,7 @@ PYBIND11_MODULE(_kernels, m) {
   bind_inverse_distance_interpolation(m);
   bind_gemm(m);
   bind_nearest_neighbor_scoring(m);
+  bind_k_center_greedy(m);
   bind_pixel_mapping(m);
   bind_point_embedding(m);
 }

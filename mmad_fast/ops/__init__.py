@@ -9,10 +9,12 @@ if TYPE_CHECKING:
 
 
 def all_ops() -> tuple[Op, ...]:
-    """Every op with its table of backends, in the order in which a scan meets them."""
+    """Every op with its table of backends, in the order in which a scan meets them; last, what
+    only the fit does."""
     from mmad_fast.ops import (
         farthest_point_sampling,
         inverse_distance_interpolation,
+        k_center_greedy,
         knn_grouping,
         nearest_neighbor_scoring,
         pixel_mapping,
@@ -26,4 +28,5 @@ def all_ops() -> tuple[Op, ...]:
         inverse_distance_interpolation.OP,
         nearest_neighbor_scoring.OP,
         pixel_mapping.OP,
+        k_center_greedy.OP,
     )

@@ -136,7 +136,7 @@ def test_always_never_refuses() -> None:
 
 def test_every_op_has_its_kernel_and_a_reference_that_runs_everywhere() -> None:
     names = [op.name for op in all_ops()]
-    assert len(set(names)) == len(names) == 6
+    assert len(set(names)) == len(names) == 7
     for op in all_ops():
         backends = [backend.name for backend in op.backends_of("cpu")]
         assert backends[-1] == "reference", f"{op.name}: 'auto' must try the reference last"

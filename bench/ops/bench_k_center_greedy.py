@@ -1,0 +1,1 @@
+"""Times k_center_greedy against torch and NumPy in the same run."""

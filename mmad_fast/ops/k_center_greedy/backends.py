@@ -1,0 +1,53 @@
+"""The backends of greedy k-centre selection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.gpu import cuda_kernels
+from mmad_fast.gpu.device_arrays import DeviceArray
+from mmad_fast.ops.k_center_greedy import reference
+from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+
+Report = Callable[[int], None]
+
+
+def _cpu(
+    rows: NDArray[np.float32], num_samples: int, start: int, report: Report
+) -> NDArray[np.int64]:
+    from mmad_fast import _kernels
+
+    indices = np.empty(min(num_samples, len(rows)), np.int64)
+    num_selected = _kernels.k_center_greedy(rows, start, indices, report)
+    return indices[:num_selected]
+
+
+def _triton(rows: DeviceArray, num_samples: int, start: int, report: Report) -> Any:
+    from mmad_fast.ops.k_center_greedy import triton_kernel
+
+    with rows.torch_stream():
+        return rows.give(triton_kernel.k_center_greedy(rows.tensor(), num_samples, start, report))
+
+
+def _reference(
+    rows: NDArray[np.float32], num_samples: int, start: int, report: Report
+) -> NDArray[np.int64]:
+    return reference.k_center_greedy(rows, num_samples, start)
+
+
+OP = Op(
+    "k_center_greedy",
+    (
+        Backend("cpu", _cpu, kernels_refusal),
+        Backend("triton", _triton, cuda_kernels.triton_refusal, device="cuda"),
+        Backend("reference", _reference, always),
+    ),
+    absent={
+        "cuda": "no kernel: a step reads all rows once and its time is that of the memory, which "
+        "Triton's code reaches as well; the backend 'triton' has it",
+    },
+)

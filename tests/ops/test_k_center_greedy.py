@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from ops.feature_cases import low_rank_queries_and_bank, queries_and_bank
+
+from mmad_fast import _kernels
+from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.ops.k_center_greedy import k_center_greedy
+from mmad_fast.ops.k_center_greedy import reference as definition
+
+GUARD = 64
+BACKENDS = ["cpu", "reference"]
+
+
+@pytest.fixture
+def _restore_threads() -> Iterator[None]:
+    count = _kernels.num_threads()
+    yield
+    _kernels.set_num_threads(count)
+
+
+def clusters(num_rows: int, num_channels: int, *, seed: int = 0) -> NDArray[np.float32]:
+    return queries_and_bank(1, num_rows, num_channels, seed=seed)[1]
+
+
+def low_rank(num_rows: int, num_channels: int, *, seed: int = 0) -> NDArray[np.float32]:
+    return low_rank_queries_and_bank(1, num_rows, num_channels, seed=seed)[1]
+
+
+def noise(num_rows: int, num_channels: int, *, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((num_rows, num_channels), np.float32)
+
+
+def integers(num_rows: int, num_channels: int, high: int) -> NDArray[np.float32]:
+    """Rows of which many are at equal distances, and exactly so."""
+    return np.random.default_rng(1).integers(0, high, (num_rows, num_channels)).astype(np.float32)
+
+
+def assert_is_truth(rows: NDArray[np.float32], num_samples: int, start: int = 0) -> None:
+    expected = definition.k_center_greedy(rows, num_samples, start)
+    found = k_center_greedy(rows, num_samples, start=start, backend="cpu")
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.int64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_case_by_hand(backend: str) -> None:
+    rows = np.array([[0, 0], [1, 0], [9, 0], [0, 4], [9, 0]], np.float32)
+    # From row 0: 9 (rows 2 and 4); then row 3 at 4; then row 1 at 1; row 4 equals row 2.
+    assert k_center_greedy(rows, 5, backend=backend).tolist() == [0, 2, 3, 1]
+    assert k_center_greedy(rows, 2, start=3, backend=backend).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "num_samples"),
+    [((1, 1), 1), ((1, 7), 5), ((7, 3), 7), ((63, 1), 63), ((1025, 7), 300), ((300, 257), 150)],
+    ids=str,
+)
+def test_features(size: tuple[int, int], num_samples: int) -> None:
+    for rows in (clusters(*size), low_rank(*size), noise(*size)):
+        assert_is_truth(rows, num_samples, start=size[0] // 2)
+
+
+@pytest.mark.parametrize("high", [2, 4, 1000])
+@pytest.mark.parametrize("width", [1, 3, 17])
+def test_ties_go_to_the_lowest_index(width: int, high: int) -> None:
+    rows = integers(700, width, high)
+    assert_is_truth(rows, 700)
+    assert_is_truth(np.concatenate([rows, rows[::-1]]), 1400, start=699)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_selection_ends_with_the_distinct_rows(backend: str) -> None:
+    rows = np.repeat(clusters(40, 9), 5, axis=0)
+    rows[::2] *= np.float32(1)
+    rows[7:9] = [0.0], [-0.0]  # equal
+    num_distinct = len(np.unique(rows + 0, axis=0))
+    found = k_center_greedy(rows, 1000, backend=backend)
+    assert len(found) == num_distinct
+    assert len(np.unique(rows[found] + 0, axis=0)) == num_distinct
+
+
+def test_all_rows_equal() -> None:
+    assert k_center_greedy(np.full((3000, 5), 7, np.float32), 10, start=4).tolist() == [4]
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-18, 1e15, 9e17])
+def test_extreme_scales(scale: float) -> None:
+    for rows in (clusters(200, 12), low_rank(200, 12), low_rank(2100, 100)):
+        scaled = (rows.astype(np.float64) * (scale / np.abs(rows).max())).astype(np.float32)
+        assert_is_truth(scaled, 60)
+
+
+def test_a_common_offset_that_leaves_the_expanded_formula_no_digit() -> None:
+    assert_is_truth(clusters(500, 20) + np.float32(1e5), 200)
+    assert_is_truth(low_rank(2100, 100) + np.float32(1e5), 200)
+
+
+def test_one_row_far_away() -> None:
+    rows = clusters(500, 20)
+    rows[77] = 1e17
+    assert_is_truth(rows, 100)
+
+
+def test_strided_read_only_float64_and_mapped_rows(tmp_path: Path) -> None:
+    rows = clusters(300, 33)
+    expected = k_center_greedy(rows, 100)
+    wide = np.repeat(rows, 2, axis=1)[:, ::2]
+    frozen = np.asfortranarray(rows)
+    frozen.flags.writeable = False
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    for other in (wide, frozen, rows.astype(np.float64), mapped):
+        np.testing.assert_array_equal(k_center_greedy(other, 100), expected)
+
+
+def test_kernel_writes_its_output_and_nothing_else() -> None:
+    indices = np.full(30 + 2 * GUARD, -7, np.int64)
+    inner = slice(GUARD, GUARD + 30)
+    rows = np.repeat(clusters(20, 5), 3, axis=0)
+    assert select_with_kernel(rows, indices[inner]) == 20
+    assert (np.delete(indices, inner) == -7).all()
+    assert (indices[inner][20:] == -7).all()
+
+
+def select_with_kernel(rows: NDArray[np.float32], indices: NDArray[np.int64]) -> int:
+    return _kernels.k_center_greedy(rows, 0, indices, lambda num_selected: None)
+
+
+@pytest.mark.usefixtures("_restore_threads")
+def test_number_of_threads_changes_nothing() -> None:
+    rows = low_rank(2500, 100)
+    results = []
+    for count in (1, 2, 7):
+        _kernels.set_num_threads(count)
+        results.append(k_center_greedy(rows, 400))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), num_rows=st.integers(1, 300), width=st.integers(1, 40))
+def test_any_rows(seed: int, num_rows: int, width: int) -> None:
+    assert_is_truth(clusters(num_rows, width, seed=seed), 1 + seed % 300, start=seed % num_rows)
+
+
+@settings(derandomize=True, deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_fewer_samples_are_the_beginning_of_more(seed: int) -> None:
+    rows = low_rank(800, 30, seed=seed)
+    np.testing.assert_array_equal(k_center_greedy(rows, 50), k_center_greedy(rows, 300)[:50])
+
+
+def test_progress_counts_up_to_what_was_selected() -> None:
+    calls: list[tuple[int, int]] = []
+    k_center_greedy(noise(20_000, 32), 500, progress=lambda *call: calls.append(call))
+    counts = [done for done, _ in calls]
+    assert counts == sorted(counts)
+    assert counts[-1] == 500
+    assert {wanted for _, wanted in calls} == {500}
+
+
+def test_what_progress_raises_ends_the_selection() -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(done: int, wanted: int) -> None:
+        raise Enough(done)
+
+    with pytest.raises(Enough):
+        k_center_greedy(noise(20_000, 32), 500, progress=stop)
+
+
+def test_a_keyboard_interrupt_ends_a_long_selection() -> None:
+    rows = noise(60_000, 200)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    begin = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        k_center_greedy(rows, len(rows))
+    assert time.monotonic() - begin < 10  # the selection takes minutes
+
+
+def test_refusals_say_what_was_given_and_what_is_needed() -> None:
+    rows = clusters(7, 3)
+    with pytest.raises(InvalidInputError, match="rows has 0 rows; at least 1 is needed"):
+        k_center_greedy(rows[:0], 1)
+    with pytest.raises(InvalidInputError, match=r"shape \(7, 0\); at least 1 column is needed"):
+        k_center_greedy(rows[:, :0], 1)
+    with pytest.raises(InvalidInputError, match="num_samples is 0; it must be at least 1"):
+        k_center_greedy(rows, 0)
+    with pytest.raises(InvalidInputError, match=r"start is 7; it must be in 0\.\.6"):
+        k_center_greedy(rows, 1, start=7)
+    with pytest.raises(InvalidInputError, match="rows has dtype float16; it must be float32"):
+        k_center_greedy(rows.astype(np.float16), 1)
+    rows[3, 1] = np.nan
+    with pytest.raises(InvalidInputError, match=r"rows has a NaN in 1 of 7 rows .* row 3"):
+        k_center_greedy(rows, 1)
+    with pytest.raises(BackendUnavailableError, match="backend 'cuda' cannot run here: no kernel"):
+        k_center_greedy(clusters(7, 3), 1, backend="cuda")
