@@ -82,7 +82,7 @@ class _InfoNce(torch.autograd.Function):
     a backward pass would have to compute them again."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, queries: Tensor, keys: Tensor, owner: Tensor, temperature: float, at_once: int
     ) -> Tensor:
         num_patches = len(keys)
@@ -110,7 +110,7 @@ class _InfoNce(torch.autograd.Function):
         return total * (2 * temperature / num_patches)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_queries, grad_keys = ctx.saved_tensors
         scale = grad * ctx.scale
         return grad_queries * scale, grad_keys * scale, None, None, None
@@ -138,7 +138,7 @@ def info_nce(
 
     Source: M3DM equation 2; the public code takes the cross entropy, method facts 5.2.
     """
-    return _InfoNce.apply(queries, keys, owner, temperature, logits_at_once)  # type: ignore[no-any-return]
+    return _InfoNce.apply(queries, keys, owner, temperature, logits_at_once)
 
 
 def in_blocks(embed: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
