@@ -191,6 +191,8 @@ def alignment_accuracy(
     same = near = patches = num_scans = 0
     chance = 0.0
     for scan in scans:
+        if not len(scan.patches):
+            continue
         assert scan.tokens is not None
         token_grid = math.isqrt(len(scan.tokens))
         tokens = tokens_of_patches(scan.patches, patch_grid=patch_grid, num_tokens=len(scan.tokens))

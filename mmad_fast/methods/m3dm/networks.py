@@ -58,17 +58,18 @@ class FeatureFusionBlock(nn.Module):
         super().__init__()
         self.point_channels = point_channels
         self.rgb_channels = rgb_channels
-        self.xyz_norm = nn.LayerNorm(point_channels)
-        self.xyz_mlp = FusionMlp(point_channels)
-        self.rgb_norm = nn.LayerNorm(rgb_channels)
-        self.rgb_mlp = FusionMlp(rgb_channels)
-        self.rgb_head = nn.Linear(rgb_channels, HEAD_CHANNELS)
-        self.xyz_head = nn.Linear(point_channels, HEAD_CHANNELS)
-        generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.xyz_norm = nn.LayerNorm(point_channels)
+            self.xyz_mlp = FusionMlp(point_channels)
+            self.rgb_norm = nn.LayerNorm(rgb_channels)
+            self.rgb_mlp = FusionMlp(rgb_channels)
+            self.rgb_head = nn.Linear(rgb_channels, HEAD_CHANNELS)
+            self.xyz_head = nn.Linear(point_channels, HEAD_CHANNELS)
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
 
     def fuse_point(self, point_rows: Tensor) -> Tensor:
         """Fused point rows (..., C3)."""
