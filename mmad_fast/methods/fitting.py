@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmad_fast.artifact import check_target
 from mmad_fast.data.dataset import Dataset, open_dataset
+from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.data.selection import pick_category
 from mmad_fast.detector import Detector, load
 from mmad_fast.errors import DataError, InvalidInputError, MissingDependencyError
-from mmad_fast.methods.variants import FAMILY_FITS, get_variant
+from mmad_fast.methods.variants import FAMILY_FITS, FAMILY_OPTIONS, get_variant
 from mmad_fast.ops.validation import check_integer
 from mmad_fast.preprocess.recipes import get_recipe
 from mmad_fast.scan import Unit
@@ -27,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 MAX_SEED = 2**32 - 1
 _FIT_PACKAGES = ("torch", "sklearn", "onnx", "onnxscript")
+_INTEGERS = ("rgb_layers", "epochs", "num_groups", "group_size", "pixel_stride", "shots")
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,22 @@ class FitRequest:
         rgb_layers: Transformer blocks of the RGB backbone that are kept.
         point_layers: 0-based Point-MAE blocks whose outputs are concatenated.
         threshold_quantile: Quantile of the validation scores that becomes the threshold.
-        epochs: Passes over the training scans.
+        epochs: Passes over the training scans. CFM.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
         recipe: Preprocessing: a name in preprocess/recipes.py. None is "none" for raw Eyecandies.
+        num_groups: Point groups per scan: 1024, or 784 as in M3DM's small setting.
         group_size: Points per group: 128 as in the public code, 32 as in the CFM paper.
         batch_norm: Statistics of Point-MAE's BatchNorm: "cloud", "calibrated" or "checkpoint".
-        aggregation: "product", "sum", "max", "psi_2d" or "psi_3d".
-        mapping: "crossmodal" or "intramodal".
+        aggregation: "product", "sum", "max", "psi_2d" or "psi_3d". CFM.
+        mapping: "crossmodal" or "intramodal". CFM.
         pixel_stride: 1, 2 or 4: the discrepancy is computed at every pixel, or at one per block.
+            CFM.
         precision: "float32" or "int8": of the backbones' matrix products.
         speed: "exact", or "fast": a bundle of approximations; options that are set win over it.
+        shots: Only so many of the training scans, chosen by the seed; see `training_scans`.
+        options: What only the method's family knows, by name, e.g. {"point_patches": "28x28"};
+            text is read as a value of the option's type. See methods/<family>/fit_options.py.
     """
 
     method: str = "cfm-s"
@@ -65,6 +74,7 @@ class FitRequest:
     seed: int = 0
     unit: Unit = "m"
     recipe: str | None = None
+    num_groups: int | None = None
     group_size: int | None = None
     batch_norm: str | None = None
     aggregation: str | None = None
@@ -72,16 +82,20 @@ class FitRequest:
     pixel_stride: int | None = None
     precision: str | None = None
     speed: str = "exact"
+    shots: int | None = None
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _check_request(self)
         # NumPy's numbers are taken, but the manifest holds Python's.
-        for name in ("rgb_layers", "epochs", "group_size", "pixel_stride", "seed"):
+        for name in (*_INTEGERS, "seed"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, int(getattr(self, name)))
         if self.point_layers is not None:
             object.__setattr__(self, "point_layers", tuple(map(int, self.point_layers)))
         object.__setattr__(self, "threshold_quantile", float(self.threshold_quantile))
+        plain = {name: _plain_value(value) for name, value in self.options.items()}
+        object.__setattr__(self, "options", plain)
 
 
 def fit(
@@ -100,6 +114,7 @@ def fit(
     seed: int = 0,
     unit: Unit = "m",
     recipe: str | None = None,
+    num_groups: int | None = None,
     group_size: int | None = None,
     batch_norm: str | None = None,
     aggregation: str | None = None,
@@ -107,6 +122,8 @@ def fit(
     pixel_stride: int | None = None,
     precision: str | None = None,
     speed: str = "exact",
+    shots: int | None = None,
+    options: Mapping[str, str | int | float | bool] | None = None,
     progress: Progress | None = None,
 ) -> Detector:
     """The detector fitted on a data set's nominal scans, loaded from the artifact it wrote.
@@ -114,7 +131,8 @@ def fit(
     Args:
         data: Data set (MVTec 3D-AD or Eyecandies layout) or one category's folder.
         output: Folder for the artifact; an artifact there is replaced.
-        method: "cfm", "cfm-m", "cfm-s" or "cfm-t".
+        method: A name of methods/variants.py: "cfm", "cfm-m", "cfm-s", "cfm-t", "m3dm",
+            "m3dm-rgb", "m3dm-3d", "m3dm-fusion", "m3dm-rgb+3d" or "m3dm-rgb+3d-add".
         category: Which category, where the data set has several.
         rgb_backbone: "dino-vitb8", "dinov2-vits14" or "dinov2-vitb14"; None: the method's own.
         rgb_weights: Checkpoint path, "auto" (download) or "random" (seeded, for trials).
@@ -122,24 +140,30 @@ def fit(
         rgb_layers: Transformer blocks of the RGB backbone to keep; None: the method's own.
         point_layers: 0-based Point-MAE blocks whose outputs are used; None: the method's own.
         threshold_quantile: Quantile of the validation scores that becomes the threshold, 0-1.
-        epochs: Passes over the training scans; None: the method's own.
+        epochs: Passes over the training scans; None: the method's own. CFM only.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
         recipe: Preprocessing recipe: "cfm", "m3dm" or "none"; None: the method's own, and "none"
             for raw Eyecandies, whose published conversion removes no background.
+        num_groups: Point groups per scan; None: the method's own.
         group_size: Points per group; None: the method's own.
         batch_norm: "cloud", "calibrated" or "checkpoint"; None: "cloud".
-        aggregation: "product", "sum", "max", "psi_2d" or "psi_3d"; None: the method's own.
-        mapping: "crossmodal" or "intramodal"; None: the method's own.
-        pixel_stride: 1 (exact), 2 or 4: the discrepancy at one pixel per block of that side.
+        aggregation: "product", "sum", "max", "psi_2d" or "psi_3d"; None: the method's own. CFM
+            only.
+        mapping: "crossmodal" or "intramodal"; None: the method's own. CFM only.
+        pixel_stride: 1 (exact), 2 or 4: the discrepancy at one pixel per block of that side. CFM
+            only.
         precision: "float32" (exact) or "int8": of the backbones' matrix products.
         speed: "exact", or "fast": approximations that trade some accuracy for time. Options that
             are set win over it.
+        shots: Fit on so many of the training scans only, chosen by the seed; None: on all.
+        options: What only the method's family knows, by name, e.g. {"point_patches": "28x28"}. An
+            unknown name is answered with the known ones.
         progress: Called with (what, done, total).
 
     Raises:
-        InvalidInputError: an unknown method, backbone or layer, or an option of the wrong type or
-            out of range.
+        InvalidInputError: an unknown method, backbone, layer or option, one that the method does
+            not have, of the wrong type or out of range, or more shots than training scans.
         DataError: the data set is missing, unreadable or has no training scans.
         WeightsError: the weights cannot be had or do not fit.
         ArtifactError: the artifact cannot be written there.
@@ -157,6 +181,7 @@ def fit(
         seed=seed,
         unit=unit,
         recipe=recipe,
+        num_groups=num_groups,
         group_size=group_size,
         batch_norm=batch_norm,
         aggregation=aggregation,
@@ -164,6 +189,8 @@ def fit(
         pixel_stride=pixel_stride,
         precision=precision,
         speed=speed,
+        shots=shots,
+        options={} if options is None else options,
     )
     return fit_detector(data, output, category=category, request=request, progress=progress)
 
@@ -182,31 +209,71 @@ def fit_detector(
     Raw Eyecandies without an explicit recipe is prepared by "none": its published conversion
     neither looks for a background plane nor cleans up.
     """
-    variant = get_variant(request.method)
     if not isinstance(data, (str, os.PathLike, Dataset)):
         raise InvalidInputError(f"data is {data!r}; it must be the path of a data set's folder")
     check_fit_packages()
+    check_options(request)
     check_target(output)
     dataset = data if isinstance(data, Dataset) else open_dataset(Path(data))
     if dataset.layout == "eyecandies" and request.recipe is None:
         request = replace(request, recipe="none")
     name = pick_category(dataset, category)
-    if "train" not in dataset.splits(name):
-        raise DataError(
-            f"{dataset.root}: category {name!r} has no training scans; put nominal scans into "
-            "train/good/rgb and train/good/xyz"
-        )
+    train = training_scans(dataset, name, shots=request.shots, seed=request.seed)
     has_validation = "validation" in dataset.splits(name)
-    module, function = FAMILY_FITS[variant.family].split(":")
-    fit_family: Any = getattr(import_module(module), function)
+    fit_family = _imported(FAMILY_FITS[get_variant(request.method).family])
     path = fit_family(
-        dataset.scans(name, "train")[:max_train_scans],
+        train[:max_train_scans],
         dataset.scans(name, "validation") if has_validation else (),
         Path(output),
         request,
         progress=progress,
     )
     return load(path)
+
+
+def training_scans(
+    dataset: Dataset, category: str, *, shots: int | None = None, seed: int = 0
+) -> Sequence[ScanFile]:
+    """The nominal scans that a category is fitted on, in the data set's order.
+
+    With `shots` a subset that depends on the seed alone, so that it is the same for every method;
+    that of fewer shots is part of that of more.
+
+    Raises:
+        DataError: the category has no training scans.
+        InvalidInputError: fewer training scans than shots.
+    """
+    if "train" not in dataset.splits(category):
+        raise DataError(
+            f"{dataset.root}: category {category!r} has no training scans; put nominal scans into "
+            "train/good/rgb and train/good/xyz"
+        )
+    scans = dataset.scans(category, "train")
+    if shots is None:
+        return scans
+    if shots > len(scans):
+        raise InvalidInputError(
+            f"shots is {shots}, but category {category!r} has {len(scans)} training scans; ask for "
+            f"at most {len(scans)}, or leave it out to fit on all"
+        )
+    order = np.random.default_rng(seed).permutation(len(scans))
+    return [scans[index] for index in sorted(order[:shots].tolist())]
+
+
+def check_options(request: FitRequest) -> None:
+    """Raises if the method's family does not have an option of the request, or not that value.
+
+    Raises:
+        InvalidInputError: names the option, and what the method has.
+    """
+    options_class = _imported(FAMILY_OPTIONS[get_variant(request.method).family])
+    options_class.of(request)
+
+
+def _imported(place: str) -> Any:
+    """What a table names as "module:name"."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
 
 
 def _check_request(request: FitRequest) -> None:
@@ -228,7 +295,7 @@ def _check_request(request: FitRequest) -> None:
     for name in ("rgb_backbone", "batch_norm", "aggregation", "mapping", "precision"):
         value = getattr(request, name)
         _require(value is None or isinstance(value, str), request, name, "a name or None")
-    for name in ("rgb_layers", "epochs", "group_size", "pixel_stride"):
+    for name in _INTEGERS:
         if getattr(request, name) is not None:
             check_integer(getattr(request, name), name, minimum=1)
     check_integer(request.seed, "seed", minimum=0, maximum=MAX_SEED)
@@ -243,6 +310,16 @@ def _check_request(request: FitRequest) -> None:
     _require(is_in_range, request, "threshold_quantile", "a number from 0 to 1")
     is_unit = isinstance(request.unit, str) and request.unit in ("m", "mm")
     _require(is_unit, request, "unit", "'m' or 'mm'")
+    options = request.options
+    are_named = isinstance(options, Mapping) and all(isinstance(name, str) for name in options)
+    _require(are_named, request, "options", "a dictionary of values by option name")
+
+
+def _plain_value(value: Any) -> Any:
+    """A path as text, a NumPy number as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _require(condition: bool, request: FitRequest, name: str, need: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.backbone_graphs import BackboneFitOptions
 from mmad_fast.methods.cfm.training import TrainingRecipe
+from mmad_fast.methods.fit_options import options_of
 from mmad_fast.methods.fitting import FitRequest
 
 SPEEDS: dict[str, dict[str, Any]] = {
@@ -66,12 +67,6 @@ class CfmFitOptions(BackboneFitOptions):
         default.
 
         Raises:
-            InvalidInputError: no such speed, or an option is out of range.
+            InvalidInputError: no such speed, an option that CFM does not have, or one out of range.
         """
-        if request.speed not in SPEEDS:
-            raise InvalidInputError(
-                f"speed is {request.speed!r}; it must be one of {', '.join(SPEEDS)}"
-            )
-        chosen = {key: value for key, value in asdict(request).items() if value is not None}
-        del chosen["speed"]
-        return cls(**{**SPEEDS[request.speed], **chosen})
+        return options_of(cls, request, SPEEDS)
