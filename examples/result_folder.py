@@ -85,7 +85,7 @@ class ResultFolder:
             self._overlays[-1],
             scan.rgb,
             result.native_anomaly_map,
-            threshold=result.threshold,
+            threshold=result.map_threshold,
             caption=f"{record.scan}  score {result.image_score:.4g}",
         )
         self._drop_old_overlays()

@@ -111,6 +111,18 @@ class Manifest:
     engines: tuple[EngineRecord, ...] = ()
     measured: dict[str, Any] | None = None
 
+    @property
+    def weight_sources(self) -> dict[str, dict[str, Any]]:
+        """Of `weights`, where those of each network came from: of the backbones that the method
+        has, "rgb" and "point", then of what else brings weights along."""
+        sources = {
+            role: source
+            for role, source in self.weights.items()
+            if isinstance(source, dict) and "kind" in source
+        }
+        backbones = [role for role in ("rgb", "point") if role in sources]
+        return {role: sources[role] for role in (*backbones, *sources)}
+
 
 @dataclass(frozen=True)
 class Artifact:

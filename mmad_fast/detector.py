@@ -18,9 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice, choose_engine
-from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError
+from mmad_fast.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    InvalidInputError,
+    MmadFastError,
+)
 from mmad_fast.heap import return_freed_memory
-from mmad_fast.methods.variants import FAMILY_DETECTORS
+from mmad_fast.methods.variants import FAMILIES_SCORED_BY_MAXIMUM, FAMILY_DETECTORS
 from mmad_fast.preprocess import check_resolution, prepare, prepare_ground_truth
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Result, Scan, Unit
@@ -75,20 +80,23 @@ class GoldenReplay:
         expected_score: Image score when the detector was fitted.
         score: Image score now.
         map_difference: Largest difference of the anomaly maps, relative to the expected maximum.
+        score_scale: What differences of the score are relative to.
         tolerance: Largest relative difference that counts as the same answer.
     """
 
     expected_score: float
     score: float
     map_difference: float
+    score_scale: float
     tolerance: float = GOLDEN_TOLERANCE
 
     @property
     def agrees(self) -> bool:
         """Map and score are within the tolerance."""
         score_difference = abs(self.score - self.expected_score)
-        return self.map_difference <= self.tolerance and score_difference <= self.tolerance * abs(
-            self.expected_score
+        return (
+            self.map_difference <= self.tolerance
+            and score_difference <= self.tolerance * self.score_scale
         )
 
 
@@ -111,6 +119,7 @@ class Detector:
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
         self._rgb_size = int(parameters["rgb_size"])
         self._grid_size = int(parameters["grid_size"])
+        self._is_scored_by_maximum = artifact.manifest.family in FAMILIES_SCORED_BY_MAXIMUM
 
     @property
     def is_exact(self) -> bool:
@@ -204,7 +213,14 @@ class Detector:
             padding=prepared.padding,
             stage_ms=clock.stage_ms,
             name=prepared.name,
+            map_threshold=threshold if self._is_scored_by_maximum else None,
         )
+
+    def score_scale(self, image_score: float) -> float:
+        """The size of the numbers behind an image score, which its rounding errors grow with: a
+        score that an offset was subtracted from may be near 0 though they are not."""
+        offset = abs(float(self.artifact.manifest.parameters.get("score_offset", 0.0)))
+        return max(abs(image_score), offset, float(np.finfo(np.float32).tiny))
 
     def replay_golden(self) -> GoldenReplay:
         """The answer to the artifact's golden scan, beside the one recorded at fitting.
@@ -221,7 +237,12 @@ class Detector:
             )
         scale = max(float(np.abs(golden.expected_map).max()), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(result.anomaly_map - golden.expected_map).max()) / scale
-        return GoldenReplay(golden.expected_score, result.image_score, difference)
+        return GoldenReplay(
+            golden.expected_score,
+            result.image_score,
+            difference,
+            self.score_scale(golden.expected_score),
+        )
 
 
 def load(
@@ -276,14 +297,19 @@ def open_detector(
         BackendUnavailableError: the engine or device cannot be had here.
     """
     family = artifact.manifest.family
-    try:
-        module, name = FAMILY_DETECTORS[family][device].split(":")
-    except KeyError:
+    if family not in FAMILY_DETECTORS:
         known = ", ".join(FAMILY_DETECTORS)
         raise ArtifactError(
             f"{artifact.path}: the artifact is of family {family!r}, this version runs {known}; "
             "upgrade with: pip install --upgrade mmad-fast"
-        ) from None
+        )
+    by_device = FAMILY_DETECTORS[family]
+    if device not in by_device:
+        raise BackendUnavailableError(
+            f"{artifact.path}: a {artifact.manifest.method} detector does not run on device "
+            f"{device!r}, but on {', '.join(by_device)}; choose it with device= or --device"
+        )
+    module, name = by_device[device].split(":")
     family_detector: Any = getattr(import_module(module), name)
     try:
         pipeline = family_detector.from_artifact(artifact, engine=choice, num_threads=num_threads)

@@ -104,7 +104,7 @@ def _is_as_recorded(replay: GoldenReplay, recorded: dict[str, Any]) -> bool:
     """Map and score are not much further from the fitted detector's than at export."""
     recorded_score = abs(recorded["score"] - replay.expected_score)
     score = abs(replay.score - replay.expected_score)
-    slack = GOLDEN_TOLERANCE * abs(replay.expected_score)
+    slack = GOLDEN_TOLERANCE * replay.score_scale
     return (
         replay.map_difference
         <= APPROXIMATION_FACTOR * recorded["map_difference"] + GOLDEN_TOLERANCE

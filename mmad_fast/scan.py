@@ -181,6 +181,8 @@ class Result:
         native_size: (H, W) of the scan.
         padding: (top, bottom, left, right) pixels that made the scan square.
         name: The scan's name.
+        map_threshold: The threshold where it is one of the anomaly map as well, because the image
+            score is the map's maximum; else None.
     """
 
     image_score: float
@@ -191,6 +193,7 @@ class Result:
     padding: tuple[int, int, int, int]
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     name: str = ""
+    map_threshold: float | None = None
 
     @cached_property
     def native_anomaly_map(self) -> NDArray[np.float32]:

@@ -123,6 +123,14 @@ void check_schema(int64_t schema, const std::filesystem::path& folder) {
       schema > kSchema ? "build a newer version of it" : "fit the detector again: mmad-fast fit"));
 }
 
+void check_family(const std::string& family, const std::string& method,
+                  const std::filesystem::path& folder) {
+  if (family == "cfm") return;
+  throw InferError(text(folder.string(), ": is a detector of method ", method, ", family ", family,
+                        "; this program runs the family cfm only: run it with mmad_fast in ",
+                        "Python, or fit another: mmad-fast fit --method cfm-s"));
+}
+
 void check_plain_name(const std::string& name) {
   const std::filesystem::path path(name);
   if (name.empty() || name == "." || name == ".." || path.filename() != path) {
@@ -239,7 +247,7 @@ Artifact read_artifact(const std::filesystem::path& folder) {
           "the manifest has been changed since it was written (its own sha256 differs)");
     }
     artifact.method = manifest.name("method");
-    manifest.choice("family", {"cfm"});
+    check_family(manifest.name("family"), artifact.method, folder);
     artifact.graphs = read_graphs(manifest, folder);
     verify_files(manifest, artifact);
     artifact.recipe = read_recipe(manifest.field("preprocess"));

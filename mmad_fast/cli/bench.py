@@ -18,10 +18,12 @@ from mmad_fast.cli.options import (
     Engine,
     EnginePrecision,
     Epochs,
+    FewShot,
     GroupSize,
     Json,
     Mapping,
     Method,
+    NumGroups,
     PixelStride,
     PointLayers,
     PointWeights,
@@ -31,12 +33,15 @@ from mmad_fast.cli.options import (
     RgbLayers,
     RgbWeights,
     Seed,
+    Settings,
     Speed,
     Threads,
     UnitName,
     UnitOption,
     apply_threads,
     parse_layers,
+    parse_settings,
+    parse_shots,
 )
 from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
 
@@ -70,7 +75,7 @@ def bench(
         ),
     ] = Protocol.end_to_end,
     speed_only: Annotated[
-        bool, typer.Option("--speed-only", help="Skip training to convergence and accuracy.")
+        bool, typer.Option("--speed-only", help="Skip accuracy, and training that it alone needs.")
     ] = False,
     compare: Annotated[
         Comparison | None,
@@ -78,6 +83,7 @@ def bench(
     ] = None,
     aupro: Aupro = AuproMode.published,
     recipe: Recipe = None,
+    num_groups: NumGroups = None,
     group_size: GroupSize = None,
     batch_norm: BatchNorm = None,
     aggregation: Aggregation = None,
@@ -86,6 +92,8 @@ def bench(
     pixel_stride: PixelStride = None,
     precision: Precision = None,
     epochs: Epochs = None,
+    settings: Settings = None,
+    few_shot: FewShot = None,
     seed: Seed = 0,
     unit: UnitOption = UnitName.m,
     engine: Engine = "auto",
@@ -108,9 +116,12 @@ def bench(
     Example: mmad-fast bench --method cfm-s
 
     Example: mmad-fast bench --method cfm --data mvtec3d --category bagel --compare reference
+
+    Example: mmad-fast bench --method m3dm --data mvtec3d --few-shot 5,10,50
     """
     apply_threads(threads)
-    from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
+    from mmad_fast.measure.benchmark import run_benchmark
+    from mmad_fast.measure.detector_row import MeasureRequest
     from mmad_fast.measure.environment import environment
     from mmad_fast.measure.tables import (
         BenchRow,
@@ -132,6 +143,7 @@ def bench(
         seed=seed,
         unit=unit.value,
         recipe=recipe,
+        num_groups=num_groups,
         group_size=group_size,
         batch_norm=batch_norm,
         aggregation=aggregation,
@@ -139,6 +151,7 @@ def bench(
         pixel_stride=pixel_stride,
         precision=precision,
         speed=speed,
+        options=parse_settings(settings),
     )
     measure_request = MeasureRequest(
         protocol=protocol.value,
@@ -149,6 +162,7 @@ def bench(
         unit=unit.value,
         speed_only=speed_only,
         compare_reference=compare is not None,
+        few_shot=parse_shots(few_shot),
     )
     if results is not None:
         check_results_file(results)

@@ -44,7 +44,7 @@ def evaluate(
     from mmad_fast.data.dataset import open_dataset
     from mmad_fast.data.selection import pick_category
     from mmad_fast.detector import load
-    from mmad_fast.measure.benchmark import MeasureRequest, measure_artifact
+    from mmad_fast.measure.detector_row import MeasureRequest, measure_artifact
     from mmad_fast.measure.environment import environment
     from mmad_fast.measure.tables import render_rows, rows_to_json
 

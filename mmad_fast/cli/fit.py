@@ -15,6 +15,7 @@ from mmad_fast.cli.options import (
     Json,
     Mapping,
     Method,
+    NumGroups,
     PixelStride,
     PointLayers,
     PointWeights,
@@ -24,12 +25,15 @@ from mmad_fast.cli.options import (
     RgbLayers,
     RgbWeights,
     Seed,
+    Settings,
+    Shots,
     Speed,
     Threads,
     UnitName,
     UnitOption,
     apply_threads,
     parse_layers,
+    parse_settings,
 )
 from mmad_fast.cli.output import notice, print_json, progress_bar
 
@@ -57,6 +61,7 @@ def fit(
         typer.Option(min=0.0, max=1.0, help="Quantile of the validation scores as threshold."),
     ] = 0.99,
     recipe: Recipe = None,
+    num_groups: NumGroups = None,
     group_size: GroupSize = None,
     batch_norm: BatchNorm = None,
     aggregation: Aggregation = None,
@@ -65,6 +70,8 @@ def fit(
     pixel_stride: PixelStride = None,
     precision: Precision = None,
     epochs: Epochs = None,
+    settings: Settings = None,
+    shots: Shots = None,
     seed: Seed = 0,
     unit: UnitOption = UnitName.m,
     threads: Threads = None,
@@ -73,6 +80,9 @@ def fit(
     """Fit a detector on nominal scans and write its artifact.
 
     Example: mmad-fast fit mvtec3d --category bagel --method cfm-s --output runs/bagel
+
+    Example: mmad-fast fit mvtec3d --category bagel --method m3dm --set point_patches=28x28
+    --output runs/bagel
     """
     root = _one_of(data, data_option)
     apply_threads(threads)
@@ -90,6 +100,7 @@ def fit(
         seed=seed,
         unit=unit.value,
         recipe=recipe,
+        num_groups=num_groups,
         group_size=group_size,
         batch_norm=batch_norm,
         aggregation=aggregation,
@@ -97,6 +108,8 @@ def fit(
         pixel_stride=pixel_stride,
         precision=precision,
         speed=speed,
+        shots=shots,
+        options=parse_settings(settings),
     )
     with progress_bar("fit") as update:
         detector = fit_detector(root, output, category=category, request=request, progress=update)
@@ -111,8 +124,8 @@ def fit(
             }
         )
         return
-    for role in ("rgb", "point"):
-        if manifest.weights[role]["kind"] == "random":
+    for role, source in manifest.weight_sources.items():
+        if source["kind"] == "random":
             notice(f"note: the {role} weights are random; accuracy means nothing")
     notice(f"wrote {output} ({manifest.method}, threshold {detector.threshold:.4g})")
     notice(f"next: mmad-fast infer {output} SCAN_OR_FOLDER --output results")

@@ -121,7 +121,7 @@ def _write_pictures(output: Path, file: ScanFile, scan: Scan, result: Result) ->
         overlay,
         scan.rgb,
         result.native_anomaly_map,
-        threshold=result.threshold,
+        threshold=result.map_threshold,
         caption=f"{file.name}  score {result.image_score:.4g}{decision}",
     )
     save_map_tiff(anomaly_map, result.native_anomaly_map)

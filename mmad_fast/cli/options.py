@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -38,6 +39,45 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in text.split(","))
 
 
+def parse_shots(text: str | None) -> tuple[int, ...]:
+    """The numbers of "5,10,50", ascending, each once; none for None.
+
+    Raises:
+        InvalidInputError: not a comma-separated list of numbers from 1.
+    """
+    if text is None:
+        return ()
+    shots = set()
+    if re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", text, re.ASCII):
+        shots = {int(part) for part in text.split(",")}
+    if not shots or min(shots) < 1:
+        raise InvalidInputError(
+            f"the shots are {text!r}; they must be numbers of training scans with commas, e.g. "
+            "5,10,50"
+        )
+    return tuple(sorted(shots))
+
+
+def parse_settings(texts: list[str] | None) -> dict[str, str]:
+    """The values by name of ["name=value", ...].
+
+    Raises:
+        InvalidInputError: a text without a name or "=", or a name given twice.
+    """
+    settings: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        name = name.replace("-", "_")
+        if not name or not equals:
+            raise InvalidInputError(
+                f"{text!r} is no setting; it must be NAME=VALUE, e.g. point_patches=28x28"
+            )
+        if name in settings:
+            raise InvalidInputError(f"{name} is set twice: {settings[name]!r} and {value!r}")
+        settings[name] = value
+    return settings
+
+
 def _known_method(name: str) -> str:
     """The name; an unknown one is wrong usage."""
     try:
@@ -46,13 +86,20 @@ def _known_method(name: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
-def _block_numbers(text: str | None) -> str | None:
-    """The text; one that `parse_layers` refuses is wrong usage."""
-    try:
-        parse_layers(text)
-    except InvalidInputError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
+Value = TypeVar("Value")
+
+
+def _checked(parse: Callable[[Value], object]) -> Callable[[Value], Value]:
+    """A callback that gives the value back; one that `parse` refuses is wrong usage."""
+
+    def check(value: Value) -> Value:
+        try:
+            parse(value)
+        except InvalidInputError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return check
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
@@ -103,16 +150,25 @@ PointLayers = Annotated[
     typer.Option(
         "--point-layers",
         help="0-based Point-MAE blocks whose outputs are used, e.g. 1,2,3.",
-        callback=_block_numbers,
+        callback=_checked(parse_layers),
     ),
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option("--epochs", min=1, help="Passes over the training scans; default: the method's."),
+    typer.Option(
+        "--epochs", min=1, help="CFM: passes over the training scans; default: the method's."
+    ),
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="Preprocessing: cfm, m3dm or none (already preprocessed)."),
+    typer.Option(
+        "--recipe",
+        help="Preprocessing: cfm, m3dm or none (already preprocessed); default: the method's.",
+    ),
+]
+NumGroups = Annotated[
+    int | None,
+    typer.Option("--num-groups", min=1, help="Point groups per scan; default: 1024."),
 ]
 GroupSize = Annotated[
     int | None,
@@ -128,17 +184,17 @@ BatchNorm = Annotated[
 ]
 Aggregation = Annotated[
     str | None,
-    typer.Option("--aggregation", help="product (default), sum, max, psi_2d or psi_3d."),
+    typer.Option("--aggregation", help="CFM: product (default), sum, max, psi_2d or psi_3d."),
 ]
 Mapping = Annotated[
-    str | None, typer.Option("--mapping", help="crossmodal (default) or intramodal.")
+    str | None, typer.Option("--mapping", help="CFM: crossmodal (default) or intramodal.")
 ]
 PixelStride = Annotated[
     int | None,
     typer.Option(
         "--pixel-stride",
         min=1,
-        help="1 (default); 2 or 4: one discrepancy per block of pixels, approximate.",
+        help="CFM: 1 (default); 2 or 4: one discrepancy per block of pixels, approximate.",
     ),
 ]
 Precision = Annotated[
@@ -149,7 +205,32 @@ Speed = Annotated[
     str,
     typer.Option("--speed", help="exact, or fast: approximate, some accuracy for time."),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="An option that only this method has, e.g. point_patches=28x28 for m3dm; repeatable. "
+        "An unknown name is answered with the known ones.",
+        callback=_checked(parse_settings),
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Shots = Annotated[
+    int | None,
+    typer.Option(
+        "--shots", min=1, help="Fit on so many of the training scans only, chosen by the seed."
+    ),
+]
+FewShot = Annotated[
+    str | None,
+    typer.Option(
+        "--few-shot",
+        help="Also fit on so many training scans each, e.g. 5,10,50: a row per number beside that "
+        "of all scans.",
+        callback=_checked(parse_shots),
+    ),
+]
 DataPath = Annotated[
     Path | None,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.detector import Detector
 from mmad_fast.measure.metrics import aupro, image_auroc, pixel_auroc
+from mmad_fast.methods.variants import FAMILY_AUPRO_THRESHOLDS
 from mmad_fast.scan import Unit
 
 AUPRO_LIMITS = (0.3, 0.1, 0.05, 0.01)
@@ -85,13 +87,18 @@ def evaluate(
         if progress is not None:
             progress(done, len(scans))
         scored.append(_score(detector, file, aupro_mode, unit))
+    accuracy = partial(
+        _accuracy,
+        aupro_mode=aupro_mode,
+        num_thresholds=FAMILY_AUPRO_THRESHOLDS[detector.artifact.manifest.family],
+    )
     good = [scan for scan in scored if scan.defect == GOOD]
     types = sorted({scan.defect for scan in scored} - {GOOD, ""})
     defects = {
-        defect: _accuracy(good + [scan for scan in scored if scan.defect == defect], aupro_mode)
+        defect: accuracy(good + [scan for scan in scored if scan.defect == defect])
         for defect in types
     }
-    return Evaluation(_accuracy(scored, aupro_mode), defects)
+    return Evaluation(accuracy(scored), defects)
 
 
 def _score(detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit) -> _Scored:
@@ -104,7 +111,7 @@ def _score(detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit
     return _Scored(file.defect, result.image_score, aupro_map, pixel_map, on_grid)
 
 
-def _accuracy(scored: Sequence[_Scored], aupro_mode: AuproMode) -> Accuracy:
+def _accuracy(scored: Sequence[_Scored], *, aupro_mode: AuproMode, num_thresholds: int) -> Accuracy:
     known = [scan for scan in scored if scan.defect != ""]
     labels = [scan.defect != GOOD for scan in known]
     i_auroc = image_auroc([scan.score for scan in known], labels) if known else None
@@ -116,6 +123,12 @@ def _accuracy(scored: Sequence[_Scored], aupro_mode: AuproMode) -> Accuracy:
         i_auroc,
         pixel_auroc([scan.pixel_map for scan in scored], masks),
         dict(
-            aupro([scan.aupro_map for scan in scored], masks, limits=AUPRO_LIMITS, mode=aupro_mode)
+            aupro(
+                [scan.aupro_map for scan in scored],
+                masks,
+                limits=AUPRO_LIMITS,
+                mode=aupro_mode,
+                num_thresholds=num_thresholds,
+            )
         ),
     )

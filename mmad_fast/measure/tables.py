@@ -70,6 +70,7 @@ class BenchRow:
         map_difference: Of a reference row: largest difference of the detector's anomaly maps to the
             reference's, relative to their maximum.
         score_difference: Likewise of the image scores, relative to the reference's.
+        shots: Training scans per category where they are a chosen few; None: all there are.
     """
 
     method: str
@@ -101,6 +102,7 @@ class BenchRow:
     configuration: Mapping[str, Any] | None = None
     map_difference: float | None = None
     score_difference: float | None = None
+    shots: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidInputError on an unknown protocol or a number that is NaN or infinite."""
@@ -185,6 +187,7 @@ def mean_row(rows: Sequence[BenchRow]) -> BenchRow:
     kinds = {
         (
             describe_method(row.method, row.configuration),
+            row.shots,
             row.data,
             row.protocol,
             row.device,
@@ -196,8 +199,8 @@ def mean_row(rows: Sequence[BenchRow]) -> BenchRow:
     if len(kinds) != 1:
         raise InvalidInputError(
             f"a mean was asked of {len(rows)} rows of {len(kinds)} kinds {sorted(map(str, kinds))};"
-            " all must have the same method, configuration, data set, protocol, device, engine and "
-            "AUPRO mode"
+            " all must have the same method, configuration, shots, data set, protocol, device, "
+            "engine and AUPRO mode"
         )
     first = rows[0]
     means: dict[str, float | None] = {}
@@ -216,6 +219,7 @@ def mean_row(rows: Sequence[BenchRow]) -> BenchRow:
         published=_published_mean(first.published),
         data=first.data,
         configuration=first.configuration,
+        shots=first.shots,
         **means,  # type: ignore[arg-type]  # only accuracy columns, all float or None
     )
 
@@ -334,6 +338,8 @@ def _table(title: str) -> Table:
 def _identity(row: BenchRow) -> tuple[str, str, str]:
     threads = "" if row.threads is None else f", {row.threads} threads"
     method = describe_method(row.method, row.configuration)
+    if row.shots is not None:
+        method += f", {row.shots}-shot"
     category = row.category if row.data is None else f"{row.category}, {row.data}"
     return method, category, f"{row.device}, {row.engine}{threads}"
 

@@ -16,6 +16,7 @@ Options = TypeVar("Options")
 
 _OF_THE_REQUEST = ("method", "speed", "shots", "options")
 """Of a request's fields, those that are no option of a family."""
+_FLAGS = {"threshold_quantile": "--quantile"}
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -53,9 +54,9 @@ def options_of(
             raise InvalidInputError(_no_such_option(name, request.method, options_class))
     for name, value in request.options.items():
         if name in _common_names() and name in values:
+            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
             raise InvalidInputError(
-                f"{name} is no option to be set by name; give it as {name}= in Python, or as "
-                f"--{name.replace('_', '-')} on the command line"
+                f"{name} is an option of every method; give it as {flag}, in Python as {name}="
             )
         if name not in own:
             raise InvalidInputError(_no_such_option(name, request.method, options_class))

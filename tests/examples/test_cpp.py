@@ -248,7 +248,10 @@ def test_parts_that_do_not_fit_are_refused(
             "parameters need (1, 25, 384)",
         ),
         ({"parameters": {**TINY_PARAMETERS.to_dict(), "smoothing": "x"}}, "one of boxes53, sigma4"),
-        ({"family": "m3dm"}, "must be one of cfm"),
+        (
+            {"family": "m3dm", "graphs": {"rgb": read_artifact(tiny_artifact).graph_path("rgb")}},
+            "family m3dm; this program runs the family cfm only",
+        ),
         (
             {"tensors": {**tensors, "rgb_to_point.output.weight": output[:-1]}},
             "has a weight F32 (5, 7) and a bias F32 (6)",

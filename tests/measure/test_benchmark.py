@@ -24,8 +24,9 @@ from mmad_fast.errors import (
     InvalidInputError,
     MmadFastError,
 )
-from mmad_fast.measure import benchmark, built_in_set
-from mmad_fast.measure.benchmark import MeasureRequest, run_benchmark
+from mmad_fast.measure import benchmark, built_in_set, detector_row
+from mmad_fast.measure.benchmark import run_benchmark
+from mmad_fast.measure.detector_row import MeasureRequest
 from mmad_fast.measure.engine_of_fit import check_engine_of_fit, on_engine
 from mmad_fast.measure.tables import BenchRow
 from mmad_fast.methods.fitting import FitRequest
@@ -72,8 +73,8 @@ def reference_row(
             return run
 
         monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(pipeline=pipeline))
-        monkeypatch.setitem(benchmark.FAMILY_REFERENCES, "cfm", "stand_in:pipeline")
-        return benchmark._reference_row(detector, dataset, "disc", FitRequest(), MeasureRequest())
+        monkeypatch.setitem(detector_row.FAMILY_REFERENCES, "cfm", "stand_in:pipeline")
+        return detector_row.reference_row(detector, dataset, "disc", FitRequest(), MeasureRequest())
 
     return make
 
@@ -106,13 +107,13 @@ def test_the_reference_gets_the_threads_that_its_row_names(reference_row) -> Non
 def test_published_values_are_for_the_methods_own_networks_only(
     dataset: Dataset, detector: Detector
 ) -> None:
-    row = benchmark._row(detector, dataset, "disc", MeasureRequest(), engine="x")
+    row = detector_row.blank_row(detector, dataset, "disc", MeasureRequest(), engine="x")
     assert row.published
     artifact = detector.artifact
     parameters = artifact.manifest.parameters | {"rgb_layers": 8}
     pruned = replace(artifact, manifest=replace(artifact.manifest, parameters=parameters))
     other = SimpleNamespace(method=detector.method, artifact=pruned)
-    row = benchmark._row(other, dataset, "disc", MeasureRequest(), engine="x")
+    row = detector_row.blank_row(other, dataset, "disc", MeasureRequest(), engine="x")
     assert row.published is None
 
 
@@ -128,14 +129,14 @@ def test_engine_and_device_are_checked_before_anything_is_fitted(
 def test_rows_are_handed_out_as_they_are_made(
     dataset: Dataset, detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = benchmark._row(detector, dataset, "disc", MeasureRequest(), engine="x")
+    row = detector_row.blank_row(detector, dataset, "disc", MeasureRequest(), engine="x")
     monkeypatch.setattr(benchmark, "fit_detector", lambda *_, **__: detector)
     monkeypatch.setattr(benchmark, "measure_artifact", lambda *_, **__: row)
 
-    def fail(*_: Any) -> BenchRow:
+    def fail(*_: Any, **__: Any) -> BenchRow:
         raise MmadFastError("the reference fell over")
 
-    monkeypatch.setattr(benchmark, "_reference_row", fail)
+    monkeypatch.setattr(benchmark, "reference_row", fail)
     kept: list[BenchRow] = []
     with pytest.raises(MmadFastError, match="fell over"):
         run_benchmark(
@@ -201,7 +202,7 @@ def test_a_benchmark_exports_what_its_engine_needs(
         unit="m",
     )
     assert found.engine_choice.precision == (precision or "fp32")
-    assert benchmark.engine_column(found) == " ".join(filter(None, ("onnxruntime", precision)))
+    assert detector_row.engine_column(found) == " ".join(filter(None, ("onnxruntime", precision)))
     assert found.is_exact == (precision is None)
     engines = found.artifact.manifest.engines
     assert [record.calibration_scans for record in engines] == (

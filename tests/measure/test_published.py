@@ -82,10 +82,12 @@ def test_the_printed_means_are_those_of_the_printed_categories():
         assert sum(values.values()) / 10 == pytest.approx(mean, abs=0.00101), key
 
 
-def test_every_variant_has_published_speed_and_accuracy():
+def test_every_variant_has_published_accuracy_and_the_main_ones_their_speed():
     for variant in VARIANTS.values():
         metrics = {row.metric for row in published_for(variant.published)}
-        assert {"fps", "memory_mb", "i_auroc", "aupro_30", "aupro_1"} <= metrics, variant.name
+        assert {"i_auroc", "p_auroc", "aupro_30"} <= metrics, variant.name
+        if variant.family == "cfm" or variant.name == "m3dm":
+            assert {"fps", "memory_mb", "aupro_1"} <= metrics, variant.name
 
 
 def test_a_paper_that_repeats_itself_is_quoted_once():
