@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.backbone_graphs import BackboneFitOptions
 from mmad_fast.methods.cfm.training import TrainingRecipe
 from mmad_fast.methods.fit_options import options_of
