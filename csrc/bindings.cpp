@@ -265,6 +265,19 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
       },
       py::arg("queries").noconvert(), py::arg("bank"), py::arg("distances").noconvert(),
       py::arg("indices").noconvert());
+  m.def(
+      "nearest_rows",
+      [](const Floats& query, const mmad_fast::Bank& bank, int64_t exclude, Floats& distances,
+         Indices& indices) {
+        const float* source = query.data();
+        float* distance_target = distances.mutable_data();
+        int64_t* index_target = indices.mutable_data();
+        const int64_t count = distances.size();
+        py::gil_scoped_release release;
+        return mmad_fast::nearest_rows(source, bank, count, exclude, distance_target, index_target);
+      },
+      py::arg("query").noconvert(), py::arg("bank"), py::arg("exclude"),
+      py::arg("distances").noconvert(), py::arg("indices").noconvert());
 }
 
 // k_center_greedy: rows (N, D) float32; indices int64 are written and their number returned. `report`

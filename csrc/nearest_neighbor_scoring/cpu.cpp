@@ -311,6 +311,35 @@ struct BoundQueries {
   std::vector<double> squared_norms;
 };
 
+// What a row as near as a given distance cannot be beyond.
+struct Limits {
+  float threshold = -std::numeric_limits<float>::infinity();  // of q.m - |m|^2 / 2, from below
+  double rough = kInfinity;                                   // of rough_squared_distance
+};
+
+// The bounds' rounding, README.md. The query is given by the squared norm of its bound row and the
+// length that coordinate_error refers to.
+Limits limits_of(double squared_distance, double squared_norm, double length,
+                 double coordinate_error, int64_t bound_width) {
+  Limits limits;
+  const double width = static_cast<double>(bound_width);
+  const double distance = std::sqrt(squared_distance);
+  const double reach =
+      (distance + coordinate_error * (2 * length + distance)) * (1 + 1e-9) + width * FLT_MIN;
+  const double norm = std::sqrt(squared_norm);
+  const double row_norm = norm + reach;  // of a row in reach, at most
+  if (!(row_norm * row_norm <= kOverflow)) return limits;
+  const double terms =
+      static_cast<double>(std::min(bound_width, kDepthBlock) + bound_width / kDepthBlock + 3);
+  const double underflow = 2 * (width + 2) * FLT_MIN;
+  const double error = 1.01 * kRounding * row_norm * ((terms + 1) * norm + row_norm) + underflow;
+  const double lowest = (squared_norm - reach * reach) / 2 - error;
+  limits.threshold = static_cast<float>(lowest - 2 * kRounding * std::abs(lowest) - FLT_MIN);
+  const double roundings = static_cast<double>(bound_width / kLanes + 8);
+  limits.rough = reach * reach * (1 + 1.01 * roundings * kRounding) + underflow;
+  return limits;
+}
+
 // Step 1: for batches of kLanes queries and every group, kLanes values; those behind the last query
 // of the last batch are anything. `values` is the memory for it.
 class GroupBounds {
@@ -413,23 +442,11 @@ class Search {
     if (nearest.squared_distance < before) tighten();
   }
 
-  // The bounds' rounding, README.md, for rows that are as near as the nearest one so far.
   void tighten() {
-    const int64_t width = bound_rows_.width;
-    const double distance = std::sqrt(nearest.squared_distance);
-    const double reach = (distance + coordinate_error_ * (2 * length_ + distance)) * (1 + 1e-9) +
-                         static_cast<double>(width) * FLT_MIN;
-    const double norm = std::sqrt(squared_norm_);
-    const double row_norm = norm + reach;  // of a row in reach, at most
-    if (row_norm * row_norm > kOverflow) return;
-    const double terms =
-        static_cast<double>(std::min(width, kDepthBlock) + width / kDepthBlock + 3);
-    const double underflow = 2 * static_cast<double>(width + 2) * FLT_MIN;
-    const double error = 1.01 * kRounding * row_norm * ((terms + 1) * norm + row_norm) + underflow;
-    const double lowest = (squared_norm_ - reach * reach) / 2 - error;
-    threshold_ = static_cast<float>(lowest - 2 * kRounding * std::abs(lowest) - FLT_MIN);
-    const double roundings = static_cast<double>(width / kLanes + 8);
-    limit_ = reach * reach * (1 + 1.01 * roundings * kRounding) + underflow;
+    const Limits limits = limits_of(nearest.squared_distance, squared_norm_, length_,
+                                    coordinate_error_, bound_rows_.width);
+    threshold_ = limits.threshold;
+    limit_ = limits.rough;
   }
 
   const float* query_;
@@ -553,6 +570,36 @@ void add(ScoringStatistics& total, const ScoringStatistics& part) {
   total.plain_queries += part.plain_queries;
 }
 
+// rough[m] = the rough squared distance of the query's bound row to that of bank row m.
+std::vector<float> rough_squared_distances(const float* bound_query, const BankRows& bound_rows) {
+  std::vector<float> rough(bound_rows.num_rows);
+  parallel_for(bound_rows.num_rows, 512, [&](int64_t begin, int64_t end) {
+    AlignedFloats scratch(bound_rows.halves ? bound_rows.width : 0);
+    for (int64_t row = begin; row < end; ++row) {
+      rough[row] = rough_squared_distance(bound_query, row_of(bound_rows, row, scratch.data()),
+                                          bound_rows.width);
+    }
+  });
+  return rough;
+}
+
+// The rows with the smallest exact distances among those offered, in ascending order.
+class NearestRows {
+ public:
+  explicit NearestRows(int64_t count) : found(count) {}
+
+  void offer(double squared_distance, int64_t index) {
+    Nearest offered{squared_distance, index};
+    for (Nearest& place : found) {
+      const Nearest before = place;
+      place.offer(offered.squared_distance, offered.index);
+      if (place.index != before.index) offered = before;
+    }
+  }
+
+  std::vector<Nearest> found;
+};
+
 }  // namespace
 
 int64_t Projection::padded_rank() const { return round_up(rank, kProjectedColumns); }
@@ -627,6 +674,49 @@ ScoringStatistics nearest_neighbor_scoring(const float* queries, int64_t num_que
     indices[query] = nearest[query].index;
   }
   return statistics;
+}
+
+// One pass over the bound rows (the projected ones where there are, else the bank) gives a lower
+// bound of every distance. The rows with the smallest bounds are measured first, then all that
+// these do not exclude.
+int64_t nearest_rows(const float* query, const Bank& bank, int64_t count, int64_t exclude,
+                     float* distances, int64_t* indices) {
+  const BankRows& rows = bank.rows;
+  const bool is_projected = bank.projection.rank > 0;
+  const BankRows& bound_rows = is_projected ? bank.projected : rows;
+  AlignedFloats projected;
+  const BoundQueries bound =
+      is_projected ? projected_queries(bank.projection, query, 1, rows.width, projected)
+                   : plain_queries(query, 1, rows.width);
+  const std::vector<float> rough = rough_squared_distances(bound.rows, bound_rows);
+  std::vector<int64_t> order;
+  order.reserve(rows.num_rows);
+  for (int64_t row = 0; row < rows.num_rows; ++row) {
+    if (row != exclude) order.push_back(row);
+  }
+  count = std::min<int64_t>(count, order.size());
+  if (count == 0) return 0;
+  const auto is_more_promising = [&](int64_t a, int64_t b) { return rough[a] < rough[b]; };
+  std::nth_element(order.begin(), order.begin() + (count - 1), order.end(), is_more_promising);
+  NearestRows nearest(count);
+  AlignedFloats scratch(rows.halves ? rows.width : 0);
+  double limit = kInfinity;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    if (!(rough[order[i]] <= limit)) continue;
+    nearest.offer(squared_distance(query, row_of(rows, order[i], scratch.data()), rows.width),
+                  order[i]);
+    const double farthest = nearest.found.back().squared_distance;
+    if (farthest < kInfinity) {
+      limit = limits_of(farthest, bound.squared_norms[0], bound.lengths[0], bound.coordinate_error,
+                        bound_rows.width)
+                  .rough;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    distances[i] = static_cast<float>(std::sqrt(nearest.found[i].squared_distance));
+    indices[i] = nearest.found[i].index;
+  }
+  return count;
 }
 
 }  // namespace mmad_fast

@@ -53,4 +53,10 @@ struct ScoringStatistics {
 ScoringStatistics nearest_neighbor_scoring(const float* queries, int64_t num_queries,
                                            const Bank& bank, float* distances, int64_t* indices);
 
+// The `count` rows of the bank that are nearest to query (width,), without row `exclude` (-1: none
+// is left out): distances and indices (count,), ascending by distance, of equals the lowest index
+// first. Exact as above. Returns how many there are, which is fewer in a small bank.
+int64_t nearest_rows(const float* query, const Bank& bank, int64_t count, int64_t exclude,
+                     float* distances, int64_t* indices);
+
 }  // namespace mmad_fast

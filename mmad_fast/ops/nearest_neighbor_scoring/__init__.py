@@ -10,12 +10,25 @@ from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.device_arrays import DeviceArray, is_device_array, read_device_array
-from mmad_fast.ops.nearest_neighbor_scoring.backends import OP, DeviceBank, make_device_bank
+from mmad_fast.ops.nearest_neighbor_scoring.backends import (
+    NEAREST_ROWS_OP,
+    OP,
+    DeviceBank,
+    make_device_bank,
+)
 from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection, no_projection
-from mmad_fast.ops.validation import check_float_matrix
+from mmad_fast.ops.validation import check_float_matrix, check_integer
 
-__all__ = ["OP", "NearestNeighbors", "PreparedBank", "nearest_neighbor_scoring"]
+__all__ = [
+    "NEAREST_ROWS_OP",
+    "OP",
+    "NearestNeighbors",
+    "PreparedBank",
+    "nearest_neighbor_scoring",
+    "nearest_rows",
+]
 
+ROWS_PER_CHECK = 1024
 BANK_TYPES_ON_DEVICE = ("float32", "float16", "bfloat16")
 
 
@@ -89,10 +102,16 @@ def _check_bank(bank: Any) -> NDArray[np.float32] | NDArray[np.float16]:
     """The bank, C-contiguous; a float16 one is checked without being held as float32."""
     if isinstance(bank, np.ndarray) and bank.dtype == np.float16:
         half: NDArray[np.float16] = np.ascontiguousarray(bank)
-        if half.ndim == 2 and len(half) > 0 and np.isfinite(half).all():
+        if half.ndim == 2 and len(half) > 0 and _is_finite(half):
             return half
         bank = half.astype(np.float32)  # is refused, with the reason
     return check_float_matrix(bank, "bank", min_rows=1)
+
+
+def _is_finite(bank: NDArray[np.float16]) -> bool:
+    """Every value is; without an array of the bank's size, which is read from disk at its pace."""
+    blocks = range(0, len(bank), ROWS_PER_CHECK)
+    return all(np.isfinite(bank[first : first + ROWS_PER_CHECK]).all() for first in blocks)
 
 
 def nearest_neighbor_scoring(
@@ -140,6 +159,60 @@ def nearest_neighbor_scoring(
     _check_widths(checked.shape, prepared.rows.shape)
     distances, indices = implementation.function(checked, prepared)
     return NearestNeighbors(distances, indices)
+
+
+def nearest_rows(
+    query: NDArray[np.float32] | NDArray[np.float16],
+    bank: PreparedBank,
+    *,
+    count: int,
+    exclude: int | None = None,
+    backend: str = "auto",
+) -> NearestNeighbors:
+    """The rows of the bank that are nearest to one query, and their distances.
+
+    The result is that of float64 arithmetic, whatever the number of threads. Where the bank has a
+    projection, one pass over the projected rows finds it; else one pass over the bank.
+
+    Args:
+        query: (C,) float32 or float16, finite; a row of the bank, for one.
+        bank: In host memory.
+        count: How many rows, at least 1.
+        exclude: A row of the bank that is left out; None leaves out none.
+        backend: "auto", or a name of NEAREST_ROWS_OP in backends.py.
+
+    Returns:
+        distances (K,) float32, ascending, and indices (K,) int64, of equal distances the lowest
+        first; K is `count`, or fewer where the bank has no more rows.
+
+    Raises:
+        InvalidInputError: a query that is no vector of C finite floats, a count below 1, an
+            excluded row that does not exist, a bank on a CUDA device.
+        BackendUnavailableError: the named backend does not exist or cannot run here.
+
+    Source: the neighbours of m* in PatchCore (Roth et al., 2022), equation 7; method facts 5.4.
+    """
+    implementation = NEAREST_ROWS_OP.resolve(backend)
+    if bank.device_bank is not None:
+        raise InvalidInputError(
+            f"the bank is on CUDA device {bank.device_bank.rows.device}; nearest_rows takes one in "
+            "host memory: PreparedBank(rows) of a NumPy array"
+        )
+    num_rows = len(bank.rows)
+    count = check_integer(count, "count", minimum=1)
+    if exclude is not None:
+        exclude = check_integer(exclude, "exclude", minimum=0, maximum=num_rows - 1)
+    row = np.asarray(query)
+    if row.dtype == np.float16:
+        row = row.astype(np.float32)
+    if row.ndim != 1:
+        raise InvalidInputError(f"query has shape {row.shape}; it must be one vector (C,)")
+    checked = check_float_matrix(row[None], "query")
+    _check_widths(checked.shape, bank.rows.shape)
+    excluded = -1 if exclude is None else exclude
+    return NearestNeighbors(
+        *implementation.function(checked[0], bank, min(count, num_rows), excluded)
+    )
 
 
 def _on_device(queries: Any, bank: Any, backend: str) -> NearestNeighbors:

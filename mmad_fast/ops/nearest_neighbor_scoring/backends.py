@@ -52,6 +52,15 @@ def _cpu(queries: NDArray[np.float32], bank: PreparedBank) -> Found:
     return distances, indices
 
 
+def _cpu_rows(query: NDArray[np.float32], bank: PreparedBank, count: int, exclude: int) -> Found:
+    from mmad_fast import _kernels
+
+    distances = np.empty(count, np.float32)
+    indices = np.empty(count, np.int64)
+    found = _kernels.nearest_rows(query, bank.kernel_bank, exclude, distances, indices)
+    return distances[:found], indices[:found]
+
+
 def _triton(queries: DeviceArray, bank: DeviceBank) -> tuple[Any, Any]:
     from mmad_fast.ops.nearest_neighbor_scoring import triton_kernel
 
@@ -66,6 +75,12 @@ def _reference(queries: NDArray[np.float32], bank: PreparedBank) -> Found:
     return reference.nearest_neighbor_scoring(queries, bank.rows)
 
 
+def _reference_rows(
+    query: NDArray[np.float32], bank: PreparedBank, count: int, exclude: int
+) -> Found:
+    return reference.nearest_rows(query, bank.rows, count=count, exclude=exclude)
+
+
 OP = Op(
     "nearest_neighbor_scoring",
     (
@@ -78,3 +93,16 @@ OP = Op(
         "writes for each architecture; the backend 'triton' has it",
     },
 )
+
+NEAREST_ROWS_OP = Op(
+    "nearest_rows",
+    (
+        Backend("cpu", _cpu_rows, kernels_refusal),
+        Backend("reference", _reference_rows, always),
+    ),
+    absent={
+        "triton": "no kernel: one query reads the bank once, which torch's own products do",
+        "cuda": "no kernel: one query reads the bank once, which torch's own products do",
+    },
+)
+"""Of `nearest_rows`."""

@@ -19,3 +19,18 @@ def nearest_neighbor_scoring(
         indices[i] = squared_distances.argmin()
         distances[i] = np.sqrt(squared_distances[indices[i]])
     return distances, indices
+
+
+def nearest_rows(
+    query: NDArray[np.float32],
+    bank: NDArray[np.float32] | NDArray[np.float16],
+    *,
+    count: int,
+    exclude: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """distances and indices (K,) of the bank rows nearest to query (C,), without row `exclude`,
+    ascending by distance, of equals the lowest index first; K is at most `count`."""
+    squared_distances = ((bank.astype(np.float64) - query) ** 2).sum(axis=1)  # (M,)
+    order = np.argsort(squared_distances, kind="stable")
+    indices = order[order != exclude][:count]
+    return np.sqrt(squared_distances[indices]).astype(np.float32), indices

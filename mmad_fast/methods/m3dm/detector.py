@@ -1,0 +1,459 @@
+"""The run half of M3DM: prepared scan in, anomaly map and score out. Needs no torch.
+
+Read `PatchExtractor.extract` and `M3dmPipeline.score_features` from top to bottom: that is the data
+flow. The published pipeline computes the same densely, see reference.py: here only distinct rows
+are computed and searched, and the answers are spread to the patches that share them. README.md has
+the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.artifact import Artifact
+from mmad_fast.engines import Engine, open_graph
+from mmad_fast.engines.selection import EngineChoice
+from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.methods.feature_extraction import PointExtractor, PointGroups, RgbExtractor
+from mmad_fast.methods.m3dm import scoring
+from mmad_fast.methods.m3dm.parameters import BANK_PREFIX, M3dmParameters
+from mmad_fast.ops.inverse_distance_interpolation import (
+    POOLED_ROWS_OP,
+    PooledRows,
+    pooled_interpolation_rows,
+)
+from mmad_fast.ops.nearest_neighbor_scoring import (
+    NEAREST_ROWS_OP,
+    OP,
+    PreparedBank,
+    nearest_neighbor_scoring,
+    nearest_rows,
+)
+from mmad_fast.scan import PreparedScan
+from mmad_fast.stage_clock import StageClock
+
+UFF_POINT_GRAPH = "uff_point"
+UFF_RGB_GRAPH = "uff_rgb"
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """The features of a scan's patches, those of background patches left out.
+
+    Attributes:
+        tokens: (T, C2) float32 RGB tokens, row-major; None where no bank reads them.
+        point_rows: (P, C3) float32 point features of the foreground patches, raw; None where no
+            bank reads them. A background patch has zeros.
+        patches: (P,) int64 row-major patch index of each point row, ascending; with
+            point_patches="groups" simply 0 .. G - 1.
+        fused_points: (P + 1, C3) float32 what the feature fusion makes of the point rows, and last
+            of zeros, the background; None without feature fusion.
+        fused_tokens: (T, C2) float32 what it makes of the tokens; None without.
+        spread: With point_patches="groups": how each foreground pixel of the map mixes the groups'
+            distances; else None.
+    """
+
+    tokens: NDArray[np.float32] | None
+    point_rows: NDArray[np.float32] | None
+    patches: NDArray[np.int64]
+    fused_points: NDArray[np.float32] | None = None
+    fused_tokens: NDArray[np.float32] | None = None
+    spread: PooledRows | None = None
+
+
+class BankQueries(NamedTuple):
+    """What is searched in one memory bank: the distinct rows among a scan's patches.
+
+    Attributes:
+        rows: (Q, C) float32, raw: not normalised. A new array or the features' own; not to be
+            changed.
+        owner: (L,) int64: patch l has the features rows[owner[l]]. L is T for the rgb bank, else
+            the number of point patches (H * W, or G).
+    """
+
+    rows: NDArray[np.float32]
+    owner: NDArray[np.int64]
+
+
+class BankScores(NamedTuple):
+    """What one memory bank says of a scan, before it is weighted.
+
+    Attributes:
+        score: The re-weighted largest distance.
+        anomaly_map: (S, S) float32 blurred distances, >= 0.
+    """
+
+    score: float
+    anomaly_map: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class M3dmScores:
+    """What M3DM says of one scan.
+
+    Attributes:
+        anomaly_map: (S, S) float32; weights of the decision layer may make it negative.
+        image_score: Not the maximum of the map: it is re-weighted and decided on its own.
+    """
+
+    anomaly_map: NDArray[np.float32]
+    image_score: float
+
+
+class PatchFusion:
+    """The networks of the unsupervised feature fusion (UFF). `fuse` is thread-safe."""
+
+    def __init__(self, point: Engine, rgb: Engine) -> None:
+        """Takes the graphs "uff_point" (rows (1, R, C3) -> fused (1, R, C3)) and "uff_rgb"
+        (rows (1, T, C2) -> fused (1, T, C2))."""
+        self._point = point
+        self._rgb = rgb
+
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> PatchFusion:
+        """The same networks, each engine replaced by what `wrap` makes of its graph's name and
+        it."""
+        return PatchFusion(wrap(UFF_POINT_GRAPH, self._point), wrap(UFF_RGB_GRAPH, self._rgb))
+
+    def fuse(self, features: PatchFeatures) -> PatchFeatures:
+        """The features with their fused parts."""
+        tokens, point_rows = features.tokens, features.point_rows
+        assert tokens is not None
+        assert point_rows is not None
+        fused_tokens = self._rgb.run({"rows": tokens[None]})["fused"][0]  # (T, C2)
+        return replace(
+            features, fused_points=self._fuse_points(point_rows), fused_tokens=fused_tokens
+        )
+
+    def _fuse_points(self, point_rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(P + 1, C3): of the rows and of zeros, as many at a time as the graph takes."""
+        num_rows, num_channels = point_rows.shape
+        fused = np.empty((num_rows + 1, num_channels), np.float32)
+        height = self._point.input_shapes["rows"][1]
+        for first in range(0, num_rows + 1, height):
+            block = np.zeros((1, height, num_channels), np.float32)
+            part = point_rows[first : first + height]
+            block[0, : len(part)] = part
+            target = fused[first : first + height]
+            target[:] = self._point.run({"rows": block})["fused"][0, : len(target)]
+        return fused
+
+
+class PatchExtractor:
+    """The frozen backbones, the pooling to patches, and the feature fusion; those of them that the
+    banks read. `extract` is thread-safe."""
+
+    def __init__(
+        self,
+        rgb: RgbExtractor | None,
+        point: PointExtractor | None,
+        parameters: M3dmParameters,
+        fusion: PatchFusion | None = None,
+    ) -> None:
+        """Takes None for what is not read; without `fusion` the fused parts are left out."""
+        self._rgb = rgb
+        self._point = point
+        self._fusion = fusion
+        self._parameters = parameters
+        self._pooling_backend = POOLED_ROWS_OP.resolve().name
+
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> PatchExtractor:
+        """The same extractor, each engine replaced by what `wrap` makes of its graph's name and
+        it."""
+        rgb, point, fusion = (
+            None if part is None else part.with_engines(wrap)
+            for part in (self._rgb, self._point, self._fusion)
+        )
+        return PatchExtractor(rgb, point, self._parameters, fusion)
+
+    def extract(self, prepared: PreparedScan, clock: StageClock) -> PatchFeatures:
+        """The features of a prepared scan.
+
+        Raises:
+            EmptyScanError: the detector reads points, and there are fewer than one group holds.
+        """
+        features = PatchFeatures(None, None, np.empty(0, np.int64))
+        if self._point is not None:
+            groups = self._point.groups(prepared, clock)
+            with clock.stage("patch_features"):
+                features = self._pool(groups, prepared)
+        if self._rgb is not None:
+            features = replace(features, tokens=self._rgb.tokens(prepared, clock))
+        if self._fusion is not None:
+            with clock.stage("feature_fusion"):
+                features = self._fusion.fuse(features)
+        return features
+
+    def _pool(self, groups: PointGroups, prepared: PreparedScan) -> PatchFeatures:
+        """The point features of the patches: interpolated, averaged 3 x 3 and pooled, in one."""
+        patch_grid = self._parameters.patch_grid
+        pooled = pooled_interpolation_rows(
+            groups.weights,
+            prepared.pixel_indices,
+            num_centers=len(groups.features),
+            grid_size=prepared.grid_size,
+            output_size=patch_grid or prepared.grid_size,
+            backend=self._pooling_backend,
+        )
+        if patch_grid is None:
+            return PatchFeatures(
+                None, groups.features, np.arange(len(groups.features)), spread=pooled
+            )
+        return PatchFeatures(None, pooled.rows.apply(groups.features), pooled.pixel_indices)
+
+
+class M3dmPipeline:
+    """A fitted M3DM detector. `score` is thread-safe."""
+
+    def __init__(
+        self,
+        extractor: PatchExtractor,
+        banks: Mapping[str, PreparedBank],
+        parameters: M3dmParameters,
+    ) -> None:
+        """Takes the memory banks by name, normalised; use `from_artifact`."""
+        self.extractor = extractor
+        self.parameters = parameters
+        self._banks = {bank: banks[bank] for bank in parameters.banks}
+        self._scoring_backend = OP.resolve().name
+        self._neighbors_backend = NEAREST_ROWS_OP.resolve().name
+
+    @classmethod
+    def from_artifact(
+        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None = None
+    ) -> M3dmPipeline:
+        """The pipeline in an artifact, its graphs run by the engine from the files of the choice.
+
+        Raises:
+            ArtifactError: a graph, tensor or parameter is missing or damaged.
+            BackendUnavailableError: no such engine.
+        """
+        parameters = M3dmParameters.from_dict(artifact.manifest.parameters)
+        options = {"engine": engine, "num_threads": num_threads, "parameters": parameters}
+        rgb = RgbExtractor.from_artifact(artifact, **options) if parameters.reads_rgb else None
+        point = (
+            PointExtractor.from_artifact(artifact, **options) if parameters.reads_points else None
+        )
+        fusion = None
+        if parameters.fuses:
+            fusion = PatchFusion(
+                *(
+                    open_graph(engine.files[name], engine=engine.engine, num_threads=num_threads)
+                    for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
+                )
+            )
+        extractor = PatchExtractor(rgb, point, parameters, fusion)
+        return cls(extractor, read_banks(artifact, parameters), parameters)
+
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> M3dmPipeline:
+        """The same pipeline, each engine replaced by what `wrap` makes of its graph's name and
+        it."""
+        return M3dmPipeline(self.extractor.with_engines(wrap), self._banks, self.parameters)
+
+    @property
+    def is_exact(self) -> bool:
+        """The answer is the published pipeline's, up to rounding."""
+        return self.parameters.is_exact
+
+    def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
+        """The anomaly map and image score of a prepared scan.
+
+        Raises:
+            EmptyScanError: fewer foreground points than one group holds.
+        """
+        return self.score_features(self.extractor.extract(prepared, clock), clock)
+
+    def score_features(self, features: PatchFeatures, clock: StageClock) -> M3dmScores:
+        """The anomaly map and image score of extracted features."""
+        by_bank = self.bank_scores(features, clock)
+        with clock.stage("decision"):
+            return decide(by_bank, self.parameters)
+
+    def bank_scores(self, features: PatchFeatures, clock: StageClock) -> dict[str, BankScores]:
+        """What each bank says, before lambdas and decision layer: what that layer is fitted on."""
+        return {
+            bank: self._score_bank(bank, prepared_bank, features, clock)
+            for bank, prepared_bank in self._banks.items()
+        }
+
+    def published_evaluation_maps(
+        self, anomaly_map: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(map for AUPRO, map for pixel AUROC): the public code rates the map itself in both."""
+        return anomaly_map, anomaly_map
+
+    def _score_bank(
+        self, name: str, bank: PreparedBank, features: PatchFeatures, clock: StageClock
+    ) -> BankScores:
+        parameters = self.parameters
+        with clock.stage(f"{name}_bank"):
+            queries, owner = bank_queries(features, parameters, name)
+            rows = normalize_rows(queries, parameters.bank_scales[name])  # (Q, C)
+            found = nearest_neighbor_scoring(rows, bank, backend=self._scoring_backend)
+            distances = found.distances[owner]  # (L,), dense
+        with clock.stage("reweighting"):
+            worst = owner[distances.argmax()]  # of equals the first patch
+            query, nearest = rows[worst], int(found.indices[worst])
+            others = nearest_rows(
+                bank.rows[nearest],
+                bank,
+                count=scoring.NUM_NEIGHBORS,
+                exclude=nearest,
+                backend=self._neighbors_backend,
+            ).indices
+            score = scoring.reweight(
+                float(distances.max()),
+                scoring.distances_to(query, bank.rows[others]),
+                num_channels=rows.shape[1],
+                reweighting=parameters.reweighting,
+                weight_epsilon=parameters.weight_epsilon,
+                distance_divisor=parameters.distance_divisor,
+            )
+        with clock.stage("maps"):
+            distance_map = map_of(distances, features.spread, parameters, name)
+            return BankScores(score, scoring.blur(distance_map, blur=parameters.blur))
+
+
+def bank_queries(features: PatchFeatures, parameters: M3dmParameters, bank: str) -> BankQueries:
+    """The distinct rows (Q, C) that a bank is asked for, and which patch has which of them.
+
+    point: the point rows, and zeros for the background where there is any. rgb: the tokens. fusion:
+    the foreground patches, each its point row beside its token, then zeros beside each token that
+    has a background patch; both parts as the feature fusion makes them, where there is one.
+
+    Args:
+        features: Of one scan; what the bank reads is not None.
+        parameters: Of the detector.
+        bank: One of parameters.BANKS.
+    """
+    if bank == "rgb":
+        assert features.tokens is not None
+        return BankQueries(features.tokens, np.arange(len(features.tokens)))
+    assert features.point_rows is not None
+    patch_grid = parameters.patch_grid
+    if patch_grid is None:
+        return BankQueries(features.point_rows, np.arange(len(features.point_rows)))
+    if bank == "point":
+        return _point_queries(features.point_rows, features.patches, patch_grid**2)
+    if parameters.uses_uff:
+        points, tokens = features.fused_points, features.fused_tokens
+    else:
+        points, tokens = _with_background(features.point_rows), features.tokens
+    assert points is not None
+    assert tokens is not None
+    token_of_patch = tokens_of_patches(patch_grid, parameters.token_grid)
+    return _fusion_queries(points, tokens, features.patches, token_of_patch)
+
+
+def _point_queries(
+    point_rows: NDArray[np.float32], patches: NDArray[np.int64], num_patches: int
+) -> BankQueries:
+    num_rows = len(patches)
+    owner = np.full(num_patches, num_rows)
+    owner[patches] = np.arange(num_rows)
+    has_background = num_rows < num_patches
+    return BankQueries(_with_background(point_rows) if has_background else point_rows, owner)
+
+
+def _with_background(point_rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(P + 1, C3): the point rows and a row of zeros."""
+    return np.concatenate([point_rows, np.zeros((1, point_rows.shape[1]), np.float32)])
+
+
+def _fusion_queries(
+    points: NDArray[np.float32],
+    tokens: NDArray[np.float32],
+    patches: NDArray[np.int64],
+    token_of_patch: NDArray[np.int64],
+) -> BankQueries:
+    """Of points (P + 1, C3), the last being the background's, and tokens (T, C2)."""
+    num_rows, num_point_channels = len(patches), points.shape[1]
+    is_background = np.ones(len(token_of_patch), bool)
+    is_background[patches] = False
+    background_tokens = np.unique(token_of_patch[is_background])
+    owner_of_token = np.zeros(len(tokens), np.int64)
+    owner_of_token[background_tokens] = num_rows + np.arange(len(background_tokens))
+    owner = owner_of_token[token_of_patch]
+    owner[patches] = np.arange(num_rows)
+    rows = np.empty(
+        (num_rows + len(background_tokens), num_point_channels + tokens.shape[1]), np.float32
+    )
+    rows[:num_rows, :num_point_channels] = points[:num_rows]
+    rows[num_rows:, :num_point_channels] = points[num_rows]
+    rows[:num_rows, num_point_channels:] = tokens[token_of_patch[patches]]
+    rows[num_rows:, num_point_channels:] = tokens[background_tokens]
+    return BankQueries(rows, owner)
+
+
+def tokens_of_patches(patch_grid: int, token_grid: int) -> NDArray[np.int64]:
+    """(H * W,) the RGB token of each patch: H = W = `patch_grid` is a multiple of `token_grid`, and
+    the adaptive average over tokens is then an exact replication."""
+    line = np.arange(patch_grid) * token_grid // patch_grid
+    return (line[:, None] * token_grid + line).ravel()
+
+
+def normalize_rows(rows: NDArray[np.float32], scale: tuple[float, float]) -> NDArray[np.float32]:
+    """(Q, C) float32: (rows - mean) / std, as banks are stored; the rows themselves for (0, 1)."""
+    mean, std = np.float32(scale[0]), np.float32(scale[1])
+    if mean == 0 and std == 1:
+        return rows
+    normalized = rows - mean
+    normalized /= std
+    return normalized
+
+
+def map_of(
+    distances: NDArray[np.float32],
+    spread: PooledRows | None,
+    parameters: M3dmParameters,
+    bank: str,
+) -> NDArray[np.float32]:
+    """(S, S) float32: the distances (L,) of the patches, on the grid of the anomaly map."""
+    if bank == "rgb" or spread is None:
+        side = parameters.token_grid if bank == "rgb" else parameters.patch_grid
+        return scoring.upsample(distances.reshape(side, side), parameters.grid_size)
+    pixels = np.zeros(parameters.grid_size**2, np.float32)
+    pixels[spread.pixel_indices] = spread.rows.apply(distances[:, None])[:, 0]
+    return pixels.reshape(parameters.grid_size, parameters.grid_size)
+
+
+def decide(by_bank: Mapping[str, BankScores], parameters: M3dmParameters) -> M3dmScores:
+    """The weighted sums of the banks' scores and of their maps."""
+    score = parameters.score_offset + sum(
+        parameters.score_weights[bank] * scores.score for bank, scores in by_bank.items()
+    )
+    anomaly_map = np.full(
+        (parameters.grid_size, parameters.grid_size), parameters.map_offset, np.float32
+    )
+    for bank, scores in by_bank.items():
+        anomaly_map += np.float32(parameters.map_weights[bank]) * scores.anomaly_map
+    return M3dmScores(anomaly_map, float(score))
+
+
+def read_banks(artifact: Artifact, parameters: M3dmParameters) -> dict[str, PreparedBank]:
+    """The memory banks by name, from an artifact's tensors, which stay on disk.
+
+    Raises:
+        ArtifactError: a bank is missing, of another type than the parameters say, or damaged.
+    """
+    tensors = artifact.tensors()
+    banks = {}
+    for bank in parameters.banks:
+        rows = tensors[BANK_PREFIX + bank]
+        if rows.dtype != parameters.bank_dtype:
+            raise ArtifactError(
+                f"{artifact.path}: the bank {bank!r} is {rows.dtype}, the manifest's parameters "
+                f"say {parameters.bank_dtype}; fit the detector again"
+            )
+        try:
+            banks[bank] = PreparedBank(rows)
+        except InvalidInputError as error:
+            raise ArtifactError(
+                f"{artifact.path}: the bank {bank!r} cannot be searched ({error}); fit the "
+                "detector again"
+            ) from error
+    return banks
