@@ -1,0 +1,250 @@
+"""Memory banks: which of the training scans' patches a detector keeps, and how they are scaled.
+
+The published code holds the dense matrix of all patches. Here every pass reads the scans one after
+the other and only their distinct rows, which gives the same rows: see README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
+
+from mmad_fast.errors import MmadFastError
+from mmad_fast.methods.m3dm.patch_store import ArrayFile
+from mmad_fast.ops.k_center_greedy import k_center_greedy
+
+CORESET_FRACTION = 0.1
+PROJECTION_EPS = 0.9
+"""Distortion that the random projection may have; the published code's coreset_eps."""
+
+Scale = tuple[float, float]
+"""(mean, std) of a bank: a row x is stored as (x - mean) / std."""
+
+
+class ScanRows(NamedTuple):
+    """The patches of one scan, equal ones once.
+
+    Attributes:
+        rows: (Q, C) float32 distinct rows, in the order in which they first occur.
+        counts: (Q,) int64 number of patches that have the row.
+    """
+
+    rows: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+
+class PatchRows(Protocol):
+    """The raw patches of one bank, scan by scan; each access reads them anew."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, scan: int, /) -> ScanRows: ...
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Of all elements of all patches of the training scans.
+
+    Attributes:
+        num_rows: Patches; equal ones count.
+        mean: Of all elements.
+        std: Of all elements, unbiased.
+    """
+
+    num_rows: int
+    mean: float
+    std: float
+
+
+def in_order_of_occurrence(rows: NDArray[np.float32], owner: NDArray[np.int64]) -> ScanRows:
+    """The distinct rows of a scan in the order of the patches.
+
+    Args:
+        rows: (Q, C) float32 distinct rows in any order.
+        owner: (P,) int64 row of each patch; a row without a patch is left out.
+    """
+    used, first, counts = np.unique(owner, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return ScanRows(rows[used[order]], counts[order].astype(np.int64))
+
+
+def measure_rows(scans: PatchRows) -> RowStatistics:
+    """Number, mean and standard deviation of the patches, in float64.
+
+    Each scan's mean and squared deviations are merged into those before it, which loses no digits
+    however many scans there are.
+    """
+    num_rows, num_elements, mean, deviations = 0, 0, 0.0, 0.0
+    for scan in _each(scans):
+        num_elements_here = int(scan.counts.sum()) * scan.rows.shape[1]
+        rows = scan.rows.astype(np.float64)
+        mean_here = float(scan.counts @ rows.sum(axis=1)) / num_elements_here
+        rows -= mean_here
+        deviations_here = float(scan.counts @ np.einsum("qc,qc->q", rows, rows))
+        gap = mean_here - mean
+        total = num_elements + num_elements_here
+        deviations += deviations_here + gap**2 * num_elements * num_elements_here / total
+        mean += gap * num_elements_here / total
+        num_rows, num_elements = num_rows + int(scan.counts.sum()), total
+    return RowStatistics(num_rows, mean, float(np.sqrt(deviations / max(1, num_elements - 1))))
+
+
+def bank_scales(statistics: Mapping[str, RowStatistics], *, bank_norm: str) -> dict[str, Scale]:
+    """(mean, std) by which the rows of each bank are normalised; (0, 1) where they are not.
+
+    Args:
+        statistics: Of the raw rows of each bank that the detector has.
+        bank_norm: "published": the mean of the point bank and the standard deviation of the RGB
+            bank for several banks, its own for the RGB bank alone, none for the others. "own": each
+            bank its own.
+
+    Raises:
+        MmadFastError: all elements of a bank are equal.
+
+    Source: method facts 5.3 and 5.6; the maintainers of the public code say that the shared pair is
+    meant.
+    """
+    if bank_norm == "own":
+        pairs = {name: (own.mean, own.std) for name, own in statistics.items()}
+    elif len(statistics) > 1:
+        pair = (statistics["point"].mean, statistics["rgb"].std)
+        pairs = dict.fromkeys(statistics, pair)
+    else:
+        pairs = {
+            name: (own.mean, own.std) if name == "rgb" else (0.0, 1.0)
+            for name, own in statistics.items()
+        }
+    for name, (_, std) in pairs.items():
+        if not std > 0:
+            raise MmadFastError(
+                f"the features that the {name} bank is normalised by are all the same, so there is "
+                "nothing to compare; check the images and clouds of the training scans"
+            )
+    return pairs
+
+
+def coreset_sizes(num_rows: Mapping[str, int], *, coreset: str) -> dict[str, int]:
+    """How many rows each bank keeps, at least 1.
+
+    Args:
+        num_rows: Patches of each bank; equal ones count.
+        coreset: "code": a tenth of a single bank and of the point bank, and as many rows of the
+            others as a tenth of the rows that the point bank keeps. "paper": a tenth of each.
+
+    Source: M3DM, section 4.2 (PatchCore's coreset), and the public code, method facts 5.3.
+    """
+    sizes = {name: int(CORESET_FRACTION * number) for name, number in num_rows.items()}
+    if coreset == "code" and len(sizes) > 1:
+        reduced = int(CORESET_FRACTION * sizes["point"])
+        sizes = {name: size if name == "point" else reduced for name, size in sizes.items()}
+    return {name: max(1, size) for name, size in sizes.items()}
+
+
+def build_bank(
+    scans: PatchRows,
+    num_samples: int,
+    scale: Scale,
+    *,
+    num_rows: int,
+    seed: int,
+    scratch: Path,
+    progress: Callable[[int, int], None],
+) -> NDArray[np.float32]:
+    """The bank (M, C): normalised rows in the order in which the coreset takes them.
+
+    M is num_samples, or the number of distinct rows where that is smaller: the published code then
+    repeats its first row.
+
+    Args:
+        scans: The raw patches.
+        num_samples: Rows to keep.
+        scale: (mean, std) of the bank.
+        num_rows: Patches; equal ones count. It decides the width of the projection.
+        seed: Of the projection.
+        scratch: An existing folder for the projected rows.
+        progress: Called with (done, total).
+
+    Raises:
+        MmadFastError: the disk is full.
+
+    Source: PatchCore's greedy coreset, as M3DM's code has it: sparse random projection to the
+    Johnson-Lindenstrauss width, start at row 0, always the row farthest from the rows taken.
+    """
+    projected, offsets = _project(scans, scale, num_rows=num_rows, seed=seed, scratch=scratch)
+    taken = k_center_greedy(projected, num_samples, start=0, progress=progress)
+    del projected
+    (scratch / _PROJECTED_FILE).unlink()
+    return _gather(scans, taken, offsets, scale)
+
+
+def finish_point_bank(bank: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The point bank (M', C) of a detector of several banks: without the rows that have a zero, and
+    with one row of zeros at the end.
+
+    Source: the public code, which means to replace the background's rows. In normalised space the
+    background is no row of zeros, so that both stay: method facts 5.3.
+    """
+    kept = bank[(bank != 0).all(axis=1)]
+    return np.concatenate([kept, np.zeros((1, bank.shape[1]), np.float32)])
+
+
+def normalize_rows(rows: NDArray[np.float32], scale: Scale) -> NDArray[np.float32]:
+    mean, std = scale
+    return (rows - np.float32(mean)) / np.float32(std)
+
+
+_PROJECTED_FILE = "projected.rows"
+
+
+def _project(
+    scans: PatchRows, scale: Scale, *, num_rows: int, seed: int, scratch: Path
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(projected rows (N, d) of all scans, on disk; first row of each scan and N)."""
+    transform: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    offsets = [0]
+    with ArrayFile(scratch / _PROJECTED_FILE) as file:
+        for scan in _each(scans):
+            if transform is None:
+                transform = _random_projection(num_rows, scan.rows.shape[1], seed)
+            file.append(transform(normalize_rows(scan.rows, scale)))
+            offsets.append(offsets[-1] + len(scan.rows))
+        return file.mapped(), np.array(offsets, np.int64)
+
+
+def _random_projection(
+    num_rows: int, num_channels: int, seed: int
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The projection that scikit-learn draws for a matrix (num_rows, num_channels), which need not
+    exist; the identity where it would have to widen the rows, as in the published code."""
+    width = int(johnson_lindenstrauss_min_dim(num_rows, eps=PROJECTION_EPS))
+    if not 0 < width <= num_channels:
+        return np.ascontiguousarray
+    projection = SparseRandomProjection(n_components=width, random_state=seed)
+    projection.fit(np.zeros((1, num_channels), np.float32))
+    return lambda rows: np.ascontiguousarray(projection.transform(rows))
+
+
+def _gather(
+    scans: PatchRows, taken: NDArray[np.int64], offsets: NDArray[np.int64], scale: Scale
+) -> NDArray[np.float32]:
+    """(M, C) normalised rows at these positions among the rows of all scans."""
+    scan_of = np.searchsorted(offsets, taken, side="right") - 1
+    bank: NDArray[np.float32] | None = None
+    for scan in np.unique(scan_of):
+        wanted = np.flatnonzero(scan_of == scan)
+        rows = scans[int(scan)].rows
+        if bank is None:
+            bank = np.empty((len(taken), rows.shape[1]), np.float32)
+        bank[wanted] = normalize_rows(rows[taken[wanted] - offsets[scan]], scale)
+    assert bank is not None  # row 0 is always taken
+    return bank
+
+
+def _each(scans: PatchRows) -> Iterator[ScanRows]:
+    return (scans[index] for index in range(len(scans)))

@@ -1,0 +1,208 @@
+"""Patches of the training scans, on disk: what memory banks and networks are made from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.errors import EmptyScanError, MmadFastError
+from mmad_fast.methods.m3dm.detector import PatchFeatures
+from mmad_fast.ops.sparse_rows import SparseRows
+
+logger = logging.getLogger("mmad_fast")
+
+
+class ArrayFile:
+    """Arrays of the same width and type in one file, one after the other; written, then read.
+
+    They are read, not mapped, so that the memory of a process does not grow with what it has read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """An empty file at `path`; what is there is overwritten."""
+        self._path = path
+        self._file = path.open("wb")
+        self._offsets = [0]
+        self._shape: tuple[int, ...] = ()
+        self._dtype = np.dtype(np.float32)
+
+    def __enter__(self) -> ArrayFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def append(self, array: NDArray) -> None:
+        """Writes an array (R, ...); all have the trailing shape and type of the first.
+
+        Raises:
+            MmadFastError: the disk is full.
+            ValueError: another trailing shape or type than the first one's.
+        """
+        if not len(self):
+            self._shape, self._dtype = array.shape[1:], array.dtype
+        if (array.shape[1:], array.dtype) != (self._shape, self._dtype):
+            raise ValueError(
+                f"{self._path.name} holds {self._dtype} rows of {self._shape}, got {array.dtype} "
+                f"rows of {array.shape[1:]}"
+            )
+        try:
+            self._file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+            self._file.flush()
+        except OSError as error:
+            raise MmadFastError(
+                f"{self._path}: cannot write the features of the scans ({error.strerror}); free "
+                "some space there, or set TMPDIR to a folder on a larger disk (M3DM needs up to 35 "
+                "MB per training scan)"
+            ) from error
+        self._offsets.append(self._offsets[-1] + len(array))
+
+    def read(self, index: int) -> NDArray:
+        """The array that was appended as number `index`."""
+        start, stop = self._offsets[index : index + 2]
+        row_size = int(np.prod(self._shape, dtype=np.int64))
+        flat = np.fromfile(
+            self._path,
+            self._dtype,
+            count=(stop - start) * row_size,
+            offset=start * row_size * self._dtype.itemsize,
+        )
+        return flat.reshape(stop - start, *self._shape)
+
+    def mapped(self) -> NDArray:
+        """All rows of all arrays, read-only, as a map of the file; there must be one."""
+        shape = (self._offsets[-1], *self._shape)
+        return np.asarray(np.memmap(self._path, self._dtype, mode="r", shape=shape))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where an array is."""
+
+    file: str
+    index: int
+
+
+class PatchStore:
+    """The patches of scans, on disk: memory holds those in use, however many scans there are.
+
+    Each access reads a scan's arrays anew: do not keep them all.
+
+    Attributes:
+        positions: Of each kept scan its position among those that were given to `extend`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """An empty store with its files in `directory`, which must exist."""
+        self.positions: list[int] = []
+        self._num_given = 0
+        self._directory = directory
+        self._files: dict[str, ArrayFile] = {}
+        self._scans: list[PatchFeatures] = []  # with a _Stored in place of each array
+
+    def __enter__(self) -> PatchStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __len__(self) -> int:
+        return len(self._scans)
+
+    def __getitem__(self, index: int) -> PatchFeatures:
+        stored = self._scans[index]
+        values = {field.name: self._get(getattr(stored, field.name)) for field in fields(stored)}
+        return PatchFeatures(**values)
+
+    def __iter__(self) -> Iterator[PatchFeatures]:
+        return (self[index] for index in range(len(self)))
+
+    def append(self, features: PatchFeatures) -> None:
+        """Keeps the patches of a scan.
+
+        Raises:
+            MmadFastError: the disk is full.
+        """
+        values = {
+            field.name: self._put(field.name, getattr(features, field.name))
+            for field in fields(features)
+        }
+        self._scans.append(PatchFeatures(**values))
+
+    def add(self, index: int, **arrays: NDArray) -> None:
+        """Sets fields of a scan that were left open when it was appended.
+
+        Raises:
+            MmadFastError: the disk is full.
+        """
+        values: dict[str, Any] = {name: self._put(name, array) for name, array in arrays.items()}
+        self._scans[index] = replace(self._scans[index], **values)
+
+    def extend(
+        self,
+        named_scans: Iterable[tuple[str, Callable[[], PatchFeatures]]],
+        *,
+        progress: Callable[[int], None],
+    ) -> None:
+        """Extracts and keeps the patches of each scan; one without foreground is skipped.
+
+        Args:
+            named_scans: (name, function that extracts) per scan.
+            progress: Called with the number of scans given so far.
+        """
+        for name, extract in named_scans:
+            try:
+                features = extract()
+            except EmptyScanError as error:
+                logger.warning("skipped %s: %s", name, error)
+            else:
+                self.append(features)
+                self.positions.append(self._num_given)
+            self._num_given += 1
+            progress(self._num_given)
+
+    def _put(self, name: str, value: Any) -> Any:
+        """What stands for the value in memory: arrays go to disk."""
+        if isinstance(value, SparseRows):
+            parts = {
+                part: self._put(f"{name}.{part}", getattr(value, part))
+                for part in ("offsets", "columns", "values")
+            }
+            return SparseRows(**parts, num_columns=value.num_columns)
+        if not isinstance(value, np.ndarray):
+            return value
+        if name not in self._files:
+            self._files[name] = ArrayFile(self._directory / f"{name}.rows")
+        self._files[name].append(value)
+        return _Stored(name, len(self._files[name]) - 1)
+
+    def _get(self, value: Any) -> Any:
+        """The value that `_put` was given."""
+        if isinstance(value, SparseRows):
+            offsets, columns, values = map(self._get, (value.offsets, value.columns, value.values))
+            return SparseRows(offsets, columns, values, value.num_columns)
+        return self._files[value.file].read(value.index) if isinstance(value, _Stored) else value

@@ -1,0 +1,180 @@
+"""Memory banks from distinct rows, beside those from the dense matrix of all patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.random_projection import SparseRandomProjection
+
+from mmad_fast.errors import MmadFastError
+from mmad_fast.methods.m3dm.memory_banks import (
+    RowStatistics,
+    ScanRows,
+    bank_scales,
+    build_bank,
+    coreset_sizes,
+    finish_point_bank,
+    in_order_of_occurrence,
+    measure_rows,
+)
+
+SIDE = 56
+
+
+def point_scan(
+    rng: np.random.Generator, channels: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(distinct rows, row of each of 3136 patches): a disc of foreground around a background of
+    zeros, which is the last row."""
+    rows, columns = np.mgrid[0:SIDE, 0:SIDE]
+    is_foreground = np.hypot(rows - 28, columns - 28 - rng.integers(-3, 4)).ravel() < 15
+    owner = np.full(SIDE**2, is_foreground.sum(), np.int64)
+    owner[is_foreground] = np.arange(is_foreground.sum())
+    features = rng.normal(0.4, 1, (is_foreground.sum() + 1, channels)).astype(np.float32)
+    features[-1] = 0
+    return features, owner
+
+
+def fused_scan(
+    rng: np.random.Generator, channels: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Likewise of fused rows: point rows beside tokens that each hold for 2 x 2 patches."""
+    point_rows, point_owner = point_scan(rng, channels)
+    tokens = rng.normal(0, 2, (SIDE**2 // 4, 40)).astype(np.float32)
+    rows, columns = np.divmod(np.arange(SIDE**2), SIDE)
+    token_owner = (rows // 2) * (SIDE // 2) + columns // 2
+    dense = np.concatenate([point_rows[point_owner], tokens[token_owner]], axis=1)
+    distinct, owner = np.unique(dense, axis=0, return_inverse=True)
+    return distinct, owner.ravel()
+
+
+def plain_bank(
+    dense: NDArray[np.float32], num_samples: int, scale: tuple[float, float]
+) -> NDArray[np.float32]:
+    """What the published code does with the dense matrix, its greedy in float64."""
+    normalized = (dense - np.float32(scale[0])) / np.float32(scale[1])
+    projected = SparseRandomProjection(eps=0.9, random_state=0).fit_transform(normalized)
+    nearest = np.full(len(projected), np.inf)
+    taken: list[int] = []
+    for _ in range(num_samples):
+        taken.append(int(nearest.argmax()) if taken else 0)
+        gap = projected.astype(np.float64) - projected[taken[-1]]
+        distance = np.linalg.norm(gap, axis=1).astype(np.float32)
+        nearest = np.minimum(nearest, distance)
+    return normalized[taken]
+
+
+@pytest.mark.parametrize("make_scan", [point_scan, fused_scan])
+def test_bank_equals_that_of_the_dense_matrix(make_scan, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    given = [make_scan(rng, 300) for _ in range(2)]
+    dense = np.concatenate([rows[owner] for rows, owner in given])
+    scans = [in_order_of_occurrence(rows, owner) for rows, owner in given]
+    statistics = measure_rows(scans)
+    assert statistics.num_rows == len(dense) == 2 * SIDE**2
+    assert statistics.mean == pytest.approx(dense.mean(dtype=np.float64), rel=1e-12)
+    assert statistics.std == pytest.approx(dense.std(dtype=np.float64, ddof=1), rel=1e-12)
+
+    scale = (statistics.mean, statistics.std)
+    calls: list[tuple[int, int]] = []
+    bank = build_bank(
+        scans,
+        200,
+        scale,
+        num_rows=statistics.num_rows,
+        seed=0,
+        scratch=tmp_path,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    np.testing.assert_array_equal(bank, plain_bank(dense, 200, scale))
+    assert bank.flags.c_contiguous
+    assert calls[-1] == (200, 200)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_narrower_than_the_projection_are_taken_as_they_are(tmp_path: Path):
+    rows = np.random.default_rng(1).normal(0, 1, (30, 4)).astype(np.float32)
+    scans = [ScanRows(rows, np.ones(30, np.int64))]
+    bank = build_bank(
+        scans, 2, (0.0, 1.0), num_rows=30, seed=0, scratch=tmp_path, progress=lambda *_: None
+    )
+    farthest = np.linalg.norm(rows.astype(np.float64) - rows[0], axis=1).argmax()
+    np.testing.assert_array_equal(bank, rows[[0, farthest]])
+
+
+def test_fewer_distinct_rows_than_wanted_give_a_smaller_bank(tmp_path: Path):
+    rows = np.eye(3, 5, dtype=np.float32)
+    scans = [ScanRows(rows, np.full(3, 10))] * 2
+    bank = build_bank(
+        scans, 6, (0.0, 1.0), num_rows=60, seed=0, scratch=tmp_path, progress=lambda *_: None
+    )
+    np.testing.assert_array_equal(bank, rows)
+
+
+def test_rows_come_in_the_order_of_their_first_patch():
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    ordered = in_order_of_occurrence(rows, np.array([3, 1, 3, 3, 0, 1]))
+    np.testing.assert_array_equal(ordered.rows, rows[[3, 1, 0]])  # row 2 has no patch
+    np.testing.assert_array_equal(ordered.counts, [3, 2, 1])
+
+
+POINT = RowStatistics(31360, 0.5, 2.0)
+RGB = RowStatistics(7840, -1.0, 3.0)
+FUSION = RowStatistics(31360, 0.1, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "bank_norm", "scales"),
+    [
+        (
+            {"point": POINT, "rgb": RGB, "fusion": FUSION},
+            "published",
+            {"point": (0.5, 3.0), "rgb": (0.5, 3.0), "fusion": (0.5, 3.0)},
+        ),
+        ({"point": POINT, "rgb": RGB}, "published", {"point": (0.5, 3.0), "rgb": (0.5, 3.0)}),
+        ({"rgb": RGB}, "published", {"rgb": (-1.0, 3.0)}),
+        ({"point": POINT}, "published", {"point": (0.0, 1.0)}),
+        ({"fusion": FUSION}, "published", {"fusion": (0.0, 1.0)}),
+        ({"point": POINT, "rgb": RGB}, "own", {"point": (0.5, 2.0), "rgb": (-1.0, 3.0)}),
+        ({"fusion": FUSION}, "own", {"fusion": (0.1, 1.5)}),
+    ],
+)
+def test_scales(statistics, bank_norm, scales):
+    assert bank_scales(statistics, bank_norm=bank_norm) == scales
+
+
+def test_constant_features_are_an_error():
+    blank = RowStatistics(784, 0.3, 0.0)
+    with pytest.raises(MmadFastError, match="features .* of|the rgb bank .* all the same.*check"):
+        bank_scales({"rgb": blank}, bank_norm="published")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "coreset", "sizes"),
+    [
+        # Bagel's 244 scans, method facts 5.3.
+        (
+            {"point": 765184, "rgb": 191296, "fusion": 765184},
+            "code",
+            {"point": 76518, "rgb": 7651, "fusion": 7651},
+        ),
+        (
+            {"point": 765184, "rgb": 191296, "fusion": 765184},
+            "paper",
+            {"point": 76518, "rgb": 19129, "fusion": 76518},
+        ),
+        ({"rgb": 191296}, "code", {"rgb": 19129}),
+        ({"fusion": 3136}, "code", {"fusion": 313}),
+        ({"point": 8, "rgb": 8}, "code", {"point": 1, "rgb": 1}),
+    ],
+)
+def test_coreset_sizes(num_rows, coreset, sizes):
+    assert coreset_sizes(num_rows, coreset=coreset) == sizes
+
+
+def test_rows_with_a_zero_leave_the_point_bank_and_zeros_come_in():
+    bank = np.array([[1, 2], [0, 3], [4, 5], [0, 0]], np.float32)
+    np.testing.assert_array_equal(finish_point_bank(bank), [[1, 2], [4, 5], [0, 0]])
