@@ -31,7 +31,7 @@ def weighted(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def decide(decision: LinearDecision, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return scores @ [decision.weights[name] for name in LAMBDAS] - decision.offset
+    return scores @ [decision.weights[name] for name in LAMBDAS] + decision.offset
 
 
 @pytest.mark.parametrize("answer", ["score_samples", "decision_function"])
@@ -59,7 +59,7 @@ def test_paper_schedule_takes_a_thousand_steps(num_scans: int):
         machine.partial_fit(row[None])
     folded = [decision.weights[name] / LAMBDAS[name] for name in LAMBDAS]
     np.testing.assert_allclose(folded, machine.coef_.ravel(), rtol=1e-9)
-    assert decision.offset == pytest.approx(machine.offset_[0], rel=1e-9)
+    assert decision.offset == pytest.approx(-machine.offset_[0], rel=1e-9)
 
 
 def test_same_seed_gives_the_same_decision(raw_scores: NDArray):

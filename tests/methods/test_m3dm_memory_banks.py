@@ -11,7 +11,6 @@ from sklearn.random_projection import SparseRandomProjection
 
 from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.m3dm.memory_banks import (
-    RowStatistics,
     ScanRows,
     bank_scales,
     build_bank,
@@ -74,7 +73,6 @@ def test_bank_equals_that_of_the_dense_matrix(make_scan, tmp_path: Path):
     dense = np.concatenate([rows[owner] for rows, owner in given])
     scans = [in_order_of_occurrence(rows, owner) for rows, owner in given]
     statistics = measure_rows(scans)
-    assert statistics.num_rows == len(dense) == 2 * SIDE**2
     assert statistics.mean == pytest.approx(dense.mean(dtype=np.float64), rel=1e-12)
     assert statistics.std == pytest.approx(dense.std(dtype=np.float64, ddof=1), rel=1e-12)
 
@@ -84,7 +82,7 @@ def test_bank_equals_that_of_the_dense_matrix(make_scan, tmp_path: Path):
         scans,
         200,
         scale,
-        num_rows=statistics.num_rows,
+        num_rows=len(dense),
         seed=0,
         scratch=tmp_path,
         progress=lambda done, total: calls.append((done, total)),
@@ -121,13 +119,19 @@ def test_rows_come_in_the_order_of_their_first_patch():
     np.testing.assert_array_equal(ordered.counts, [3, 2, 1])
 
 
-POINT = RowStatistics(31360, 0.5, 2.0)
-RGB = RowStatistics(7840, -1.0, 3.0)
-FUSION = RowStatistics(31360, 0.1, 1.5)
+def normal_rows(mean: float, std: float) -> list[ScanRows]:
+    """Two scans whose elements have exactly this mean and unbiased standard deviation."""
+    rows = np.random.default_rng(3).normal(0, 1, (4, 5)).astype(np.float32)
+    rows = (rows - rows.mean(dtype=np.float64)) / rows.std(dtype=np.float64, ddof=1) * std + mean
+    halves = rows.astype(np.float32)[:2], rows.astype(np.float32)[2:]
+    return [ScanRows(half, np.ones(2, np.int64)) for half in halves]
+
+
+POINT, RGB, FUSION = normal_rows(0.5, 2), normal_rows(-1, 3), normal_rows(0.1, 1.5)
 
 
 @pytest.mark.parametrize(
-    ("statistics", "bank_norm", "scales"),
+    ("banks", "bank_norm", "scales"),
     [
         (
             {"point": POINT, "rgb": RGB, "fusion": FUSION},
@@ -142,13 +146,16 @@ FUSION = RowStatistics(31360, 0.1, 1.5)
         ({"fusion": FUSION}, "own", {"fusion": (0.1, 1.5)}),
     ],
 )
-def test_scales(statistics, bank_norm, scales):
-    assert bank_scales(statistics, bank_norm=bank_norm) == scales
+def test_scales(banks, bank_norm, scales):
+    found = bank_scales(banks, bank_norm=bank_norm)
+    assert list(found) == list(scales)
+    for name, scale in scales.items():
+        assert found[name] == pytest.approx(scale, rel=1e-6)
 
 
 def test_constant_features_are_an_error():
-    blank = RowStatistics(784, 0.3, 0.0)
-    with pytest.raises(MmadFastError, match="features .* of|the rgb bank .* all the same.*check"):
+    blank = [ScanRows(np.full((3, 4), 0.3, np.float32), np.ones(3, np.int64))]
+    with pytest.raises(MmadFastError, match="the rgb bank is scaled by are all the same.*check"):
         bank_scales({"rgb": blank}, bank_norm="published")
 
 

@@ -55,11 +55,11 @@ class DecisionRecipe:
 
 @dataclass(frozen=True)
 class LinearDecision:
-    """A score is sum_b weights[b] * s_b - offset.
+    """A score is sum_b weights[b] * s_b + offset.
 
     Attributes:
         weights: By bank.
-        offset: What is subtracted.
+        offset: What is added.
     """
 
     weights: dict[str, float]
@@ -100,7 +100,7 @@ def fit_one_class_svm(
         )
         return plain_sum(lambdas)
     folded = {name: float(w) * lambdas[name] for name, w in zip(lambdas, weights, strict=True)}
-    return LinearDecision(folded, offset if recipe.scores == "decision_function" else 0.0)
+    return LinearDecision(folded, -offset if recipe.scores == "decision_function" else 0.0)
 
 
 def _machine(recipe: DecisionRecipe) -> SGDOneClassSVM:

@@ -6,7 +6,7 @@ the other and only their distinct rows, which gives the same rows: see README.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,6 +19,7 @@ from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.m3dm.patch_store import ArrayFile
 from mmad_fast.ops.k_center_greedy import k_center_greedy
 
+CORESETS = ("code", "paper")
 CORESET_FRACTION = 0.1
 PROJECTION_EPS = 0.9
 """Distortion that the random projection may have; the published code's coreset_eps."""
@@ -52,12 +53,10 @@ class RowStatistics:
     """Of all elements of all patches of the training scans.
 
     Attributes:
-        num_rows: Patches; equal ones count.
         mean: Of all elements.
         std: Of all elements, unbiased.
     """
 
-    num_rows: int
     mean: float
     std: float
 
@@ -75,31 +74,30 @@ def in_order_of_occurrence(rows: NDArray[np.float32], owner: NDArray[np.int64]) 
 
 
 def measure_rows(scans: PatchRows) -> RowStatistics:
-    """Number, mean and standard deviation of the patches, in float64.
+    """Mean and standard deviation of the patches, in float64.
 
     Each scan's mean and squared deviations are merged into those before it, which loses no digits
     however many scans there are.
     """
-    num_rows, num_elements, mean, deviations = 0, 0, 0.0, 0.0
+    num_elements, mean, deviations = 0, 0.0, 0.0
     for scan in _each(scans):
-        num_elements_here = int(scan.counts.sum()) * scan.rows.shape[1]
+        num_here = int(scan.counts.sum()) * scan.rows.shape[1]
         rows = scan.rows.astype(np.float64)
-        mean_here = float(scan.counts @ rows.sum(axis=1)) / num_elements_here
+        mean_here = float(scan.counts @ rows.sum(axis=1)) / num_here
         rows -= mean_here
-        deviations_here = float(scan.counts @ np.einsum("qc,qc->q", rows, rows))
-        gap = mean_here - mean
-        total = num_elements + num_elements_here
-        deviations += deviations_here + gap**2 * num_elements * num_elements_here / total
-        mean += gap * num_elements_here / total
-        num_rows, num_elements = num_rows + int(scan.counts.sum()), total
-    return RowStatistics(num_rows, mean, float(np.sqrt(deviations / max(1, num_elements - 1))))
+        deviations += float(scan.counts @ np.einsum("qc,qc->q", rows, rows))
+        gap, total = mean_here - mean, num_elements + num_here
+        deviations += gap**2 * num_elements * num_here / total
+        mean += gap * num_here / total
+        num_elements = total
+    return RowStatistics(mean, float(np.sqrt(deviations / max(1, num_elements - 1))))
 
 
-def bank_scales(statistics: Mapping[str, RowStatistics], *, bank_norm: str) -> dict[str, Scale]:
+def bank_scales(banks: Mapping[str, PatchRows], *, bank_norm: str) -> dict[str, Scale]:
     """(mean, std) by which the rows of each bank are normalised; (0, 1) where they are not.
 
     Args:
-        statistics: Of the raw rows of each bank that the detector has.
+        banks: The raw patches of each bank that the detector has.
         bank_norm: "published": the mean of the point bank and the standard deviation of the RGB
             bank for several banks, its own for the RGB bank alone, none for the others. "own": each
             bank its own.
@@ -110,23 +108,21 @@ def bank_scales(statistics: Mapping[str, RowStatistics], *, bank_norm: str) -> d
     Source: method facts 5.3 and 5.6; the maintainers of the public code say that the shared pair is
     meant.
     """
-    if bank_norm == "own":
-        pairs = {name: (own.mean, own.std) for name, own in statistics.items()}
-    elif len(statistics) > 1:
-        pair = (statistics["point"].mean, statistics["rgb"].std)
-        pairs = dict.fromkeys(statistics, pair)
+    if bank_norm == "own" or tuple(banks) == ("rgb",):
+        measured = {name: measure_rows(scans) for name, scans in banks.items()}
+        scales = {name: (own.mean, own.std) for name, own in measured.items()}
+    elif len(banks) == 1:
+        scales = dict.fromkeys(banks, (0.0, 1.0))
     else:
-        pairs = {
-            name: (own.mean, own.std) if name == "rgb" else (0.0, 1.0)
-            for name, own in statistics.items()
-        }
-    for name, (_, std) in pairs.items():
+        shared = (measure_rows(banks["point"]).mean, measure_rows(banks["rgb"]).std)
+        scales = dict.fromkeys(banks, shared)
+    for name, (_, std) in scales.items():
         if not std > 0:
             raise MmadFastError(
-                f"the features that the {name} bank is normalised by are all the same, so there is "
-                "nothing to compare; check the images and clouds of the training scans"
+                f"the features that the {name} bank is scaled by are all the same number, so there "
+                "is nothing to compare; check the images and clouds of the training scans"
             )
-    return pairs
+    return scales
 
 
 def coreset_sizes(num_rows: Mapping[str, int], *, coreset: str) -> dict[str, int]:

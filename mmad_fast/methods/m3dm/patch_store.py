@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from mmad_fast.errors import EmptyScanError, MmadFastError
 from mmad_fast.methods.m3dm.detector import PatchFeatures
+from mmad_fast.ops.inverse_distance_interpolation import PooledRows
 from mmad_fast.ops.sparse_rows import SparseRows
 
 logger = logging.getLogger("mmad_fast")
+
+_PARTS = ("offsets", "columns", "values")
 
 
 class ArrayFile:
@@ -65,7 +68,7 @@ class ArrayFile:
                 f"rows of {array.shape[1:]}"
             )
         try:
-            self._file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
             self._file.flush()
         except OSError as error:
             raise MmadFastError(
@@ -111,7 +114,8 @@ class PatchStore:
     """
 
     def __init__(self, directory: Path) -> None:
-        """An empty store with its files in `directory`, which must exist."""
+        """An empty store with its files in `directory`, which is made if it is missing."""
+        directory.mkdir(exist_ok=True)
         self.positions: list[int] = []
         self._num_given = 0
         self._directory = directory
@@ -134,8 +138,17 @@ class PatchStore:
         return len(self._scans)
 
     def __getitem__(self, index: int) -> PatchFeatures:
+        return self.read(index)
+
+    def read(self, index: int, *, names: Collection[str] | None = None) -> PatchFeatures:
+        """The patches of a scan; of its fields only those named, if any are, the others None."""
         stored = self._scans[index]
-        values = {field.name: self._get(getattr(stored, field.name)) for field in fields(stored)}
+        values: dict[str, Any] = {
+            field.name: self._get(getattr(stored, field.name))
+            if names is None or field.name in names
+            else None
+            for field in fields(stored)
+        }
         return PatchFeatures(**values)
 
     def __iter__(self) -> Iterator[PatchFeatures]:
@@ -188,21 +201,24 @@ class PatchStore:
     def _put(self, name: str, value: Any) -> Any:
         """What stands for the value in memory: arrays go to disk."""
         if isinstance(value, SparseRows):
-            parts = {
-                part: self._put(f"{name}.{part}", getattr(value, part))
-                for part in ("offsets", "columns", "values")
-            }
-            return SparseRows(**parts, num_columns=value.num_columns)
+            return replace(
+                value,
+                **{part: self._put(f"{name}.{part}", getattr(value, part)) for part in _PARTS},
+            )
+        if isinstance(value, PooledRows):
+            pixel_indices = self._put(f"{name}.pixel_indices", value.pixel_indices)
+            return PooledRows(self._put(f"{name}.rows", value.rows), pixel_indices)
         if not isinstance(value, np.ndarray):
             return value
         if name not in self._files:
-            self._files[name] = ArrayFile(self._directory / f"{name}.rows")
+            self._files[name] = ArrayFile(self._directory / f"{name}.array")
         self._files[name].append(value)
         return _Stored(name, len(self._files[name]) - 1)
 
     def _get(self, value: Any) -> Any:
         """The value that `_put` was given."""
         if isinstance(value, SparseRows):
-            offsets, columns, values = map(self._get, (value.offsets, value.columns, value.values))
-            return SparseRows(offsets, columns, values, value.num_columns)
+            return replace(value, **{part: self._get(getattr(value, part)) for part in _PARTS})
+        if isinstance(value, PooledRows):
+            return PooledRows(*map(self._get, value))
         return self._files[value.file].read(value.index) if isinstance(value, _Stored) else value

@@ -1,0 +1,346 @@
+"""The fit half of M3DM: nominal scans in, detector artifact out."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.artifact import Golden, check_target, write_artifact
+from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.errors import EmptyScanError, InvalidInputError
+from mmad_fast.methods.backbone_graphs import (
+    BackbonePart,
+    backbone_parameters,
+    build_backbone_part,
+    load_scan,
+    prepare_scan,
+)
+from mmad_fast.methods.fitting import FitRequest, Progress
+from mmad_fast.methods.m3dm.decision_layer import LinearDecision, fit_one_class_svm
+from mmad_fast.methods.m3dm.detector import (
+    M3dmPipeline,
+    M3dmScores,
+    PatchExtractor,
+    PatchFeatures,
+    bank_queries,
+)
+from mmad_fast.methods.m3dm.fit_fusion import FusionPart, build_fusion_part, fuse_patches
+from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
+from mmad_fast.methods.m3dm.memory_banks import (
+    ScanRows,
+    bank_scales,
+    build_bank,
+    coreset_sizes,
+    finish_point_bank,
+    in_order_of_occurrence,
+)
+from mmad_fast.methods.m3dm.parameters import BANK_PREFIX, M3dmParameters
+from mmad_fast.methods.m3dm.patch_store import PatchStore
+from mmad_fast.methods.torch_threads import torch_threads
+from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
+from mmad_fast.preprocess.recipes import RECIPES
+from mmad_fast.scan import Scan
+from mmad_fast.stage_clock import StageClock
+
+logger = logging.getLogger("mmad_fast")
+
+Scans = Sequence[ScanFile | Scan]
+
+
+def fit_m3dm(
+    train: Scans,
+    validation: Scans,
+    output: Path | str,
+    options: M3dmFitOptions | FitRequest | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Path:
+    """The path of the fitted detector's artifact.
+
+    The features of each scan are extracted once, by the graphs that the detector will run, and kept
+    in a temporary folder: up to 35 MB per scan. Nothing is written to `output` before everything is
+    computed: an interrupted fit leaves no trace.
+
+    Args:
+        train: Nominal scans, at least one with foreground.
+        validation: Nominal scans for the threshold; without any, the training scans serve, which
+            makes the threshold too tight.
+        output: The artifact's folder; an artifact there is replaced.
+        options: What to fit; None means the defaults, a FitRequest those it leaves open.
+        progress: Called with (stage, done, total): stages are "export", "features", "fusion
+            training", "fusion", "coreset", "decision" and "threshold".
+
+    Raises:
+        InvalidInputError: no training scan, or an option is out of range.
+        EmptyScanError: no training scan has enough foreground.
+        ArtifactError: `output` holds something else.
+        WeightsError: weights are missing or do not fit.
+        MmadFastError: the fusion's training diverged, all features are the same, or the disk is
+            full.
+    """
+    options = _as_options(options)
+    progress = _silent if progress is None else progress
+    if not train:
+        raise InvalidInputError(
+            "there is no training scan; M3DM needs at least one nominal scan (20 or more are "
+            "better)"
+        )
+    check_target(output)
+    with (
+        torch_threads(options.num_threads),
+        tempfile.TemporaryDirectory(prefix="mmad-fast-fit-") as folder,
+        PatchStore(Path(folder) / "train") as train_store,
+        PatchStore(Path(folder) / "validation") as validation_store,
+    ):
+        scratch = Path(folder)
+        draft = options.parameters(backbone_parameters(options))
+        backbones = build_backbone_part(
+            train, options, scratch, modalities=_modalities(draft), progress=progress
+        )
+        stores = {"train": (train, train_store), "validation": (validation, validation_store)}
+        extract_patches(stores, backbones, draft, options, progress)
+        fusion = None
+        if draft.fuses:
+            fusion = build_fusion_part(train_store, draft, options, scratch, progress=progress)
+            fuse_patches((train_store, validation_store), fusion.networks, progress)
+        banks, parameters = build_banks(train_store, draft, options, scratch, progress)
+        pipeline = _assemble(backbones, fusion, banks, parameters)
+        if parameters.decision == "svm":
+            parameters = fit_decision(pipeline, train_store, options, progress)
+            pipeline = _assemble(backbones, fusion, banks, parameters)
+        held_out, held_out_store = stores["validation" if len(validation_store) else "train"]
+        if held_out_store is train_store:
+            logger.warning(
+                "no validation scan: the threshold comes from the training scans, whose patches "
+                "are in the banks, so it may be too tight; set some nominal scans aside"
+            )
+        scores = _scores(held_out_store, pipeline, progress)
+        golden_scan = load_scan(held_out[held_out_store.positions[0]], options.unit)
+        return write_artifact(
+            Path(output),
+            method=options.method,
+            family="m3dm",
+            preprocess=RECIPES[options.recipe].to_dict(),
+            parameters={
+                **parameters.to_dict(),
+                "training": _facts(options, train_store, validation_store, fusion),
+            },
+            threshold=_threshold([score.image_score for score in scores], options),
+            weights={**backbones.weights, **(fusion.weights if fusion else {})},
+            graphs={**backbones.graphs, **(fusion.graphs if fusion else {})},
+            tensors={
+                **backbones.tensors,
+                **{BANK_PREFIX + name: rows for name, rows in banks.items()},
+            },
+            golden=Golden(
+                golden_scan.rgb, golden_scan.xyz, scores[0].anomaly_map, scores[0].image_score
+            ),
+        )
+
+
+def _as_options(options: M3dmFitOptions | FitRequest | None) -> M3dmFitOptions:
+    if options is None:
+        return M3dmFitOptions()
+    return M3dmFitOptions.of(options) if isinstance(options, FitRequest) else options
+
+
+def _modalities(parameters: M3dmParameters) -> tuple[str, ...]:
+    read = {"rgb": parameters.reads_rgb, "point": parameters.reads_points}
+    return tuple(name for name, is_read in read.items() if is_read)
+
+
+def extract_patches(
+    stores: Mapping[str, tuple[Scans, PatchStore]],
+    backbones: BackbonePart,
+    parameters: M3dmParameters,
+    options: M3dmFitOptions,
+    progress: Progress,
+) -> None:
+    """Fills the stores "train" and "validation" with the patches of their scans, not yet fused.
+
+    Raises:
+        EmptyScanError: no training scan has enough foreground.
+        MmadFastError: the disk is full.
+    """
+    extractor = PatchExtractor(backbones.rgb, backbones.point, parameters)
+
+    def extract(scan: ScanFile | Scan) -> PatchFeatures:
+        return extractor.extract(prepare_scan(scan, options, parameters), StageClock())
+
+    total = sum(len(scans) for scans, _ in stores.values())
+    before = 0
+    for scans, store in stores.values():
+        store.extend(
+            ((_name(scan), partial(extract, scan)) for scan in scans),
+            progress=partial(_count, progress, before, total),
+        )
+        before += len(scans)
+    scans, train_store = stores["train"]
+    if not len(train_store):
+        raise EmptyScanError(
+            f"none of the {len(scans)} training scans has enough foreground for a group of "
+            f"{options.group_size} points; check the unit of the files and the background plane "
+            "(the warnings above name each scan)"
+        )
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The raw patches of one bank, read from a store scan by scan."""
+
+    store: PatchStore
+    parameters: M3dmParameters
+    bank: str
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, scan: int) -> ScanRows:
+        names = {"rgb": ("tokens",), "point": ("point_rows", "patches")}.get(self.bank)
+        features = self.store.read(scan, names=names)
+        return in_order_of_occurrence(*bank_queries(features, self.parameters, self.bank))
+
+    @property
+    def num_patches(self) -> int:
+        """Of all scans; equal ones count."""
+        if self.bank == "rgb":
+            return len(self) * self.parameters.token_grid**2
+        return len(self) * ((self.parameters.patch_grid or 0) ** 2 or self.parameters.num_groups)
+
+
+def build_banks(
+    store: PatchStore,
+    parameters: M3dmParameters,
+    options: M3dmFitOptions,
+    scratch: Path,
+    progress: Progress,
+) -> tuple[dict[str, NDArray], M3dmParameters]:
+    """The memory banks (M, C) as they are stored, by name, and the parameters with their scales.
+
+    Raises:
+        MmadFastError: all features are the same, or the disk is full.
+    """
+    rows = {bank: StoredRows(store, parameters, bank) for bank in parameters.banks}
+    scales = bank_scales(rows, bank_norm=parameters.bank_norm)
+    num_rows = {bank: stored.num_patches for bank, stored in rows.items()}
+    sizes = coreset_sizes(num_rows, coreset=options.coreset)
+    banks: dict[str, NDArray] = {}
+    before = 0
+    for bank, stored in rows.items():
+        built = build_bank(
+            stored,
+            sizes[bank],
+            scales[bank],
+            num_rows=num_rows[bank],
+            seed=options.seed,
+            scratch=scratch,
+            progress=partial(_count_rows, progress, before, sum(sizes.values())),
+        )
+        if bank == "point" and len(rows) > 1:
+            built = finish_point_bank(built)
+        banks[bank] = built.astype(parameters.bank_dtype, copy=False)
+        before += sizes[bank]
+        progress("coreset", before, sum(sizes.values()))
+    return banks, replace(parameters, bank_scales=scales)
+
+
+def _assemble(
+    backbones: BackbonePart,
+    fusion: FusionPart | None,
+    banks: Mapping[str, NDArray],
+    parameters: M3dmParameters,
+) -> M3dmPipeline:
+    """The run half of the detector."""
+    networks = fusion.networks if fusion else None
+    extractor = PatchExtractor(backbones.rgb, backbones.point, parameters, networks)
+    prepared = {bank: PreparedBank(rows) for bank, rows in banks.items()}
+    return M3dmPipeline(extractor, prepared, parameters)
+
+
+def fit_decision(
+    pipeline: M3dmPipeline, store: PatchStore, options: M3dmFitOptions, progress: Progress
+) -> M3dmParameters:
+    """The parameters with the decision layer, fitted on what the banks say of the training scans.
+
+    Source: M3DM, algorithm 1. As in the public code the banks hold the scans' own patches.
+    """
+    parameters, lambdas = pipeline.parameters, options.lambdas
+    num_pixels = parameters.grid_size**2
+    scores = np.empty((len(store), len(lambdas)))
+    pixels = np.empty((len(store) * num_pixels, len(lambdas)))
+    for scan, features in enumerate(store):
+        by_bank = pipeline.bank_scores(features, StageClock())
+        for column, (bank, factor) in enumerate(lambdas.items()):
+            scores[scan, column] = factor * by_bank[bank].score
+            pixels[scan * num_pixels : (scan + 1) * num_pixels, column] = (
+                np.float32(factor) * by_bank[bank].anomaly_map.ravel()
+            )
+        progress("decision", scan + 1, len(store))
+    recipe = options.decision
+    of_scores: LinearDecision = fit_one_class_svm(scores, lambdas, recipe, what="scores")
+    of_maps = fit_one_class_svm(pixels, lambdas, recipe, what="maps")
+    return replace(
+        parameters,
+        score_weights=of_scores.weights,
+        score_offset=of_scores.offset,
+        map_weights=of_maps.weights,
+        map_offset=of_maps.offset,
+    )
+
+
+def _scores(store: PatchStore, pipeline: M3dmPipeline, progress: Progress) -> list[M3dmScores]:
+    scores = []
+    for done, features in enumerate(store, start=1):
+        scores.append(pipeline.score_features(features, StageClock()))
+        progress("threshold", done, len(store))
+    return scores
+
+
+def _threshold(image_scores: list[float], options: M3dmFitOptions) -> dict[str, Any]:
+    """The quantile of the scores, rounded up to one of them."""
+    value = np.quantile(np.array(image_scores), options.threshold_quantile, method="higher")
+    return {
+        "value": float(value),
+        "quantile": options.threshold_quantile,
+        "num_scans": len(image_scores),
+    }
+
+
+def _facts(
+    options: M3dmFitOptions,
+    train_store: PatchStore,
+    validation_store: PatchStore,
+    fusion: FusionPart | None,
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "num_train_scans": len(train_store),
+        "num_validation_scans": len(validation_store),
+        "coreset": options.coreset,
+        "lambdas": options.lambdas,
+        "decision": asdict(options.decision),
+    }
+    return facts if fusion is None else {**facts, "uff": fusion.training}
+
+
+def _name(scan: ScanFile | Scan) -> str:
+    return f"scan {scan.name!r}" if scan.name else "an unnamed scan"
+
+
+def _count(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("features", before + done, total)
+
+
+def _count_rows(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress("coreset", before + done, total)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No progress."""
