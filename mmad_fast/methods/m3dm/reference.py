@@ -51,6 +51,9 @@ NUM_REWEIGHTING = 3
 """n_reweight of the public code: nearest bank rows of m*, itself among them."""
 BLUR_RADIUS = 4
 
+Geometry = tuple[Tensor, Tensor, Tensor]
+"""(centers (G, 3) of the groups, points (N, 3), pixels (N,) int64 of the points)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions(DenseOptions):
@@ -109,11 +112,11 @@ class DensePatches:
     Attributes:
         banks: (H * W, C) patches in row-major order, by the bank that they are compared with;
             (G, C3) under "point" where the groups are the patches.
-        geometry: (centers (G, 3), points (N, 3), pixels (N,)) of the scan's points; None without.
+        geometry: Of the scan's points; None if no bank needs it.
     """
 
     banks: Mapping[str, Tensor]
-    geometry: tuple[Tensor, Tensor, Tensor] | None
+    geometry: Geometry | None
 
 
 @dataclass(frozen=True)
@@ -203,27 +206,17 @@ def reference_patches(
             rows["rgb"] = networks.rgb(torch.from_numpy(prepared.rgb)[None].to(dtype))[0]  # (T, C2)
     if networks.point is not None:
         features, geometry = _group_features(prepared, networks.point, options, clock)
-        rows["point"] = features  # (G, C3)
-    if networks.point is not None and parameters.point_patches != "groups":
         with clock.stage("interpolation"):
-            centers, points, pixels = geometry
-            interpolated = interpolate(features, centers, points, options)  # (N, C3)
-            side = patch_side(parameters)
-            rows["point"] = point_feature_map(interpolated, pixels, prepared.grid_size, side)
+            rows["point"] = _point_patches(features, geometry, options, prepared.grid_size)
     if "fusion" in parameters.banks:
         with clock.stage("fusion"):
             rows["fusion"] = fuse(rows["point"], rows["rgb"], networks.fusion)
     return DensePatches({name: rows[name] for name in parameters.banks}, geometry)
 
 
-def patch_side(parameters: M3dmParameters) -> int:
-    """Side of the grid of point patches: 56 or 28."""
-    return int(parameters.point_patches.split("x")[0])
-
-
 def _group_features(
     prepared: PreparedScan, point: PointMae, options: ReferenceOptions, clock: StageClock
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Tensor, Geometry]:
     """(G, C3) features of the point groups, and the geometry of DensePatches."""
     if len(prepared.points) < options.group_size:
         raise EmptyScanError(
@@ -244,6 +237,18 @@ def _group_features(
     with clock.stage("point_features"):
         features = point_mae_features(point, groups, centers)  # (G, C3)
     return features, (centers, points, torch.from_numpy(prepared.pixel_indices))
+
+
+def _point_patches(
+    features: Tensor, geometry: Geometry, options: ReferenceOptions, grid_size: int
+) -> Tensor:
+    """(H * W, C3) point patches of the groups' features (G, C3); these themselves for "groups"."""
+    if options.parameters.point_patches == "groups":
+        return features
+    centers, points, pixels = geometry
+    side = {"56x56": 56, "28x28": 28}[options.parameters.point_patches]
+    interpolated = interpolate(features, centers, points, options)  # (N, C3)
+    return point_feature_map(interpolated, pixels, grid_size, side)
 
 
 def fuse(point_rows: Tensor, tokens: Tensor, fusion: FeatureFusionBlock | None) -> Tensor:
@@ -322,7 +327,7 @@ def image_score(
 
 def _group_map(
     distances: Tensor,
-    geometry: tuple[Tensor, Tensor, Tensor] | None,
+    geometry: Geometry | None,
     options: ReferenceOptions,
     grid_size: int,
 ) -> Tensor:
@@ -369,12 +374,12 @@ def decide(scores: Mapping[str, BankScores], parameters: M3dmParameters) -> Refe
 
     Source: M3DM equations 4 and 5; method facts 5.5.
     """
-    weigh = parameters.score_weights, parameters.map_weights
-    score = sum(weigh[0][name] * bank.score for name, bank in scores.items())
-    anomaly_map = sum(weigh[1][name] * bank.map for name, bank in scores.items())
-    return ReferenceScores(
-        anomaly_map + parameters.map_offset, score + parameters.score_offset, scores
-    )
+    score = parameters.score_offset
+    anomaly_map = np.full_like(next(iter(scores.values())).map, parameters.map_offset)
+    for name, bank in scores.items():
+        score += parameters.score_weights[name] * bank.score
+        anomaly_map += parameters.map_weights[name] * bank.map
+    return ReferenceScores(anomaly_map, score, scores)
 
 
 def reference_pipeline(
@@ -444,7 +449,9 @@ def _half_of_fusion(graph_path: Path) -> dict[str, Tensor]:
 
     graph = onnx.load_model(graph_path).graph
     constants = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
-    norm, matrices, biases = [], [], []
+    norm: list[NDArray] = []
+    matrices: list[NDArray] = []
+    biases: list[NDArray] = []
     for node in graph.node:
         weights = [constants[name] for name in node.input if name in constants]
         if node.op_type == "LayerNormalization":
@@ -455,10 +462,10 @@ def _half_of_fusion(graph_path: Path) -> dict[str, Tensor]:
             biases.append(weights[0])
     if (len(norm), len(matrices), len(biases)) != (2, 2, 2):
         raise ArtifactError(
-            f"{graph_path}: found no LayerNormalization with two matrices and two biases, which the "
-            "dense reference reads; only float32 graphs can be compared with it"
+            f"{graph_path}: found no LayerNormalization, two matrices and two biases, from which "
+            "the dense reference builds its own network; it can only follow float32 graphs"
         )
-    keys = ("norm.weight", "norm.bias", "mlp.fc1.weight", "mlp.fc2.weight")
-    keys += ("mlp.fc1.bias", "mlp.fc2.bias")
-    values = (*norm, *matrices, *biases)
-    return {k: torch.from_numpy(np.array(v)) for k, v in zip(keys, values, strict=True)}
+    arrays = {"norm.weight": norm[0], "norm.bias": norm[1]}
+    for layer, matrix, bias in zip(("mlp.fc1", "mlp.fc2"), matrices, biases, strict=True):
+        arrays |= {f"{layer}.weight": matrix, f"{layer}.bias": bias}
+    return {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
