@@ -38,9 +38,10 @@ from mmad_fast.export.engine_set import DeploymentGraphs, calibration_inputs, wr
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.measure.environment import environment
 from mmad_fast.measure.timing import Timing, time_interleaved
-from mmad_fast.methods.variants import VARIANTS, Variant
+from mmad_fast.methods.variants import Variant, variants_of
 from mmad_fast.threads import get_num_threads, set_num_threads
 
+CFM = variants_of("cfm")
 PARTS = ("engines", "detectors")
 OWN = ("artifact", "fp32", None)
 """(target, precision, sm) of the graphs as a fit writes them."""
@@ -61,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--category", help="which one, where it has several")
     parser.add_argument("--rgb-weights", default="auto", help="of dinov2-vits14: PATH or auto")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=CFM, default=list(CFM))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument(
         "--sms",
@@ -122,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     rows = Rows(arguments.results)
     for name in arguments.variants:
-        variant = VARIANTS[name]
+        variant = CFM[name]
         if "engines" in arguments.parts:
             cells = [cell for cell in all_cells(arguments) if not rows.has(engine_key(name, cell))]
             scans = dataset.scans(category, "train")[:CALIBRATION_SCANS]

@@ -30,10 +30,15 @@ parser.add_argument("--point-weights", default="auto", help="PATH, auto (downloa
 
 
 def cuts(arguments: Namespace) -> list[BackboneCut]:
-    """Both backbones of every variant."""
-    variants = [VARIANTS[name] for name in dict.fromkeys(arguments.variants)]
-    rgb = [BackboneCut(arguments.backbone or v.rgb_backbone, v.rgb_layers) for v in variants]
-    return rgb + [BackboneCut.point_mae(v.point_layers) for v in variants]
+    """The backbones of every variant; what several share once."""
+    variants = [VARIANTS[name] for name in arguments.variants]
+    rgb = [
+        BackboneCut(arguments.backbone or v.rgb_backbone, v.rgb_layers)
+        for v in variants
+        if "rgb" in v.modalities
+    ]
+    point = [BackboneCut.point_mae(v.point_layers) for v in variants if "point" in v.modalities]
+    return list(dict.fromkeys(rgb + point))
 
 
 if __name__ == "__main__":

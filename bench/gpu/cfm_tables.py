@@ -27,7 +27,7 @@ from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.memory import peak_working_mib, weights_mib
 from mmad_fast.methods.cfm.parameters import CfmParameters
 from mmad_fast.methods.fitting import FitRequest, fit_detector
-from mmad_fast.methods.variants import VARIANTS
+from mmad_fast.methods.variants import variants_of
 from mmad_fast.scan import PreparedScan, Scan
 from mmad_fast.stage_clock import StageClock
 
@@ -62,7 +62,7 @@ def measure_cfm(
     folder: Path,
     runs: CfmRuns,
     *,
-    methods: Sequence[str] = tuple(VARIANTS),
+    methods: Sequence[str] = tuple(variants_of("cfm")),
     data: Path | None = None,
     fit: Callable[[str, Path], None] | None = None,
 ) -> None:

@@ -28,8 +28,9 @@ from kernel_costs import Work
 
 from mmad_fast.measure.generated_pages import write_pages
 from mmad_fast.measure.published import load_published
-from mmad_fast.methods.variants import VARIANTS, Variant
+from mmad_fast.methods.variants import Variant, variants_of
 
+CFM = variants_of("cfm")
 PAGE = Path(__file__).parents[2] / "docs" / "gpu_cost_model.md"
 PUBLISHED_CARD = "RTX 4090"
 PRECISION_GAIN = 1.5
@@ -130,7 +131,7 @@ def kernel_works(precision: str, card: Card) -> list[tuple[str, Work]]:
     found.append(("G=1024, K=128", embedding))
     for name in ("cfm", "cfm-t"):
         for num_pixels in (FOREGROUND_PIXELS, ALL_PIXELS):
-            layers = detectors.mapping_layers(VARIANTS[name])
+            layers = detectors.mapping_layers(CFM[name])
             work = costs.pixel_mapping(
                 num_pixels,
                 NUM_TOKENS,
@@ -213,7 +214,7 @@ def published_fps(variant: Variant) -> list[tuple[str, float]]:
 
 def detector_table() -> list[str]:
     rows = []
-    for variant in VARIANTS.values():
+    for variant in CFM.values():
         printed = dict(published_fps(variant))
         for card in CARDS:
             cells = [variant.name, card.name]
@@ -255,7 +256,7 @@ def step_table() -> list[str]:
         *("interpolation", "mapping"),
     )
     rows = []
-    for variant in VARIANTS.values():
+    for variant in CFM.values():
         forms = {
             f"ours, {precision}": detectors.detector_steps(
                 variant,
@@ -277,9 +278,7 @@ def step_table() -> list[str]:
             rows.append([*cells, milliseconds(total), f"{1 / total:.0f}"])
     head = ("method", "form", "GMAC in products", *names, "sum", "fps, at most")
     printed = ", ".join(
-        f"{variant.name} {fps:g}"
-        for variant in VARIANTS.values()
-        for _, fps in published_fps(variant)
+        f"{variant.name} {fps:g}" for variant in CFM.values() for _, fps in published_fps(variant)
     )
     return [
         f"## Steps on the {PUBLISHED_CARD} (MODEL)",
@@ -292,7 +291,7 @@ def step_table() -> list[str]:
 def choice_table() -> list[str]:
     rows = []
     queries, bank, channels = M3DM_BANKS["M3DM points"]
-    hidden = detectors.mapping_layers(VARIANTS["cfm"])[1]
+    hidden = detectors.mapping_layers(CFM["cfm"])[1]
     for card in CARDS:
         splits = detectors.bank_splits(card, queries, bank)
         few_splits = detectors.bank_splits(card, *M3DM_BANKS["M3DM RGB"][:2])

@@ -119,6 +119,11 @@ FAMILIES_SCORED_BY_MAXIMUM = frozenset({"cfm"})
 of the map, too."""
 
 
+def variants_of(family: str) -> dict[str, Variant]:
+    """The variants of a family by name, in the table's order."""
+    return {name: variant for name, variant in VARIANTS.items() if variant.family == family}
+
+
 def get_variant(name: str) -> Variant:
     """The variant of that name.
 
