@@ -54,7 +54,7 @@ def load_point_statistics(point: PointMae, tensors: Mapping[str, NDArray]) -> No
     """Sets the BatchNorm statistics that an artifact with batch_norm="calibrated" holds."""
     for name, buffer in point.named_buffers():
         if (key := POINT_STATISTICS_PREFIX + name) in tensors:
-            buffer.copy_(torch.from_numpy(tensors[key]))
+            buffer.copy_(torch.tensor(tensors[key]))  # a copy: they may be read-only
 
 
 def farthest_points(points: Tensor, num_samples: int, *, skip_near_origin: bool) -> Tensor:

@@ -28,14 +28,13 @@ from mmad_fast.methods.device_extraction import (
 )
 from mmad_fast.methods.feature_extraction import PointBackends, PointGroups, require_points
 from mmad_fast.methods.m3dm import scoring
+from mmad_fast.methods.m3dm.bank_queries import DistinctRows, distinct_rows
 from mmad_fast.methods.m3dm.detector import (
     UFF_POINT_GRAPH,
     UFF_RGB_GRAPH,
     BankScores,
-    DistinctRows,
     M3dmScores,
     decide,
-    distinct_rows,
     map_of,
     read_banks,
 )
