@@ -13,11 +13,13 @@ import pytest
 from conftest import make_arrays
 
 import mmad_fast
+from mmad_fast.detector import GoldenReplay, open_detector
 from mmad_fast.errors import (
     BackendUnavailableError,
     EmptyScanError,
     InvalidInputError,
 )
+from mmad_fast.methods.variants import FAMILY_DETECTORS
 
 BLOCKED = (
     "torch",
@@ -48,6 +50,35 @@ def test_result_of_a_good_scan(detector, scan_arrays) -> None:
     assert result.name == "disc"
     assert next(iter(result.stage_ms)) == "preprocess"
     assert all(ms >= 0 for ms in result.stage_ms.values())
+
+
+def test_a_threshold_is_one_of_the_map_where_the_score_is_its_maximum(
+    tiny_artifact, scan_arrays, monkeypatch
+) -> None:
+    detector = mmad_fast.load(tiny_artifact)
+    result = detector.infer(*scan_arrays)
+    assert result.map_threshold == result.threshold
+    monkeypatch.setattr("mmad_fast.detector.FAMILIES_SCORED_BY_MAXIMUM", frozenset())
+    result = mmad_fast.load(tiny_artifact).infer(*scan_arrays)
+    assert result.threshold is not None
+    assert result.map_threshold is None
+
+
+def test_a_score_near_zero_is_compared_by_the_numbers_behind_it(tiny_artifact) -> None:
+    detector = mmad_fast.load(tiny_artifact)
+    assert detector.score_scale(-0.5) == 0.5
+    assert detector.score_scale(0.0) > 0
+    detector.artifact.manifest.parameters["score_offset"] = -3.0
+    assert detector.score_scale(1e-6) == 3.0
+    assert GoldenReplay(1e-6, 2e-3, 0.0, detector.score_scale(1e-6)).agrees
+    assert not GoldenReplay(1e-6, 4e-3, 0.0, detector.score_scale(1e-6)).agrees
+
+
+def test_a_device_that_a_family_has_no_detector_for(tiny_artifact, detector, monkeypatch) -> None:
+    by_device = {"cpu": FAMILY_DETECTORS["cfm"]["cpu"]}
+    monkeypatch.setitem(FAMILY_DETECTORS, "cfm", by_device)
+    with pytest.raises(BackendUnavailableError, match="cfm-t detector does not run on .*'cuda', "):
+        open_detector(detector.artifact, detector.engine_choice, device="cuda")
 
 
 def test_the_golden_scan_is_answered_as_recorded(detector) -> None:

@@ -38,7 +38,7 @@ ACCURACY_COLUMNS = {
     "aupro_1": ("AUPRO@1%", 3),
 }
 _IDENTITY = (
-    *("method", "configuration", "data", "category", "protocol"),
+    *("method", "configuration", "shots", "data", "category", "protocol"),
     *("engine", "device", "threads", "weights"),
 )
 
@@ -68,7 +68,8 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def _all_random(weights: str) -> bool:
-    return all(part.endswith("random") for part in weights.split(", "))
+    backbones = [part for part in weights.split(", ") if part.startswith(("rgb:", "point:"))]
+    return all(part.endswith("random") for part in backbones)
 
 
 def _table(
@@ -82,7 +83,7 @@ def _table(
     head = ["method", "data", "category", *run, *(title for title, _ in columns.values())]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [describe_method(row["method"], row.get("configuration"))]
+        cells = [describe_method(row["method"], row.get("configuration"), row.get("shots"))]
         cells += [row.get("data") or "–", row["category"], *(row[name] for name in run)]
         cells += [_cell(row[name], digits) for name, (_, digits) in columns.items()]
         lines.append("| " + " | ".join(cells) + " |")

@@ -92,10 +92,14 @@ def describe_configuration(method: str, configuration: Mapping[str, Any] | None)
     return "; ".join(parts)
 
 
-def describe_method(method: str, configuration: Mapping[str, Any] | None) -> str:
-    """The method's name, with what differs from its own in brackets."""
+def describe_method(
+    method: str, configuration: Mapping[str, Any] | None, shots: int | None = None
+) -> str:
+    """The method's name, with what differs from its own in brackets; then the number of training
+    scans where they are a chosen few."""
     difference = describe_configuration(method, configuration)
-    return f"{method} ({difference})" if difference else method
+    name = f"{method} ({difference})" if difference else method
+    return name if shots is None else f"{name}, {shots}-shot"
 
 
 def published_name(

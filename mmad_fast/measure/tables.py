@@ -186,8 +186,7 @@ def mean_row(rows: Sequence[BenchRow]) -> BenchRow:
     """
     kinds = {
         (
-            describe_method(row.method, row.configuration),
-            row.shots,
+            describe_method(row.method, row.configuration, row.shots),
             row.data,
             row.protocol,
             row.device,
@@ -337,9 +336,7 @@ def _table(title: str) -> Table:
 
 def _identity(row: BenchRow) -> tuple[str, str, str]:
     threads = "" if row.threads is None else f", {row.threads} threads"
-    method = describe_method(row.method, row.configuration)
-    if row.shots is not None:
-        method += f", {row.shots}-shot"
+    method = describe_method(row.method, row.configuration, row.shots)
     category = row.category if row.data is None else f"{row.category}, {row.data}"
     return method, category, f"{row.device}, {row.engine}{threads}"
 

@@ -12,9 +12,6 @@ from typing import Any
 
 import onnxruntime
 import pytest
-import tifffile
-from conftest import make_arrays
-from PIL import Image
 
 from mmad_fast.data.dataset import Dataset, open_dataset
 from mmad_fast.detector import Detector, load
@@ -33,19 +30,6 @@ from mmad_fast.methods.fitting import FitRequest
 from mmad_fast.threads import get_num_threads, set_num_threads
 
 torch = pytest.importorskip("torch", reason="the published pipeline needs torch")
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    for split in ("train", "test"):
-        folder = tmp_path / "discs" / "disc" / split / "good"
-        for index in range(2):
-            rgb, xyz = make_arrays(index)
-            for kind in ("rgb", "xyz"):
-                (folder / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rgb).save(folder / "rgb" / f"{index:03d}.png")
-            tifffile.imwrite(folder / "xyz" / f"{index:03d}.tiff", xyz, photometric="rgb")
-    return open_dataset(tmp_path / "discs")
 
 
 @pytest.fixture
