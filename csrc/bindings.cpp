@@ -305,6 +305,28 @@ void bind_k_center_greedy(py::module_& m) {
       py::arg("report"));
 }
 
+// apply_sparse_rows: rows as offsets (P + 1,) int64, columns int32, values float32; features (T, C)
+// float32; dense (P, C) is written.
+void bind_sparse_rows(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Offsets = py::array_t<int64_t, py::array::c_style>;
+  using Columns = py::array_t<int32_t, py::array::c_style>;
+  m.def(
+      "apply_sparse_rows",
+      [](const Offsets& offsets, const Columns& columns, const Floats& values,
+         const Floats& features, Floats& dense) {
+        const mmad_fast::SparseRowsView rows{offsets.data(), columns.data(), values.data(),
+                                             dense.shape(0)};
+        const float* source = features.data();
+        float* target = dense.mutable_data();
+        const int64_t width = dense.shape(1);
+        py::gil_scoped_release release;
+        mmad_fast::apply_sparse_rows(rows, source, width, target);
+      },
+      py::arg("offsets").noconvert(), py::arg("columns").noconvert(), py::arg("values").noconvert(),
+      py::arg("features").noconvert(), py::arg("dense").noconvert());
+}
+
 // pixel_mapping: features (T, C) float32, rows as offsets (P + 1,) int64, columns int32, values
 // float32; psi (P,) float32 is written.
 void bind_pixel_mapping(py::module_& m) {
@@ -398,6 +420,7 @@ PYBIND11_MODULE(_kernels, m) {
   bind_gemm(m);
   bind_nearest_neighbor_scoring(m);
   bind_k_center_greedy(m);
+  bind_sparse_rows(m);
   bind_pixel_mapping(m);
   bind_point_embedding(m);
 }

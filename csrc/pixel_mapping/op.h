@@ -6,17 +6,9 @@
 #include <vector>
 
 #include "common/gemm.h"
+#include "common/sparse_rows.h"
 
 namespace mmad_fast {
-
-// Compressed rows over tokens: pixel p is the sum of values[k] * feature[columns[k]] for
-// offsets[p] <= k < offsets[p + 1].
-struct SparseRowsView {
-  const int64_t* offsets;
-  const int32_t* columns;
-  const float* values;
-  int64_t num_rows;
-};
 
 // One layer of a network: weight (out x in), row-major, and bias (out).
 struct LinearView {

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.ops.registry import kernels_refusal
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,26 @@ class SparseRows:
         return SparseRows(offsets, self.columns[entries], self.values[entries], self.num_columns)
 
     def apply(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(P, C) float32: the dense features of all rows, from features (T, C)."""
-        dense = np.zeros((self.num_rows, features.shape[1]), np.float32)
-        lengths = np.diff(self.offsets)
-        for k in range(int(lengths.max(initial=0))):
-            rows = np.flatnonzero(lengths > k)
-            entries = self.offsets[rows] + k
-            dense[rows] += self.values[entries, None] * features[self.columns[entries]]
+        """(P, C) float32: the dense features of all rows, from features (T, C).
+
+        Each sum is added up in float32 in the order of its row.
+
+        Raises:
+            InvalidInputError: features has another number of rows than there are columns here.
+        """
+        features = np.ascontiguousarray(features, np.float32)
+        if features.ndim != 2 or len(features) != self.num_columns:
+            raise InvalidInputError(
+                f"features has shape {features.shape}; it must be ({self.num_columns}, C), a row "
+                "for each column of the sparse rows"
+            )
+        dense = np.empty((self.num_rows, features.shape[1]), np.float32)
+        if kernels_refusal() is None:
+            from mmad_fast import _kernels
+
+            _kernels.apply_sparse_rows(self.offsets, self.columns, self.values, features, dense)
+            return dense
+        for row, (begin, end) in enumerate(pairwise(self.offsets)):
+            entries = self.values[begin:end, None] * features[self.columns[begin:end]]
+            dense[row] = sum(entries, np.zeros(features.shape[1], np.float32))
         return dense

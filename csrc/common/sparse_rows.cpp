@@ -1,0 +1,33 @@
+#include "common/sparse_rows.h"
+
+#include <algorithm>
+
+#include "common/parallel.h"
+#include "common/simd.h"
+
+namespace mmad_fast {
+namespace sparse_row_kernels {
+
+// sum += weight * feature
+MMAD_FAST_MULTIVERSION void add_weighted(const float* __restrict__ feature, float weight,
+                                         int64_t count, float* __restrict__ sum) {
+  for (int64_t i = 0; i < count; ++i) sum[i] += weight * feature[i];
+}
+
+}  // namespace sparse_row_kernels
+
+void apply_sparse_rows(const SparseRowsView& rows, const float* features, int64_t width,
+                       float* dense) {
+  parallel_for(rows.num_rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* sum = dense + row * width;
+      std::fill_n(sum, width, 0.0f);
+      for (int64_t k = rows.offsets[row]; k < rows.offsets[row + 1]; ++k) {
+        sparse_row_kernels::add_weighted(features + rows.columns[k] * width, rows.values[k], width,
+                                         sum);
+      }
+    }
+  });
+}
+
+}  // namespace mmad_fast
