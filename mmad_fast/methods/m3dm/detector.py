@@ -21,6 +21,7 @@ from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.methods.feature_extraction import PointExtractor, PointGroups, RgbExtractor
 from mmad_fast.methods.m3dm import scoring
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
 from mmad_fast.methods.m3dm.parameters import BANK_PREFIX, M3dmParameters
 from mmad_fast.ops.inverse_distance_interpolation import (
     POOLED_ROWS_OP,
@@ -39,45 +40,6 @@ from mmad_fast.stage_clock import StageClock
 
 UFF_POINT_GRAPH = "uff_point"
 UFF_RGB_GRAPH = "uff_rgb"
-
-
-@dataclass(frozen=True)
-class PatchFeatures:
-    """The features of a scan's patches, those of background patches left out.
-
-    Attributes:
-        tokens: (T, C2) float32 RGB tokens, row-major; None where no bank reads them.
-        point_rows: (P, C3) float32 point features of the foreground patches, raw; None where no
-            bank reads them. A background patch has zeros.
-        patches: (P,) int64 row-major patch index of each point row, ascending; with
-            point_patches="groups" simply 0 .. G - 1.
-        fused_points: (P + 1, C3) float32 what the feature fusion makes of the point rows, and last
-            of zeros, the background; None without feature fusion.
-        fused_tokens: (T, C2) float32 what it makes of the tokens; None without.
-        spread: With point_patches="groups": how each foreground pixel of the map mixes the groups'
-            distances; else None.
-    """
-
-    tokens: NDArray[np.float32] | None
-    point_rows: NDArray[np.float32] | None
-    patches: NDArray[np.int64]
-    fused_points: NDArray[np.float32] | None = None
-    fused_tokens: NDArray[np.float32] | None = None
-    spread: PooledRows | None = None
-
-
-class BankQueries(NamedTuple):
-    """What is searched in one memory bank: the distinct rows among a scan's patches.
-
-    Attributes:
-        rows: (Q, C) float32, raw: not normalised. A new array or the features' own; not to be
-            changed.
-        owner: (L,) int64: patch l has the features rows[owner[l]]. L is T for the rgb bank, else
-            the number of point patches (H * W, or G).
-    """
-
-    rows: NDArray[np.float32]
-    owner: NDArray[np.int64]
 
 
 class BankScores(NamedTuple):
@@ -316,94 +278,6 @@ class M3dmPipeline:
         with clock.stage("maps"):
             distance_map = map_of(distances, features.spread, parameters, name)
             return BankScores(score, scoring.blur(distance_map, blur=parameters.blur))
-
-
-def bank_queries(features: PatchFeatures, parameters: M3dmParameters, bank: str) -> BankQueries:
-    """The distinct rows (Q, C) that a bank is asked for, and which patch has which of them.
-
-    point: the point rows, and zeros for the background where there is any. rgb: the tokens. fusion:
-    the foreground patches, each its point row beside its token, then zeros beside each token that
-    has a background patch; both parts as the feature fusion makes them, where there is one.
-
-    Args:
-        features: Of one scan; what the bank reads is not None.
-        parameters: Of the detector.
-        bank: One of parameters.BANKS.
-    """
-    if bank == "rgb":
-        assert features.tokens is not None
-        return BankQueries(features.tokens, np.arange(len(features.tokens)))
-    assert features.point_rows is not None
-    patch_grid = parameters.patch_grid
-    if patch_grid is None:
-        return BankQueries(features.point_rows, np.arange(len(features.point_rows)))
-    if bank == "point":
-        return _point_queries(features.point_rows, features.patches, patch_grid**2)
-    if parameters.uses_uff:
-        points, tokens = features.fused_points, features.fused_tokens
-    else:
-        points, tokens = _with_background(features.point_rows), features.tokens
-    assert points is not None
-    assert tokens is not None
-    token_of_patch = tokens_of_patches(patch_grid, parameters.token_grid)
-    return _fusion_queries(points, tokens, features.patches, token_of_patch)
-
-
-def _point_queries(
-    point_rows: NDArray[np.float32], patches: NDArray[np.int64], num_patches: int
-) -> BankQueries:
-    num_rows = len(patches)
-    owner = np.full(num_patches, num_rows)
-    owner[patches] = np.arange(num_rows)
-    has_background = num_rows < num_patches
-    return BankQueries(_with_background(point_rows) if has_background else point_rows, owner)
-
-
-def _with_background(point_rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(P + 1, C3): the point rows and a row of zeros."""
-    return np.concatenate([point_rows, np.zeros((1, point_rows.shape[1]), np.float32)])
-
-
-def _fusion_queries(
-    points: NDArray[np.float32],
-    tokens: NDArray[np.float32],
-    patches: NDArray[np.int64],
-    token_of_patch: NDArray[np.int64],
-) -> BankQueries:
-    """Of points (P + 1, C3), the last being the background's, and tokens (T, C2)."""
-    num_rows, num_point_channels = len(patches), points.shape[1]
-    is_background = np.ones(len(token_of_patch), bool)
-    is_background[patches] = False
-    background_tokens = np.unique(token_of_patch[is_background])
-    owner_of_token = np.zeros(len(tokens), np.int64)
-    owner_of_token[background_tokens] = num_rows + np.arange(len(background_tokens))
-    owner = owner_of_token[token_of_patch]
-    owner[patches] = np.arange(num_rows)
-    rows = np.empty(
-        (num_rows + len(background_tokens), num_point_channels + tokens.shape[1]), np.float32
-    )
-    rows[:num_rows, :num_point_channels] = points[:num_rows]
-    rows[num_rows:, :num_point_channels] = points[num_rows]
-    rows[:num_rows, num_point_channels:] = tokens[token_of_patch[patches]]
-    rows[num_rows:, num_point_channels:] = tokens[background_tokens]
-    return BankQueries(rows, owner)
-
-
-def tokens_of_patches(patch_grid: int, token_grid: int) -> NDArray[np.int64]:
-    """(H * W,) the RGB token of each patch: H = W = `patch_grid` is a multiple of `token_grid`, and
-    the adaptive average over tokens is then an exact replication."""
-    line = np.arange(patch_grid) * token_grid // patch_grid
-    return (line[:, None] * token_grid + line).ravel()
-
-
-def normalize_rows(rows: NDArray[np.float32], scale: tuple[float, float]) -> NDArray[np.float32]:
-    """(Q, C) float32: (rows - mean) / std, as banks are stored; the rows themselves for (0, 1)."""
-    mean, std = np.float32(scale[0]), np.float32(scale[1])
-    if mean == 0 and std == 1:
-        return rows
-    normalized = rows - mean
-    normalized /= std
-    return normalized
 
 
 def map_of(
