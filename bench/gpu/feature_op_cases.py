@@ -1,4 +1,5 @@
-"""The kernel table's cases in feature space: scoring, mapping and embedding. See op_cases.py."""
+"""The kernel table's cases in feature space: scoring, mapping and embedding (and the coreset,
+of coreset_op_cases.py). See op_cases.py."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import kernel_costs as costs
 import numpy as np
 from ceilings import product_precision
+from coreset_op_cases import coreset_case
 from geometry_op_cases import plain_weights_in_parts, pooling_windows
 from gpu_device import Device
 from numpy.typing import NDArray
@@ -373,4 +375,7 @@ def feature_cases(sizes: Sizes, device: Device) -> list[Callable[[], list[OpCase
     for name, size in sizes.banks.items():
         for dtype in sizes.dtypes:
             makers.append(lambda n=name, s=size, d=dtype: [scoring_case(n, s, d, device)])
+    for name, size in sizes.coresets.items():
+        for dtype in (dtype for dtype in sizes.dtypes if dtype != "bfloat16"):
+            makers.append(lambda n=name, s=size, d=dtype: [coreset_case(n, s, d, device)])
     return makers

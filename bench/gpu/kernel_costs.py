@@ -137,6 +137,23 @@ def nearest_neighbor_scoring(
     )
 
 
+def k_center_greedy(
+    num_rows: int, num_samples: int, num_channels: int, *, precision: str = "float32"
+) -> Work:
+    """Every step but the last reads all rows (they are larger than the caches), measures them
+    against the row that was selected, and keeps one float32 distance each; what float64 measures
+    again is left out."""
+    steps = num_samples - 1
+    return Work(
+        "k_center_greedy",
+        plain_flop=steps * num_rows * (3.0 * num_channels + 2),
+        device_bytes=steps
+        * num_rows
+        * (num_channels * OPERAND_BYTES[precision] + 2.0 * FLOAT_BYTES)
+        + num_samples * INDEX_BYTES,
+    )
+
+
 def pixel_mapping(
     num_pixels: int,
     num_tokens: int,

@@ -36,6 +36,7 @@ class Sizes:
         token_grid: Side of the token grid.
         layers: Mapping networks by name, RGB to points.
         banks: (Q, M, C) by name.
+        coresets: (N, n, C) by name: n rows are selected.
         dtypes: Of the operands of scoring and mapping.
     """
 
@@ -48,6 +49,7 @@ class Sizes:
     token_grid: int
     layers: dict[str, tuple[int, ...]]
     banks: dict[str, tuple[int, int, int]]
+    coresets: dict[str, tuple[int, int, int]]
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
 
 
@@ -60,6 +62,8 @@ M3DM_BANKS = {
     "M3DM RGB": (784, 7_651, 768),
     "M3DM fusion": (3136, 7_651, 1920),
 }
+# The projected rows of 244 scans; so many steps that a call lasts long enough to be timed.
+M3DM_CORESETS = {"M3DM points": (765_184, 256, 334), "M3DM RGB": (191_296, 512, 300)}
 FULL = Sizes(
     frames=((134, 0.28), (224, 0.248), (224, 1.3), (845, 0.28)),  # about 5k, 12k, 47k, 200k points
     num_groups=1024,
@@ -70,6 +74,7 @@ FULL = Sizes(
     token_grid=28,
     layers=CFM_LAYERS,
     banks=M3DM_BANKS,
+    coresets=M3DM_CORESETS,
 )
 QUICK = Sizes(
     frames=((224, 0.248), (224, 1.3)),
@@ -81,6 +86,7 @@ QUICK = Sizes(
     token_grid=28,
     layers=CFM_LAYERS,
     banks={name: M3DM_BANKS[name] for name in ("M3DM points", "M3DM RGB")},
+    coresets={"M3DM RGB": M3DM_CORESETS["M3DM RGB"]},
     dtypes=("float32", "float16"),
 )
 

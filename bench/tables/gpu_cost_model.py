@@ -39,6 +39,10 @@ M3DM_BANKS = {  # Q, M, C; method facts 5.3 and 5.4, 244 training scans
     "M3DM RGB": (784, 7_651, 768),
     "M3DM fusion": (3136, 7_651, 1920),
 }
+M3DM_CORESETS = {  # N, n, C projected; method facts 5.3
+    "M3DM points": (765_184, 76_518, 334),
+    "M3DM RGB": (191_296, 7_651, 300),
+}
 
 TITLE = """# GPU cost model
 
@@ -70,6 +74,7 @@ ASSUMPTIONS = f"""\
   and its arg-max takes {detectors.BLOCK_STEP_CLOCKS} clocks.
 - float16: operands of the products in backbones, embedder, mapping and scoring, float32 accumulate;
   geometry stays float32. float32: the CUDA cores, no TF32.
+- The coreset, a part of fitting, reads all rows from memory in every step; no step is skipped.
 - Scoring precision: float16 (with the winners measured again in float32) where the model gains more
   than {PRECISION_GAIN:g}x.
 """
@@ -152,6 +157,9 @@ def kernel_works(precision: str, card: Card) -> list[tuple[str, Work]]:
             num_splits=detectors.bank_splits(card, queries, rows),
         )
         found.append((f"{name}: Q={queries}, M={rows}, C={channels}", work))
+    for name, (rows, samples, channels) in M3DM_CORESETS.items():
+        work = costs.k_center_greedy(rows, samples, channels, precision=precision)
+        found.append((f"{name}: N={rows}, n={samples}, C={channels}", work))
     return found
 
 
@@ -178,7 +186,7 @@ def kernel_estimate(work: Work, card: Card, precision: str, shapes: str) -> Esti
 def kernel_time_table() -> list[str]:
     lines = [
         "## Kernels: time (MODEL)",
-        "Milliseconds, float32 / float16 operands where products are involved.",
+        "Milliseconds, float32 / float16 operands where products are involved, or rows of features.",
         "",
     ]
     columns = []
@@ -189,7 +197,7 @@ def kernel_time_table() -> list[str]:
             first = kernel_estimate(slow, card, "float32", shapes)
             second = kernel_estimate(fast, card, "float16", shapes)
             text = milliseconds(first.seconds)
-            if slow.matrix_flop:
+            if slow.matrix_flop or slow.name == "k_center_greedy":
                 text += f" / {milliseconds(second.seconds)}"
             cells.append(f"{text} ({second.limit})")
         columns.append(cells)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TRITON_MODULES: tuple[str, ...] = (
     "mmad_fast.ops.inverse_distance_interpolation.triton_kernel",
+    "mmad_fast.ops.k_center_greedy.triton_kernel",
     "mmad_fast.ops.nearest_neighbor_scoring.triton_kernel",
     "mmad_fast.ops.pixel_mapping.triton_kernel",
 )

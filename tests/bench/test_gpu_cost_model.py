@@ -60,6 +60,14 @@ def test_scoring_by_hand(costs):
     assert work.device_bytes - half.device_bytes == 7 * 3 * 2
 
 
+def test_the_coreset_reads_all_rows_in_every_step_but_the_last(costs):
+    work = costs.k_center_greedy(10, 4, 5)
+    assert work.plain_flop == 3 * 10 * (3 * 5 + 2)
+    assert work.device_bytes == 3 * 10 * (5 * 4 + 8) + 4 * 8
+    half = costs.k_center_greedy(10, 4, 5, precision="float16")
+    assert work.device_bytes - half.device_bytes == 3 * 10 * 5 * 2
+
+
 def test_mapping_by_hand(costs):
     work = costs.pixel_mapping(
         10, 4, 6, (2, 3, 3, 5), source_entries=4, target_entries=7, pixel_tile=4, output_tile=4

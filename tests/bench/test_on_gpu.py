@@ -28,7 +28,14 @@ HAS_TRITON_KERNELS = all(find_spec(name) for name in TRITON_MODULES)
 def parts(bench_module):
     """The modules of bench/gpu by name."""
     names = ("gpu_device", "gpu_rows", "ceilings", "kernel_costs", "op_cases", "geometry_op_cases")
-    names += ("feature_op_cases", "kernel_table", "cubins", "graph_latency", "cfm_tables")
+    names += (
+        "coreset_op_cases",
+        "feature_op_cases",
+        "kernel_table",
+        "cubins",
+        "graph_latency",
+        "cfm_tables",
+    )
     names += ("build_and_test",)
     return SimpleNamespace(**{name: bench_module(f"gpu/{name}") for name in names})
 
@@ -78,6 +85,7 @@ def tiny(parts):
         token_grid=2,
         layers={"tiny": (12, 10, 10, 8)},
         banks={"tiny": (5, 40, 16)},
+        coresets={"tiny": (20, 4, 12)},
         dtypes=("float32",),
     )
 
@@ -414,7 +422,7 @@ def test_kernel_table(parts, untimed, rows, tiny, budget):
     assert ops >= {
         *("farthest_point_sampling", "knn_grouping", "inverse_distance_weights"),
         *("inverse_distance_interpolation", "pooled_interpolation_rows"),
-        *("nearest_neighbor_scoring", "pixel_mapping", "point_embedding"),
+        *("nearest_neighbor_scoring", "k_center_greedy", "pixel_mapping", "point_embedding"),
     }
     for op in ops:
         timed = [row for row in rows.rows if row["what"] == op and row["status"] == "ok"]
@@ -595,6 +603,18 @@ def test_cases_see_wrong_answers(parts, device, tiny):
             spoilt = [part.clone() for part in good]
             spoilt[0] = spoilt[0].roll(1, 0)
             assert case.error_of(spoilt if len(spoilt) > 1 else spoilt[0]) > case.max_error
+
+
+def test_the_coreset_case_sees_wrong_selections(parts, device):
+    case = parts.coreset_op_cases.coreset_case("tiny", (20, 6, 12), "float32", device)
+    for function in case.baselines.values():
+        good = function()
+        assert case.error_of(good) <= case.max_error
+        assert case.error_of(good.flip(0)) > case.max_error
+        assert case.error_of(good[:-1]) > case.max_error
+        later = good.clone()
+        later[3] = good[4]
+        assert case.error_of(later) > case.max_error
 
 
 def test_windows_are_those_of_the_reference(parts):
