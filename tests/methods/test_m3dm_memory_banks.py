@@ -77,7 +77,7 @@ def test_bank_equals_that_of_the_dense_matrix(make_scan, tmp_path: Path):
     assert statistics.std == pytest.approx(dense.std(dtype=np.float64, ddof=1), rel=1e-12)
 
     scale = (statistics.mean, statistics.std)
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     bank = build_bank(
         scans,
         200,
@@ -85,11 +85,12 @@ def test_bank_equals_that_of_the_dense_matrix(make_scan, tmp_path: Path):
         num_rows=len(dense),
         seed=0,
         scratch=tmp_path,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=lambda *call: calls.append(call),
     )
     np.testing.assert_array_equal(bank, plain_bank(dense, 200, scale))
     assert bank.flags.c_contiguous
-    assert calls[-1] == (200, 200)
+    assert calls[:2] == [("projection", 1, 2), ("projection", 2, 2)]
+    assert calls[-1] == ("coreset", 200, 200)
     assert not list(tmp_path.iterdir())
 
 

@@ -76,7 +76,8 @@ def fit_m3dm(
         output: The artifact's folder; an artifact there is replaced.
         options: What to fit; None means the defaults, a FitRequest those it leaves open.
         progress: Called with (stage, done, total): stages are "export", "features", "fusion
-            training", "fusion", "coreset", "decision" and "threshold".
+            training", "fusion", "bank scales", per bank "point bank, projection" and "point bank,
+            coreset", "decision" and "threshold".
 
     Raises:
         InvalidInputError: no training scan, or an option is out of range.
@@ -229,11 +230,12 @@ def build_banks(
         MmadFastError: all features are the same, or the disk is full.
     """
     rows = {bank: StoredRows(store, parameters, bank) for bank in parameters.banks}
+    progress("bank scales", 0, 1)
     scales = bank_scales(rows, bank_norm=parameters.bank_norm)
+    progress("bank scales", 1, 1)
     num_rows = {bank: stored.num_patches for bank, stored in rows.items()}
     sizes = coreset_sizes(num_rows, coreset=options.coreset)
     banks: dict[str, NDArray] = {}
-    before = 0
     for bank, stored in rows.items():
         built = build_bank(
             stored,
@@ -242,13 +244,11 @@ def build_banks(
             num_rows=num_rows[bank],
             seed=options.seed,
             scratch=scratch,
-            progress=partial(_count_rows, progress, before, sum(sizes.values())),
+            progress=partial(_of_bank, progress, bank),
         )
         if bank == "point" and len(rows) > 1:
             built = finish_point_bank(built)
         banks[bank] = built.astype(parameters.bank_dtype, copy=False)
-        before += sizes[bank]
-        progress("coreset", before, sum(sizes.values()))
     return banks, replace(parameters, bank_scales=scales)
 
 
@@ -338,8 +338,8 @@ def _count(progress: Progress, before: int, total: int, done: int) -> None:
     progress("features", before + done, total)
 
 
-def _count_rows(progress: Progress, before: int, total: int, done: int, _: int) -> None:
-    progress("coreset", before + done, total)
+def _of_bank(progress: Progress, bank: str, stage: str, done: int, total: int) -> None:
+    progress(f"{bank} bank, {stage}", done, total)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

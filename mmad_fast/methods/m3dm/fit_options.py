@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from mmad_fast.methods.m3dm.decision_layer import DecisionRecipe
 from mmad_fast.methods.m3dm.memory_banks import CORESETS
 from mmad_fast.methods.m3dm.parameters import M3dmParameters, reweighting_constants
 from mmad_fast.methods.m3dm.uff_training import UffRecipe
-from mmad_fast.methods.variants import get_variant
+from mmad_fast.methods.variants import VARIANTS, get_variant
 
 SPEEDS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -66,6 +67,14 @@ class M3dmFitOptions(BackboneFitOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if get_variant(self.method).family != "m3dm":
+            known = ", ".join(name for name, one in VARIANTS.items() if one.family == "m3dm")
+            raise InvalidInputError(f"{self.method} is no method of M3DM; choose one of {known}")
+        for name in ("point_lambda", "rgb_lambda", "fusion_lambda"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInputError(
+                    f"{name} is {getattr(self, name)}; it must be a positive number"
+                )
         if self.coreset not in CORESETS:
             raise InvalidInputError(
                 f"coreset is {self.coreset!r}; it must be one of {', '.join(CORESETS)}"

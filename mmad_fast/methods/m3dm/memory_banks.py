@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
 
 from mmad_fast.errors import MmadFastError
+from mmad_fast.methods.fitting import Progress
+from mmad_fast.methods.m3dm.detector import normalize_rows
 from mmad_fast.methods.m3dm.patch_store import ArrayFile
 from mmad_fast.ops.k_center_greedy import k_center_greedy
 
@@ -150,7 +153,7 @@ def build_bank(
     num_rows: int,
     seed: int,
     scratch: Path,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> NDArray[np.float32]:
     """The bank (M, C): normalised rows in the order in which the coreset takes them.
 
@@ -164,7 +167,7 @@ def build_bank(
         num_rows: Patches; equal ones count. It decides the width of the projection.
         seed: Of the projection.
         scratch: An existing folder for the projected rows.
-        progress: Called with (done, total).
+        progress: Called with (stage, done, total): stages are "projection" and "coreset".
 
     Raises:
         MmadFastError: the disk is full.
@@ -172,8 +175,16 @@ def build_bank(
     Source: PatchCore's greedy coreset, as M3DM's code has it: sparse random projection to the
     Johnson-Lindenstrauss width, start at row 0, always the row farthest from the rows taken.
     """
-    projected, offsets = _project(scans, scale, num_rows=num_rows, seed=seed, scratch=scratch)
-    taken = k_center_greedy(projected, num_samples, start=0, progress=progress)
+    projected, offsets = _project(
+        scans,
+        scale,
+        num_rows=num_rows,
+        seed=seed,
+        scratch=scratch,
+        progress=partial(progress, "projection"),
+    )
+    taken = k_center_greedy(projected, num_samples, progress=partial(progress, "coreset"))
+    progress("coreset", num_samples, num_samples)
     del projected
     (scratch / _PROJECTED_FILE).unlink()
     return _gather(scans, taken, offsets, scale)
@@ -190,16 +201,17 @@ def finish_point_bank(bank: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([kept, np.zeros((1, bank.shape[1]), np.float32)])
 
 
-def normalize_rows(rows: NDArray[np.float32], scale: Scale) -> NDArray[np.float32]:
-    mean, std = scale
-    return (rows - np.float32(mean)) / np.float32(std)
-
-
 _PROJECTED_FILE = "projected.rows"
 
 
 def _project(
-    scans: PatchRows, scale: Scale, *, num_rows: int, seed: int, scratch: Path
+    scans: PatchRows,
+    scale: Scale,
+    *,
+    num_rows: int,
+    seed: int,
+    scratch: Path,
+    progress: Callable[[int, int], None],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(projected rows (N, d) of all scans, on disk; first row of each scan and N)."""
     transform: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
@@ -210,6 +222,7 @@ def _project(
                 transform = _random_projection(num_rows, scan.rows.shape[1], seed)
             file.append(transform(normalize_rows(scan.rows, scale)))
             offsets.append(offsets[-1] + len(scan.rows))
+            progress(len(file), len(scans))
         return file.mapped(), np.array(offsets, np.int64)
 
 
