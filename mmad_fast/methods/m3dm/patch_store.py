@@ -68,7 +68,7 @@ class ArrayFile:
                 f"rows of {array.shape[1:]}"
             )
         try:
-            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             self._file.flush()
         except OSError as error:
             raise MmadFastError(
