@@ -130,7 +130,7 @@ class SharedGeometry:
         """(features, inputs of "rgb", inputs of "points")."""
         if prepared.name not in self._scans:
             features = self.extractor.extract(prepared, clock)
-            self._scans[prepared.name] = (features, self._rgb.latest, self._points.latest)
+            self._scans[prepared.name] = (features, self._rgb.runs.pop(), self._points.runs.pop())
         return self._scans[prepared.name]
 
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from mmad_fast.cli import bench, doctor, evaluate, export, fit, infer, kernels, synth, weights
+from mmad_fast.cli import bench, doctor, evaluate, export, fit, infer, kernels, synth, uff, weights
 from mmad_fast.cli.output import report_error
 from mmad_fast.errors import MmadFastError
 
@@ -35,6 +35,7 @@ app.command("fit")(fit.fit)
 app.command("infer")(infer.infer)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("uff")(uff.uff)
 app.command("synth")(synth.synth)
 app.command("doctor")(doctor.doctor)
 app.command("weights")(weights.weights)

@@ -23,28 +23,30 @@ class RecordingEngine:
     Attributes:
         input_shapes: Shape by input name.
         output_shapes: Shape by output name.
-        latest: Copies of the inputs of the latest run, by name.
+        runs: Copies of the inputs, by name, of each run since the list was last emptied.
     """
 
     def __init__(self, engine: Engine) -> None:
         """Takes the engine that runs the graph."""
         self.input_shapes = engine.input_shapes
         self.output_shapes = engine.output_shapes
-        self.latest: GraphInputs = {}
+        self.runs: list[GraphInputs] = []
         self._engine = engine
 
     def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """The outputs by name."""
-        self.latest = {name: np.array(array) for name, array in inputs.items()}
+        self.runs.append({name: np.array(array) for name, array in inputs.items()})
         return self._engine.run(inputs)
 
 
 def record_graph_inputs(
     detector: Detector, scans: Iterable[Scan | ScanFile], unit: Unit
 ) -> dict[str, list[GraphInputs]]:
-    """Per graph, and per scan in their order, the inputs that the graph got.
+    """Per graph, and per scan in their order, the inputs that the graph got: those of each run
+    where it runs several times per scan.
 
-    One scan is in memory at a time, and of each the inputs remain: 3 MiB for DINO and Point-MAE.
+    One scan is in memory at a time, and of each the inputs remain: 3 MiB for DINO and Point-MAE,
+    and up to 17 MiB for M3DM's feature fusion.
 
     Args:
         detector: On the CPU; it judges each scan.
@@ -68,12 +70,14 @@ def record_graph_inputs(
     num_scans = 0
     for scan in scans:
         num_scans += 1
+        for recorder in recorders.values():
+            recorder.runs.clear()
         try:
             observed.infer_scan(scan if isinstance(scan, Scan) else scan.load(unit=unit))
         except EmptyScanError:
             continue
         for name, recorder in recorders.items():
-            recorded[name].append(recorder.latest)
+            recorded[name].extend(recorder.runs)
     if not num_scans:
         raise InvalidInputError(
             "there is no calibration scan; int8 and fp8 need nominal scans of the part to find the "

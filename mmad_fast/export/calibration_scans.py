@@ -81,7 +81,7 @@ def calibrate(
             yield scan
 
     inputs = record_graph_inputs(detector, with_progress(), unit)
-    used = max(map(len, inputs.values()))
+    used = min(map(len, inputs.values()))  # a backbone runs once per scan, a fusion more often
     if used < len(scans):
         notices.append(f"{len(scans) - used} of {len(scans)} calibration scans have no foreground")
     if calibration is not None and _are_foreign(detector, scans, unit):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import NUM_GROUPS, RGB_SIZE, make_arrays
+from numpy.typing import NDArray
 from PIL import Image
 from tifffile import imwrite
 
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.detector import Detector, load
+from mmad_fast.engines import Engine
 from mmad_fast.errors import EmptyScanError, InvalidInputError
 from mmad_fast.export.calibration import record_graph_inputs
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
@@ -49,6 +51,44 @@ def test_each_graph_has_its_inputs_of_each_scan(detector: Detector) -> None:
         assert np.isfinite(inputs["tokens"]).all()
     first, second = (recorded["points"][scan]["centers"] for scan in (0, 1))
     assert (first != second).any()
+
+
+class _Repeated:
+    """A graph that runs once more on other inputs, as M3DM's feature fusion does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.input_shapes, self.output_shapes = engine.input_shapes, engine.output_shapes
+        self._engine = engine
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        self._engine.run({name: array + 1 for name, array in inputs.items()})
+        return self._engine.run(inputs)
+
+
+class _RepeatingDetector:
+    """A detector whose graph "points" runs twice per scan."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> Detector:
+        def repeat(name: str, engine: Engine) -> Engine:
+            engine = wrap(name, engine)
+            return _Repeated(engine) if name == "points" else engine
+
+        return self._detector.with_engines(repeat)
+
+
+def test_every_run_of_a_scan_is_recorded(detector: Detector) -> None:
+    scans = [scan_of(0), empty_scan(), scan_of(1)]
+    recorded = record_graph_inputs(_RepeatingDetector(detector), scans, "m")  # type: ignore[arg-type]
+    once = record_graph_inputs(detector, scans, "m")
+    assert [len(recorded[name]) for name in ("rgb", "points")] == [2, 4]
+    for scan, inputs in enumerate(once["points"]):
+        for name, array in inputs.items():
+            other, own = (recorded["points"][2 * scan + run][name] for run in (0, 1))
+            np.testing.assert_array_equal(own, array)
+            np.testing.assert_array_equal(other, array + 1)
 
 
 def test_the_detector_stays_as_it_was(detector: Detector) -> None:

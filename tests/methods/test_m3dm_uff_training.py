@@ -231,15 +231,20 @@ def test_the_papers_batches_have_256_patches() -> None:
     assert len(whole_batch(scans).point_rows) == 16 * 120
 
 
-def test_scans_without_foreground_are_left_out() -> None:
+def test_scans_without_foreground_add_nothing() -> None:
     empty = Patches(
         np.zeros((TOKENS, RGB), np.float32), np.zeros((0, POINT), np.float32), np.zeros(0, np.int64)
     )
-    recipe = UffRecipe(updates=1)
-    _, record = train_uff([empty, *make_scans(2, 10)], recipe, patch_grid=PATCH_GRID)
-    assert record.num_scans == 2
-    with pytest.raises(EmptyScanError, match="none of the 1 scans has a foreground patch.*none"):
-        train_uff([empty], recipe, patch_grid=PATCH_GRID)
+    scans = make_scans(2, 10)
+    batch = whole_batch([scans[0], empty, scans[1]])
+    for found, expected in zip(
+        vars(batch).values(), vars(whole_batch(scans)).values(), strict=True
+    ):
+        assert torch.equal(found, expected)
+    with pytest.raises(EmptyScanError, match="the 1 scans of a batch have no foreground patch"):
+        train_uff([empty], UffRecipe(updates=1), patch_grid=PATCH_GRID)
+    with pytest.raises(EmptyScanError, match="no foreground patch.*uff='none'"):
+        train_uff([], UffRecipe(updates=1), patch_grid=PATCH_GRID)
     with pytest.raises(EmptyScanError, match="no scan has a foreground patch"):
         alignment_accuracy(FeatureFusionBlock(POINT, RGB), [empty], patch_grid=PATCH_GRID)
 

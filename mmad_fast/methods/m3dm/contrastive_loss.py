@@ -37,7 +37,7 @@ class ScanPatches(Protocol):
         """(T, C2) RGB tokens, row-major."""
 
     @property
-    def point_rows(self) -> NDArray[np.float32]:
+    def point_rows(self) -> NDArray[np.float32] | None:
         """(P, C3) point features of the foreground patches."""
 
     @property
@@ -194,6 +194,7 @@ def alignment_accuracy(
         if not len(scan.patches):
             continue
         assert scan.tokens is not None
+        assert scan.point_rows is not None
         token_grid = math.isqrt(len(scan.tokens))
         tokens = tokens_of_patches(scan.patches, patch_grid=patch_grid, num_tokens=len(scan.tokens))
         used, owner, counts = np.unique(tokens, return_inverse=True, return_counts=True)

@@ -205,25 +205,22 @@ def train_uff(
 
     Raises:
         InvalidInputError: the patch grid is no multiple of the token grid.
-        EmptyScanError: no scan, or none has a foreground patch.
+        EmptyScanError: no scan, or a batch of scans without any foreground patch.
         MmadFastError: the loss became NaN or infinite.
     """
     recipe = UffRecipe() if recipe is None else recipe
-    kept = [index for index in range(len(scans)) if len(scans[index].patches)]
-    if not kept:
-        raise EmptyScanError(
-            f"none of the {len(scans)} scans has a foreground patch to train the UFF on; check "
-            "the unit and the background plane, or fit with uff='none'"
-        )
-    tokens, point_rows = scans[kept[0]].tokens, scans[kept[0]].point_rows
+    if not len(scans):
+        raise EmptyScanError(_nothing_to_train_on(0))
+    tokens, point_rows = scans[0].tokens, scans[0].point_rows
     assert tokens is not None
+    assert point_rows is not None
     network = FeatureFusionBlock(point_rows.shape[1], tokens.shape[1], seed=recipe.seed)
-    plan = recipe.plan(len(kept))
+    plan = recipe.plan(len(scans))
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
     )
     rng = np.random.default_rng(recipe.seed)
-    batches = _batches_of_scans(np.array(kept), plan.batches_per_pass, rng)
+    batches = _batches_of_scans(len(scans), plan.batches_per_pass, rng)
     losses = []
     for update in range(plan.updates):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * plan.factor(update)
@@ -243,7 +240,7 @@ def train_uff(
         losses.append(mean_loss)
         if progress is not None:
             progress(update + 1, plan.updates)
-    return network.eval(), UffRecord(recipe, plan, len(kept), tuple(losses))
+    return network.eval(), UffRecord(recipe, plan, len(scans), tuple(losses))
 
 
 def batch_loss(network: FeatureFusionBlock, batch: PatchBatch, temperature: float = 1.0) -> Tensor:
@@ -261,11 +258,16 @@ def read_batch(
     *,
     patch_grid: int,
 ) -> PatchBatch:
-    """The patches of the chosen scans, or as many drawn from each as the recipe says."""
+    """The patches of the chosen scans, or as many drawn from each as the recipe says.
+
+    Raises:
+        EmptyScanError: none of them has a foreground patch.
+    """
     tokens, rows, owners = [], [], []
     num_tokens = 0
     for scan in (scans[int(index)] for index in chosen):
         assert scan.tokens is not None
+        assert scan.point_rows is not None
         wanted = recipe.patches_per_scan
         if recipe.schedule == "paper" and wanted is None:
             wanted = math.ceil(PAPER_PATCHES / len(chosen))
@@ -286,9 +288,16 @@ def read_batch(
     )
 
 
+def _nothing_to_train_on(num_scans: int) -> str:
+    return (
+        f"the {num_scans} scans of a batch have no foreground patch to train the UFF on; check the "
+        "unit and the background plane, or fit with uff='none'"
+    )
+
+
 def _batches_of_scans(
-    indices: NDArray[np.int64], num_batches: int, rng: np.random.Generator
+    num_scans: int, num_batches: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """Without end: each pass over the scans in another order, in batches of nearly one size."""
     while True:
-        yield from np.array_split(rng.permutation(indices), num_batches)
+        yield from np.array_split(rng.permutation(num_scans), num_batches)

@@ -1,0 +1,174 @@
+"""One feature fusion (UFF) for several categories, as published: from a data set to its weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmad_fast.data.dataset import Dataset
+from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.methods.backbone_graphs import backbone_parameters, build_backbone_part
+from mmad_fast.methods.fitting import FitRequest, Progress, training_scans
+from mmad_fast.methods.m3dm.contrastive_loss import AlignmentAccuracy, alignment_accuracy
+from mmad_fast.methods.m3dm.detector import PatchExtractor
+from mmad_fast.methods.m3dm.fit import extract_patches
+from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
+from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
+from mmad_fast.methods.m3dm.patch_store import PatchStore
+from mmad_fast.methods.m3dm.uff_training import UffRecord, train_uff
+from mmad_fast.methods.torch_threads import torch_threads
+
+
+@dataclass(frozen=True)
+class SharedUff:
+    """A feature fusion that was trained on several categories.
+
+    Attributes:
+        path: Its weights.
+        record: How it was trained.
+        before: Alignment of the initial network.
+        after: Alignment of the trained one.
+        measured_on: The split of both: "validation", or "train" where there is no other.
+    """
+
+    path: Path
+    record: UffRecord
+    before: AlignmentAccuracy
+    after: AlignmentAccuracy
+    measured_on: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON types; no path, since it names a machine."""
+        return {
+            "training": self.record.to_dict(),
+            "alignment_before": asdict(self.before),
+            "alignment_after": asdict(self.after),
+            "measured_on": self.measured_on,
+        }
+
+
+def train_for_categories(
+    dataset: Dataset,
+    categories: Sequence[str],
+    request: FitRequest,
+    output_folder: Path,
+    progress: Progress | None,
+) -> FitRequest:
+    """The request with the path of a feature fusion that was trained on all the categories, in
+    `output_folder`; the request itself where it needs none: the method has no fusion bank, or the
+    request names one, or none.
+
+    Raises:
+        As `train_shared_uff`.
+    """
+    options = M3dmFitOptions.of(request)
+    if "fusion" not in options.banks or options.uff != "train":
+        return request
+    path = output_folder / "uff.safetensors"
+    train_shared_uff(dataset, categories, request, path, progress=progress)
+    return replace(request, options={**request.options, "uff": str(path)})
+
+
+def train_shared_uff(
+    dataset: Dataset,
+    categories: Sequence[str],
+    request: FitRequest,
+    output: Path,
+    *,
+    updates: int | None = None,
+    progress: Progress | None = None,
+) -> SharedUff:
+    """The feature fusion trained on the nominal training scans of all the categories, written.
+
+    The features are extracted as a fit does it, and kept on disk meanwhile.
+
+    Args:
+        dataset: With training scans of each category.
+        categories: At least one.
+        request: A method with a fusion bank, its backbones, and options as in M3dmFitOptions.
+        output: A .safetensors file; its metadata says how it was trained.
+        updates: Replaces the schedule's number of updates.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        InvalidInputError: the method has no fusion bank, or an option is out of range.
+        DataError: a category has no training scans.
+        EmptyScanError: no training scan has enough foreground.
+        WeightsError: backbone weights are missing or do not fit.
+        MmadFastError: the training diverged, or the disk is full.
+    """
+    options = _options(dataset, request)
+    recipe = replace(options.uff_training, updates=updates)
+    parameters = replace(options.parameters(backbone_parameters(options)), uses_uff=False)
+    patch_grid = parameters.patch_grid
+    if patch_grid is None or output.suffix != ".safetensors":
+        wrong = "point_patches is 'groups'" if patch_grid is None else f"the output is {output}"
+        raise InvalidInputError(
+            f"{wrong}; a UFF is trained on 56x56 or 28x28 patches and written as .safetensors"
+        )
+    train = [
+        scan
+        for category in categories
+        for scan in training_scans(dataset, category, shots=request.shots, seed=request.seed)
+    ]
+    validation = _validation_scans(dataset, categories)
+    tell = progress or (lambda stage, done, total: None)
+    with ExitStack() as stack:
+        stack.enter_context(torch_threads(options.num_threads))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-fast-uff-")))
+        stores = [stack.enter_context(store) for store in _stores(scratch)]
+        backbones = build_backbone_part(train, options, scratch, progress=tell)
+        extractor = PatchExtractor(backbones.rgb, backbones.point, parameters)
+        extract_patches(train, validation, stores, extractor, parameters, options, tell)
+        network, record = train_uff(
+            stores[0], recipe, patch_grid=patch_grid, progress=partial(tell, "fusion training")
+        )
+        judged = stores[1] if len(stores[1]) else stores[0]
+        initial = FeatureFusionBlock(network.point_channels, network.rgb_channels, seed=recipe.seed)
+        before, after = (
+            alignment_accuracy(one, judged, patch_grid=patch_grid) for one in (initial, network)
+        )
+    uff = SharedUff(output, record, before, after, "validation" if len(validation) else "train")
+    facts = {**uff.to_dict(), "categories": list(categories), "weights": backbones.weights}
+    save_uff(network, output, {"mmad_fast": json.dumps(facts, sort_keys=True)})
+    return uff
+
+
+def _options(dataset: Dataset, request: FitRequest) -> M3dmFitOptions:
+    """The options of the request on this data set.
+
+    Raises:
+        InvalidInputError: the method has no fusion bank.
+    """
+    if dataset.layout == "eyecandies" and request.recipe is None:
+        request = replace(request, recipe="none")  # as a fit does it
+    options = M3dmFitOptions.of(request)
+    if "fusion" not in options.banks:
+        raise InvalidInputError(
+            f"{request.method} has no fusion bank, and so no UFF to train; choose m3dm or "
+            "m3dm-fusion"
+        )
+    return options
+
+
+def _validation_scans(dataset: Dataset, categories: Sequence[str]) -> list[ScanFile]:
+    return [
+        scan
+        for category in categories
+        if "validation" in dataset.splits(category)
+        for scan in dataset.scans(category, "validation")
+    ]
+
+
+def _stores(scratch: Path) -> list[PatchStore]:
+    folders = [scratch / name for name in ("train", "validation")]
+    for folder in folders:
+        folder.mkdir()
+    return [PatchStore(folder) for folder in folders]
