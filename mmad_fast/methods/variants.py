@@ -102,7 +102,7 @@ FAMILY_REFERENCES: dict[str, str] = {
 """Published pipeline of each family, for comparisons. Needs torch."""
 
 FAMILY_SHARED_TRAINING: dict[str, str] = {
-    "m3dm": "mmad_fast.methods.m3dm.uff_training:train_for_categories",
+    "m3dm": "mmad_fast.methods.m3dm.uff_categories:train_for_categories",
 }
 """What a family trains once for several categories: (dataset, categories, request, output folder,
 progress) -> the request that its fits get. Families without any are not in here. Needs torch."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.backbone_graphs import backbone_parameters, build_backbone_part
 from mmad_fast.methods.fitting import FitRequest, Progress, training_scans
 from mmad_fast.methods.m3dm.contrastive_loss import AlignmentAccuracy, alignment_accuracy
-from mmad_fast.methods.m3dm.detector import PatchExtractor
 from mmad_fast.methods.m3dm.fit import extract_patches
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
@@ -105,40 +104,88 @@ def train_shared_uff(
         MmadFastError: the training diverged, or the disk is full.
     """
     options = _options(dataset, request)
-    recipe = replace(options.uff_training, updates=updates)
-    parameters = replace(options.parameters(backbone_parameters(options)), uses_uff=False)
-    patch_grid = parameters.patch_grid
-    if patch_grid is None or output.suffix != ".safetensors":
-        wrong = "point_patches is 'groups'" if patch_grid is None else f"the output is {output}"
+    if output.suffix != ".safetensors":
         raise InvalidInputError(
-            f"{wrong}; a UFF is trained on 56x56 or 28x28 patches and written as .safetensors"
+            f"{output}: weights are written as .safetensors; choose that ending"
         )
+    recipe = replace(options.uff_training, updates=updates)
+    tell = progress or (lambda stage, done, total: None)
     train = [
         scan
         for category in categories
         for scan in training_scans(dataset, category, shots=request.shots, seed=request.seed)
     ]
-    validation = _validation_scans(dataset, categories)
-    tell = progress or (lambda stage, done, total: None)
-    with ExitStack() as stack:
-        stack.enter_context(torch_threads(options.num_threads))
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmad-fast-uff-")))
-        stores = [stack.enter_context(store) for store in _stores(scratch)]
-        backbones = build_backbone_part(train, options, scratch, progress=tell)
-        extractor = PatchExtractor(backbones.rgb, backbones.point, parameters)
-        extract_patches(train, validation, stores, extractor, parameters, options, tell)
+    with (
+        torch_threads(options.num_threads),
+        extracted_patches(train, _validation_scans(dataset, categories), options, tell) as patches,
+    ):
         network, record = train_uff(
-            stores[0], recipe, patch_grid=patch_grid, progress=partial(tell, "fusion training")
+            patches.train,
+            recipe,
+            patch_grid=patches.patch_grid,
+            progress=partial(tell, "fusion training"),
         )
-        judged = stores[1] if len(stores[1]) else stores[0]
+        has_validation = len(patches.validation) > 0
+        judged = patches.validation if has_validation else patches.train
         initial = FeatureFusionBlock(network.point_channels, network.rgb_channels, seed=recipe.seed)
         before, after = (
-            alignment_accuracy(one, judged, patch_grid=patch_grid) for one in (initial, network)
+            alignment_accuracy(one, judged, patch_grid=patches.patch_grid)
+            for one in (initial, network)
         )
-    uff = SharedUff(output, record, before, after, "validation" if len(validation) else "train")
-    facts = {**uff.to_dict(), "categories": list(categories), "weights": backbones.weights}
+    uff = SharedUff(output, record, before, after, "validation" if has_validation else "train")
+    facts = {**uff.to_dict(), "categories": list(categories), "weights": patches.weights}
     save_uff(network, output, {"mmad_fast": json.dumps(facts, sort_keys=True)})
     return uff
+
+
+@dataclass(frozen=True)
+class ExtractedPatches:
+    """The patches of nominal scans, on disk.
+
+    Attributes:
+        train: Of the training scans.
+        validation: Of the validation scans; may be none.
+        patch_grid: Patches per side.
+        weights: Where the backbones' weights came from, JSON types.
+    """
+
+    train: PatchStore
+    validation: PatchStore
+    patch_grid: int
+    weights: dict[str, Any]
+
+
+@contextmanager
+def extracted_patches(
+    train: Sequence[ScanFile],
+    validation: Sequence[ScanFile],
+    options: M3dmFitOptions,
+    progress: Progress,
+) -> Iterator[ExtractedPatches]:
+    """The patches of the scans, extracted as a fit does it; they are on disk inside the block.
+
+    Raises:
+        InvalidInputError: the point groups are the patches.
+        EmptyScanError: no training scan has enough foreground.
+        WeightsError: backbone weights are missing or do not fit.
+        MmadFastError: the disk is full.
+    """
+    parameters = replace(options.parameters(backbone_parameters(options)), uses_uff=False)
+    if parameters.patch_grid is None:
+        raise InvalidInputError(
+            "point_patches is 'groups'; a UFF is trained on 56x56 or 28x28 patches"
+        )
+    with (
+        tempfile.TemporaryDirectory(prefix="mmad-fast-uff-") as folder,
+        PatchStore(Path(folder) / "train") as train_store,
+        PatchStore(Path(folder) / "validation") as validation_store,
+    ):
+        backbones = build_backbone_part(train, options, Path(folder), progress=progress)
+        stores = {"train": (train, train_store), "validation": (validation, validation_store)}
+        extract_patches(stores, backbones, parameters, options, progress)
+        yield ExtractedPatches(
+            train_store, validation_store, parameters.patch_grid, backbones.weights
+        )
 
 
 def _options(dataset: Dataset, request: FitRequest) -> M3dmFitOptions:
@@ -165,10 +212,3 @@ def _validation_scans(dataset: Dataset, categories: Sequence[str]) -> list[ScanF
         if "validation" in dataset.splits(category)
         for scan in dataset.scans(category, "validation")
     ]
-
-
-def _stores(scratch: Path) -> list[PatchStore]:
-    folders = [scratch / name for name in ("train", "validation")]
-    for folder in folders:
-        folder.mkdir()
-    return [PatchStore(folder) for folder in folders]
