@@ -157,8 +157,7 @@ def pair(artifact: Artifact) -> tuple[Detector, Detector]:
         {**TWO, "distance_divisor": 1000.0, "bank_dtype": "float16"},
         {**TWO, "point_patches": "groups", "weight_epsilon": 1e-5},
         {**FUSION, "uses_uff": False, "reweighting": "paper"},
-        {**FUSION, "reweighting": "none"},
-        {"banks": ("point", "rgb", "fusion"), "point_patches": "56x56", "blur": "float"},
+        {**TWO, "banks": ("point", "rgb", "fusion"), "decision": "svm", "reweighting": "none"},
     ],
     ids=lambda settings: "-".join(
         "+".join(value) if isinstance(value, tuple) else str(value)

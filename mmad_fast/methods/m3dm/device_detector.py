@@ -2,8 +2,8 @@
 backbones, feature fusion and searches on the device.
 
 The host makes what depends on the pixel grid alone (which rows are distinct, and which patch has
-which of them), and from the patches' distances the maps, whose published blur is Pillow's: it waits
-once, for the distances. Needs torch, whose tensors hold the arrays.
+which of them), and from the patches' distances the maps, whose published blur is Pillow's. Needs
+torch, whose tensors hold the arrays.
 """
 
 from __future__ import annotations
@@ -184,11 +184,11 @@ class DeviceM3dmPipeline:
                 artifact, engine=engine, parameters=parameters, stream=stream
             )
         if parameters.fuses:
-            graphs = (
-                stream.open_graph(engine.files[name], engine.engine)
-                for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
+            fusion = DevicePatchFusion(
+                stream.open_graph(engine.files[UFF_POINT_GRAPH], engine.engine),
+                stream.open_graph(engine.files[UFF_RGB_GRAPH], engine.engine),
+                stream,
             )
-            fusion = DevicePatchFusion(*graphs, stream)
         with stream.current():
             banks = {
                 name: PreparedBank(upload_bank(bank.rows, stream.device))
@@ -204,8 +204,8 @@ class DeviceM3dmPipeline:
     def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
         """The anomaly map and image score of a prepared scan.
 
-        The device works behind the host: the clock's stages up to "reweighting" tell when a step
-        was handed over, and the first of "maps" waits for all of them.
+        The device works behind the host: a stage's time is that of handing its steps over and,
+        where it uploads or downloads, of waiting for the steps before it.
 
         Raises:
             EmptyScanError: the detector reads points, and there are fewer than one group holds.
@@ -265,7 +265,7 @@ class DeviceM3dmPipeline:
         return F.pad(mixed(pooled.rows, features), (0, 0, 0, 1)), pooled.pixel_indices, None
 
     def _search(self, name: str, features: DevicePatchFeatures, clock: StageClock) -> Found:
-        """What the bank of that name answers, without waiting for it."""
+        """What the bank of that name answers, on the device."""
         bank = self._banks[name]
         with clock.stage(f"{name}_bank"):
             wanted = distinct_rows(features.patches, self.parameters, name)
