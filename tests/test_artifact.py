@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from pathlib import Path
@@ -44,6 +45,55 @@ def test_round_trip(tiny_artifact: Path) -> None:
     (own,) = artifact.engine_files()
     assert (own.target, own.precision, own.batch_min, own.batch_max) == ("onnx", "fp32", 1, 1)
     assert own.files == {name: tiny_artifact / f"{name}.onnx" for name in ("rgb", "points")}
+
+
+def test_tensors_stay_on_disk_and_cannot_be_changed(tmp_path: Path) -> None:
+    given = {
+        "half": np.arange(7, dtype=np.float16),
+        "double": np.arange(6, dtype=np.float64).reshape(2, 3),
+        "empty": np.zeros((0, 4), np.float32),
+        "scalar": np.array(3, np.int64),
+        "flags": np.array([True, False, True]),
+        "bytes": np.arange(5, dtype=np.uint8),
+        "bank": np.arange(12, dtype=np.float32).reshape(3, 4),
+    }
+    safetensors.numpy.save_file(given, tmp_path / "tensors.safetensors")
+    read = artifact_module._map_safetensors(tmp_path / "tensors.safetensors")
+    assert set(read) == set(given)
+    for name, array in read.items():
+        np.testing.assert_array_equal(array, given[name], err_msg=name)
+        assert (array.dtype, array.flags.aligned) == (given[name].dtype, True)
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    owner = read["bank"]
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner.base, mmap.mmap)
+
+
+def test_tensors_that_are_not_aligned_are_copied(tmp_path: Path) -> None:
+    header = json.dumps(
+        {
+            "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]},
+        }
+    ).encode()
+    values = np.array([1.5, -2], np.float32)
+    content = len(header).to_bytes(8, "little") + header + b"\1\2\3" + values.tobytes()
+    (tmp_path / "tensors.safetensors").write_bytes(content)
+    read = artifact_module._map_safetensors(tmp_path / "tensors.safetensors")
+    np.testing.assert_array_equal(read["a"], [1, 2, 3])
+    np.testing.assert_array_equal(read["b"], values)
+    assert (read["b"].flags.aligned, read["b"].flags.writeable) == (True, False)
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 40, -1])
+def test_tensors_cut_short_are_an_artifact_error(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "tensors.safetensors"
+    safetensors.numpy.save_file({"bank": np.zeros((3, 4), np.float32)}, file)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ArtifactError, match="not a readable safetensors file.*copy"):
+        artifact_module._map_safetensors(file)
 
 
 def test_holds_exactly_the_files_of_the_manifest(tiny_artifact: Path) -> None:

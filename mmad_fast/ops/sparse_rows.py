@@ -55,7 +55,8 @@ class SparseRows:
         Each sum is added up in float32 in the order of its row.
 
         Raises:
-            InvalidInputError: features has another number of rows than there are columns here.
+            InvalidInputError: features has another number of rows than there are columns here, or a
+                column is out of range.
         """
         features = np.ascontiguousarray(features, np.float32)
         if features.ndim != 2 or len(features) != self.num_columns:
@@ -63,11 +64,23 @@ class SparseRows:
                 f"features has shape {features.shape}; it must be ({self.num_columns}, C), a row "
                 "for each column of the sparse rows"
             )
+        low, high = int(self.columns.min(initial=0)), int(self.columns.max(initial=0))
+        if len(self.columns) and (low < 0 or high >= self.num_columns):
+            raise InvalidInputError(
+                f"the rows have column {low if low < 0 else high}; they must be in "
+                f"0..{self.num_columns - 1}"
+            )
         dense = np.empty((self.num_rows, features.shape[1]), np.float32)
         if kernels_refusal() is None:
             from mmad_fast import _kernels
 
-            _kernels.apply_sparse_rows(self.offsets, self.columns, self.values, features, dense)
+            _kernels.apply_sparse_rows(
+                np.ascontiguousarray(self.offsets, np.int64),
+                np.ascontiguousarray(self.columns, np.int32),
+                np.ascontiguousarray(self.values, np.float32),
+                features,
+                dense,
+            )
             return dense
         for row, (begin, end) in enumerate(pairwise(self.offsets)):
             entries = self.values[begin:end, None] * features[self.columns[begin:end]]

@@ -11,7 +11,12 @@ from ops.feature_cases import QUERY_BANK_SIZES, low_rank_queries_and_bank, queri
 
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
-from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbor_scoring
+from mmad_fast.ops.nearest_neighbor_scoring import (
+    ROWS_PER_CHECK,
+    PreparedBank,
+    nearest_neighbor_scoring,
+    nearest_rows,
+)
 from mmad_fast.ops.nearest_neighbor_scoring import reference as definition
 from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection
 
@@ -351,3 +356,90 @@ def test_numbers_that_are_not_finite_are_refused(bad: float, which: int) -> None
     arrays[which][3, 5] = bad
     with pytest.raises(InvalidInputError, match=f"{('queries', 'bank')[which]} has .* row 3"):
         nearest_neighbor_scoring(*arrays)
+
+
+def assert_nearest_rows_are_truth(
+    query: NDArray, bank: NDArray, *, count: int, exclude: int | None = None
+) -> None:
+    found = nearest_rows(query, PreparedBank(bank), count=count, exclude=exclude, backend="cpu")
+    distances, indices = definition.nearest_rows(
+        query.astype(np.float32), bank, count=count, exclude=-1 if exclude is None else exclude
+    )
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_allclose(found.distances, distances, rtol=2e-7)
+    assert (found.distances.dtype, found.indices.dtype) == (np.float32, np.int64)
+
+
+def test_nearest_rows_by_hand() -> None:
+    bank = PreparedBank(np.array([[0, 3], [0, 0], [0, 3], [4, 0], [0, 0]], np.float32))
+    for backend in BACKENDS:
+        found = nearest_rows(bank.rows[1], bank, count=3, exclude=1, backend=backend)
+        assert found.indices.tolist() == [4, 0, 2]
+        np.testing.assert_array_equal(found.distances, [0, 3, 3])
+        everything = nearest_rows(bank.rows[1], bank, count=9, backend=backend)
+        assert everything.indices.tolist() == [1, 4, 0, 2, 3]
+
+
+@pytest.mark.parametrize("size", QUERY_BANK_SIZES, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_nearest_rows_of_clustered_features(size: tuple[int, int, int], count: int) -> None:
+    queries, bank = queries_and_bank(*size)
+    assert_nearest_rows_are_truth(queries[0], bank, count=count)
+    row = len(bank) // 2
+    assert_nearest_rows_are_truth(bank[row], bank, count=count, exclude=row)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_nearest_rows_through_the_projection(dtype: type, scale: float) -> None:
+    _, features = low_rank_queries_and_bank(1, 3000, 128)
+    bank = (features * scale).astype(dtype)
+    bank[[40, 2000]] = bank[700]
+    assert choose_projection(bank).basis.shape[1] > 0
+    for row in (0, 700, 2999):
+        assert_nearest_rows_are_truth(bank[row], bank, count=3, exclude=row)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e17])
+def test_nearest_rows_at_extreme_scales(scale: float) -> None:
+    queries, bank = queries_and_bank(1, 300, 20)
+    assert_nearest_rows_are_truth(
+        queries[0] * np.float32(scale), bank * np.float32(scale), count=3, exclude=7
+    )
+
+
+def test_nearest_rows_where_the_expanded_formula_has_no_digit_left() -> None:
+    queries, bank = queries_and_bank(1, 500, 40, offset=1e4)
+    assert_nearest_rows_are_truth(queries[0], bank, count=4)
+
+
+def test_nearest_rows_of_a_bank_of_one_row() -> None:
+    bank = PreparedBank(np.ones((1, 4), np.float32))
+    for backend in BACKENDS:
+        assert (
+            len(nearest_rows(bank.rows[0], bank, count=2, exclude=0, backend=backend).indices) == 0
+        )
+        assert nearest_rows(bank.rows[0], bank, count=2, backend=backend).indices.tolist() == [0]
+
+
+def test_nearest_rows_refuses_what_it_cannot_search() -> None:
+    bank = PreparedBank(np.ones((3, 4), np.float32))
+    row = np.ones(4, np.float32)
+    for query, options, words in (
+        (row[None], {}, r"query has shape \(1, 4\).*one vector"),
+        (np.ones(5, np.float32), {}, "same number of columns"),
+        (np.full(4, np.nan, np.float32), {}, "query has a NaN"),
+        (row, {"count": 0}, "count is 0.*at least 1"),
+        (row, {"exclude": 3}, r"exclude is 3.*0\.\.2"),
+    ):
+        with pytest.raises(InvalidInputError, match=words):
+            nearest_rows(query, bank, **{"count": 2, **options})
+    with pytest.raises(BackendUnavailableError, match="triton.*torch's own products"):
+        nearest_rows(row, bank, count=2, backend="triton")
+
+
+def test_half_precision_bank_is_checked_block_by_block() -> None:
+    bank = np.ones((ROWS_PER_CHECK + 3, 4), np.float16)
+    bank[-1, 2] = np.inf
+    with pytest.raises(InvalidInputError, match="bank"):
+        PreparedBank(bank)

@@ -221,6 +221,12 @@ class M3dmPipeline:
         """The answer is the published pipeline's, up to rounding."""
         return self.parameters.is_exact
 
+    @property
+    def map_step(self) -> float:
+        """The smallest step of a map relative to its maximum: what a difference in rounding can
+        become. 0 where maps have no steps."""
+        return 1 / 255 if self.parameters.blur == "pil8bit" else 0.0
+
     def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
         """The anomaly map and image score of a prepared scan.
 
@@ -309,7 +315,7 @@ def decide(by_bank: Mapping[str, BankScores], parameters: M3dmParameters) -> M3d
 
 
 def read_banks(artifact: Artifact, parameters: M3dmParameters) -> dict[str, PreparedBank]:
-    """The memory banks by name, from an artifact's tensors, which stay on disk.
+    """The memory banks by name, ready to be searched; an artifact's tensors stay on disk.
 
     Raises:
         ArtifactError: a bank is missing, of another type than the parameters say, or damaged.
@@ -324,7 +330,7 @@ def read_banks(artifact: Artifact, parameters: M3dmParameters) -> dict[str, Prep
                 f"say {parameters.bank_dtype}; fit the detector again"
             )
         try:
-            banks[bank] = PreparedBank(rows)
+            banks[bank] = PreparedBank(rows).prepare()
         except InvalidInputError as error:
             raise ArtifactError(
                 f"{artifact.path}: the bank {bank!r} cannot be searched ({error}); fit the "

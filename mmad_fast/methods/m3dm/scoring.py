@@ -95,11 +95,12 @@ def upsample(distances: Map, size: int) -> Map:
 def _linear_weights(
     length: int, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """(lower index, upper index, weight of the upper one) of each of `size` output positions."""
-    positions = (np.arange(size) + 0.5) * (length / size) - 0.5
-    positions = np.maximum(positions, 0)
+    """(lower index, upper index, weight of the upper one) of each of `size` output positions;
+    positions are float32, as torch's."""
+    positions = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(length / size)
+    positions = np.maximum(positions - np.float32(0.5), np.float32(0))
     lower = np.minimum(positions.astype(np.int64), length - 1)
-    return lower, np.minimum(lower + 1, length - 1), (positions - lower).astype(np.float32)
+    return lower, np.minimum(lower + 1, length - 1), positions - lower.astype(np.float32)
 
 
 def blur(distance_map: Map, *, blur: str) -> Map:

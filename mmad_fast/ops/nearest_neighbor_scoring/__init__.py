@@ -84,6 +84,13 @@ class PreparedBank:
         self.rows = rows
         self._prune = prune
 
+    def prepare(self) -> PreparedBank:
+        """This bank, measured and projected now: where the compiled kernel searches it, the first
+        search would do that."""
+        if self.device_bank is None and OP.resolve().name == "cpu":
+            _ = self.kernel_bank
+        return self
+
     @cached_property
     def kernel_bank(self) -> Any:
         """What the compiled kernel reads: the rows, their norms and, where that helps, their
