@@ -280,16 +280,27 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
       py::arg("distances").noconvert(), py::arg("indices").noconvert());
 }
 
-// k_center_greedy: rows (N, D) float32; indices int64 are written and their number returned. `report`
-// is called with the number of rows selected so far; a pending KeyboardInterrupt ends the selection.
+// k_center_greedy: rows (N, D) float32; mean (D,) and basis (D, R) float64, R may be 0; indices
+// int64 are written. `report` is called with the number of rows selected so far; a
+// KeyboardInterrupt that is pending then ends the selection.
 void bind_k_center_greedy(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
+  using Doubles = py::array_t<double, py::array::c_style>;
   using Indices = py::array_t<int64_t, py::array::c_style>;
+  using Statistics = mmad_fast::SelectionStatistics;
+  py::class_<Statistics>(m, "SelectionStatistics")
+      .def_readonly("num_selected", &Statistics::num_selected)
+      .def_readonly("phases", &Statistics::phases)
+      .def_readonly("bounded_pairs", &Statistics::bounded_pairs)
+      .def_readonly("stepped_pairs", &Statistics::stepped_pairs)
+      .def_readonly("measured_pairs", &Statistics::measured_pairs);
   m.def(
       "k_center_greedy",
-      [](const Floats& rows, int64_t start, Indices& indices, const py::function& report) {
+      [](const Floats& rows, const Doubles& mean, const Doubles& basis, int64_t start,
+         Indices& indices, const py::function& report) {
         const float* source = rows.data();
         const int64_t num_rows = rows.shape(0), width = rows.shape(1);
+        const mmad_fast::SelectionProjection projection{mean.data(), basis.data(), basis.shape(1)};
         int64_t* target = indices.mutable_data();
         const int64_t num_samples = indices.size();
         const auto report_and_check_signals = [&](int64_t num_selected) {
@@ -298,11 +309,11 @@ void bind_k_center_greedy(py::module_& m) {
           if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         };
         py::gil_scoped_release release;
-        return mmad_fast::k_center_greedy(source, num_rows, width, start, num_samples, target,
-                                          report_and_check_signals);
+        return mmad_fast::k_center_greedy(source, num_rows, width, projection, start, num_samples,
+                                          target, report_and_check_signals);
       },
-      py::arg("rows").noconvert(), py::arg("start"), py::arg("indices").noconvert(),
-      py::arg("report"));
+      py::arg("rows").noconvert(), py::arg("mean").noconvert(), py::arg("basis").noconvert(),
+      py::arg("start"), py::arg("indices").noconvert(), py::arg("report"));
 }
 
 // apply_sparse_rows: rows as offsets (P + 1,) int64, columns int32, values float32; features (T, C)

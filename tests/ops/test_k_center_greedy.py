@@ -129,13 +129,21 @@ def test_kernel_writes_its_output_and_nothing_else() -> None:
     indices = np.full(30 + 2 * GUARD, -7, np.int64)
     inner = slice(GUARD, GUARD + 30)
     rows = np.repeat(clusters(20, 5), 3, axis=0)
-    assert select_with_kernel(rows, indices[inner]) == 20
+    assert select_with_kernel(rows, indices[inner]).num_selected == 20
     assert (np.delete(indices, inner) == -7).all()
     assert (indices[inner][20:] == -7).all()
 
 
-def select_with_kernel(rows: NDArray[np.float32], indices: NDArray[np.int64]) -> int:
-    return _kernels.k_center_greedy(rows, 0, indices, lambda num_selected: None)
+def select_with_kernel(
+    rows: NDArray[np.float32],
+    indices: NDArray[np.int64],
+    mean: NDArray[np.float64] | None = None,
+    basis: NDArray[np.float64] | None = None,
+) -> _kernels.SelectionStatistics:
+    width = rows.shape[1]
+    mean = np.zeros(width) if mean is None else mean
+    basis = np.zeros((width, 0)) if basis is None else basis
+    return _kernels.k_center_greedy(rows, mean, basis, 0, indices, lambda num_selected: None)
 
 
 @pytest.mark.usefixtures("_restore_threads")

@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.k_center_greedy import reference
+from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection, no_projection
 from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+
+MIN_PAIRS_TO_PROJECT = 20_000_000
+"""Fewer pairs of a row and a selected row are measured before a projection is found."""
 
 Report = Callable[[int], None]
 
@@ -22,8 +26,10 @@ def _cpu(
     from mmad_fast import _kernels
 
     indices = np.empty(min(num_samples, len(rows)), np.int64)
-    num_selected = _kernels.k_center_greedy(rows, start, indices, report)
-    return indices[:num_selected]
+    is_large = len(rows) * len(indices) >= MIN_PAIRS_TO_PROJECT
+    mean, basis = choose_projection(rows) if is_large else no_projection(rows.shape[1])
+    selected = _kernels.k_center_greedy(rows, mean, basis, start, indices, report)
+    return indices[: selected.num_selected]
 
 
 def _triton(rows: DeviceArray, num_samples: int, start: int, report: Report) -> Any:
