@@ -186,7 +186,7 @@ def kernel_estimate(work: Work, card: Card, precision: str, shapes: str) -> Esti
 def kernel_time_table() -> list[str]:
     lines = [
         "## Kernels: time (MODEL)",
-        "Milliseconds, float32 / float16 operands where products are involved, or rows of features.",
+        "Milliseconds, float32 / float16 operands where there are products or rows of features.",
         "",
     ]
     columns = []

@@ -28,15 +28,8 @@ HAS_TRITON_KERNELS = all(find_spec(name) for name in TRITON_MODULES)
 def parts(bench_module):
     """The modules of bench/gpu by name."""
     names = ("gpu_device", "gpu_rows", "ceilings", "kernel_costs", "op_cases", "geometry_op_cases")
-    names += (
-        "coreset_op_cases",
-        "feature_op_cases",
-        "kernel_table",
-        "cubins",
-        "graph_latency",
-        "cfm_tables",
-    )
-    names += ("build_and_test",)
+    names += ("coreset_op_cases", "feature_op_cases", "kernel_table", "cubins", "graph_latency")
+    names += ("cfm_tables", "build_and_test")
     return SimpleNamespace(**{name: bench_module(f"gpu/{name}") for name in names})
 
 

@@ -96,6 +96,27 @@ def test_a_triton_kernel_fits_the_chip(job: CompileJob) -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+def test_the_programs_of_the_coreset_have_room_at_a_time(sm: int) -> None:
+    """They are made for so many warps per multiprocessor; a few that wait would end late."""
+    from mmad_fast.ops.k_center_greedy.triton_kernel import RESIDENT_WARPS
+
+    wanted = {f"fp{8 * dtype.itemsize}": warps for dtype, warps in RESIDENT_WARPS.items()}
+    jobs = [j for j in _jobs() if j.kernel.startswith("k_center_greedy.step.") and j.sm == sm]
+    assert jobs
+    for job in jobs:
+        outcome = compiled()[job]
+        assert not isinstance(outcome, str), outcome
+        found, _ = outcome
+        blocks = ARCHITECTURES[sm].resident_blocks(
+            num_warps=found.num_warps,
+            registers=found.registers,
+            shared_bytes=found.shared_bytes,
+        )
+        assert blocks * found.num_warps >= wanted[job.kernel.split(".")[2]], job
+
+
+@needs_triton
 def test_every_exception_is_of_a_kernel_that_is_there() -> None:
     names = {job.kernel for job in _jobs()}
     for pattern in NARROW:

@@ -37,6 +37,7 @@ from mmad_fast.ops.inverse_distance_interpolation import (
     pooled_interpolation_rows,
 )
 from mmad_fast.ops.inverse_distance_interpolation import reference as interpolation_reference
+from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbor_scoring
 from mmad_fast.ops.nearest_neighbor_scoring import reference as scoring_reference
@@ -184,6 +185,18 @@ def test_scoring(dtype: str, num_rows: int) -> None:
         np.testing.assert_allclose(to_host(distances), expected, rtol=48 * 2.0**-24)
         np.testing.assert_array_equal(to_host(indices), expected_indices)
     assert prepared.rows is rows
+
+
+@on_device
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_coreset(dtype: str) -> None:
+    rows = to_device(queries_and_bank(1, 20, 5)[1]).to(getattr(torch, dtype))
+    reported = []
+    found = k_center_greedy(rows, 4, start=3, progress=lambda *counts: reported.append(counts))
+    assert found.dtype == torch.int64
+    expected = k_center_greedy(rows.float().cpu().numpy(), 4, start=3, backend="reference")
+    np.testing.assert_array_equal(to_host(found), expected)
+    assert reported == [(4, 4)]
 
 
 @on_device
@@ -395,6 +408,10 @@ def map_pixels(**changes: Any) -> Any:
             ),
             "source_rows is on a CUDA device and its features are a NumPy array",
         ),
+        (lambda: k_center_greedy(D(POINTS).double(), 2), "must be float32 or float16"),
+        (lambda: k_center_greedy(D(POINTS), 2, start=130), r"start is 130; .* 0..129"),
+        (lambda: k_center_greedy(D(POINTS), 0), "num_samples is 0"),
+        (lambda: k_center_greedy(D(POINTS[:, :0].copy()), 2), "at least 1 column"),
         (lambda: point_embedding(D(POINTS), CLOUD), r"\(130, 3\); it must be \(any, any, any\)"),
         (lambda: point_embedding(D(np.ones((2, 0, 3), np.float32)), CLOUD), "at least 1 point"),
         (lambda: PointIndex(D(POINTS)), "use no PointIndex"),

@@ -85,7 +85,7 @@ def select(rows: torch.Tensor, num_samples: int, start: int = 0) -> NDArray[np.i
 def nearest_distances(
     rows: NDArray[np.float32], selected: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """(N,) what the definition keeps: to the nearest selected row; of rows that are not finite 0."""
+    """(N,) as the definition keeps it: to the nearest selected row; 0 for rows not finite."""
     exact = rows.astype(np.float64)
     nearest = np.full(len(rows), np.inf, np.float32)
     is_finite = np.isfinite(rows).all(axis=1)

@@ -35,7 +35,9 @@ def k_center_greedy(
 
     Args:
         rows: (N, D) float32, any unit, finite, N and D at least 1. A C-contiguous array is read
-            where it lies, such as a read-only np.memmap that is larger than the memory.
+            where it lies, such as a read-only np.memmap that is larger than the memory. On a CUDA
+            device also float16, the result is there, too, and the content is not checked: rows that
+            are not finite are never selected.
         num_samples: How many rows are wanted, at least 1.
         start: The first of them, in 0..N-1.
         backend: "auto", or a name of the table in backends.py.
@@ -67,7 +69,7 @@ def _on_device(
     rows: Any, num_samples: int, start: int, backend: str, progress: Progress | None
 ) -> Any:
     implementation = OP.resolve(backend, device="cuda")
-    array = read_device_array(rows, "rows", shape=(None, None))
+    array = read_device_array(rows, "rows", shape=(None, None), dtypes=("float32", "float16"))
     check_rows(array, "rows", minimum=1)
     _check_columns(array.shape)
     num_samples = check_integer(num_samples, "num_samples", minimum=1)
