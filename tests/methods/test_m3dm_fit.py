@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmad_fast.methods.m3dm.reference import reference_pipeline
-from mmad_fast.methods.m3dm.reference_banks import project, reference_coreset
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.detector import Detector, load
@@ -22,6 +21,10 @@ from mmad_fast.methods.m3dm.detector import M3dmPipeline, bank_queries, normaliz
 from mmad_fast.methods.m3dm.fit import fit_m3dm
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
 from mmad_fast.methods.m3dm.memory_banks import finish_point_bank
+from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
+from mmad_fast.methods.m3dm.reference import reference_pipeline
+from mmad_fast.methods.m3dm.reference_banks import project, reference_coreset
+from mmad_fast.methods.m3dm.uff_training import UffRecipe
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
 
@@ -46,10 +49,15 @@ def domes(make_dome: Callable[..., Scan]) -> list[Scan]:
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory, domes: list[Scan]) -> Detector:
-    """Of three banks, with feature fusion trained."""
-    options = replace(OPTIONS, uff="train")
-    return load(fit_m3dm(domes[:3], domes[3:], tmp_path_factory.mktemp("fit") / "dome", options))
+def fused(tmp_path_factory: pytest.TempPathFactory, domes: list[Scan]) -> Detector:
+    """Of three banks, with feature fusion trained. Its maps are float: whether a value falls to one
+    or the other of two 8-bit levels may hang on its last digit."""
+    short = property(lambda options: UffRecipe(updates=2, seed=options.seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(M3dmFitOptions, "uff_training", short)
+        options = replace(OPTIONS, uff="train", blur="float")
+        path = fit_m3dm(domes[:3], domes[3:], tmp_path_factory.mktemp("fit") / "dome", options)
+    return load(path)
 
 
 def assert_golden_repeats(detector: Detector) -> None:
@@ -61,22 +69,22 @@ def assert_golden_repeats(detector: Detector) -> None:
     np.testing.assert_allclose(result.anomaly_map, golden.expected_map, atol=1e-4 * largest)
 
 
-def test_artifact_runs_and_repeats_its_golden_scan(detector: Detector, domes: list[Scan]):
-    np.testing.assert_array_equal(detector.artifact.golden().rgb, domes[3].rgb)
-    assert_golden_repeats(detector)
-    assert set(detector.artifact.manifest.graphs) == {"rgb", "points", "uff_point", "uff_rgb"}
+def test_artifact_runs_and_repeats_its_golden_scan(fused: Detector, domes: list[Scan]):
+    np.testing.assert_array_equal(fused.artifact.golden().rgb, domes[3].rgb)
+    assert_golden_repeats(fused)
+    assert set(fused.artifact.manifest.graphs) == {"rgb", "points", "uff_point", "uff_rgb"}
 
 
-def test_threshold_is_the_largest_of_few_validation_scores(detector: Detector, domes: list[Scan]):
-    scores = [detector.infer_scan(scan).image_score for scan in domes[3:]]
-    threshold = detector.artifact.manifest.threshold
+def test_threshold_is_the_largest_of_few_validation_scores(fused: Detector, domes: list[Scan]):
+    scores = [fused.infer_scan(scan).image_score for scan in domes[3:]]
+    threshold = fused.artifact.manifest.threshold
     assert threshold is not None
     assert threshold["value"] == pytest.approx(max(scores), rel=1e-4)
     assert (threshold["quantile"], threshold["num_scans"]) == (0.99, 2)
 
 
-def test_manifest_says_what_was_fitted(detector: Detector):
-    manifest = detector.artifact.manifest
+def test_manifest_says_what_was_fitted(fused: Detector):
+    manifest = fused.artifact.manifest
     assert (manifest.method, manifest.family) == ("m3dm", "m3dm")
     parameters = manifest.parameters
     assert parameters["banks"] == ["point", "rgb", "fusion"]
@@ -89,10 +97,10 @@ def test_manifest_says_what_was_fitted(detector: Detector):
     assert str(Path.home()) not in str(manifest)
 
 
-def test_banks_are_those_of_the_dense_features(detector: Detector, domes: list[Scan]):
-    pipeline = pipeline_of(detector)
-    patches = [pipeline.extractor.extract(detector.prepare(s), StageClock()) for s in domes[:3]]
-    tensors = detector.artifact.tensors()
+def test_banks_are_those_of_the_dense_features(fused: Detector, domes: list[Scan]):
+    pipeline = pipeline_of(fused)
+    patches = [pipeline.extractor.extract(fused.prepare(s), StageClock()) for s in domes[:3]]
+    tensors = fused.artifact.tensors()
     for bank, num_samples in {"point": 235, "rgb": 23, "fusion": 23}.items():
         queries = [bank_queries(one, pipeline.parameters, bank) for one in patches]
         dense = np.concatenate([rows[owner] for rows, owner in queries])
@@ -105,9 +113,9 @@ def test_banks_are_those_of_the_dense_features(detector: Detector, domes: list[S
         np.testing.assert_array_equal(tensors[f"bank.{bank}"], wanted, err_msg=bank)
 
 
-def test_decision_is_fitted_on_the_training_scans(detector: Detector, domes: list[Scan]):
-    pipeline, lambdas = pipeline_of(detector), OPTIONS.lambdas
-    patches = [pipeline.extractor.extract(detector.prepare(s), StageClock()) for s in domes[:3]]
+def test_decision_is_fitted_on_the_training_scans(fused: Detector, domes: list[Scan]):
+    pipeline, lambdas = pipeline_of(fused), OPTIONS.lambdas
+    patches = [pipeline.extractor.extract(fused.prepare(s), StageClock()) for s in domes[:3]]
     scans = [pipeline.bank_scores(one, StageClock()) for one in patches]
     scores = np.array([[lambdas[bank] * scan[bank].score for bank in lambdas] for scan in scans])
     found = fit_one_class_svm(scores, lambdas, OPTIONS.decision, what="scores")
@@ -123,12 +131,10 @@ def test_decision_is_fitted_on_the_training_scans(detector: Detector, domes: lis
     assert pipeline.parameters.score_offset == pipeline.parameters.map_offset == 0
 
 
-def test_artifact_equals_the_published_pipeline(detector: Detector, domes: list[Scan]):
-    run_reference = reference_pipeline(
-        detector.artifact, rgb_weights="random", point_weights="random"
-    )
-    slow = run_reference(detector.prepare(domes[4]), StageClock())
-    fast = detector.infer_scan(domes[4])
+def test_artifact_equals_the_published_pipeline(fused: Detector, domes: list[Scan]):
+    run_reference = reference_pipeline(fused.artifact, rgb_weights="random", point_weights="random")
+    slow = run_reference(fused.prepare(domes[4]), StageClock())
+    fast = fused.infer_scan(domes[4])
     assert fast.image_score == pytest.approx(slow.image_score, rel=1e-4)
     largest = np.abs(slow.anomaly_map).max()
     np.testing.assert_allclose(fast.anomaly_map, slow.anomaly_map, atol=1e-4 * largest)
@@ -179,7 +185,7 @@ def test_fit_is_repeatable_and_progress_is_told(domes: list[Scan], tmp_path: Pat
     first, second = (
         read_artifact(
             fit_m3dm(
-                domes[:2],
+                domes[:1],
                 domes[3:4],
                 tmp_path / name,
                 options,
@@ -216,17 +222,41 @@ def test_scans_without_foreground_and_without_validation(
     np.testing.assert_array_equal(read_artifact(path).golden().rgb, domes[1].rgb)
 
 
-def test_fusion_from_a_file_of_other_features_is_an_error(domes: list[Scan], tmp_path: Path):
-    options = replace(OPTIONS, method="m3dm-fusion", uff=tmp_path / "missing.safetensors")
-    with pytest.raises(WeightsError, match=r"missing.safetensors is not a file"):
-        fit_m3dm(domes[:1], [], tmp_path / "out", options)
-    assert not list(tmp_path.iterdir())
+def test_fusion_from_a_file(domes: list[Scan], tmp_path: Path):
+    file = save_uff(FeatureFusionBlock(384, 384, seed=5), tmp_path / "uff.safetensors", {})
+    options = replace(OPTIONS, method="m3dm-fusion", uff=file)
+    detector = load(fit_m3dm(domes[:1], domes[3:4], tmp_path / "detector", options))
+    assert_golden_repeats(detector)
+    weights = detector.artifact.manifest.weights["uff"]
+    assert (weights["kind"], weights["detail"]) == ("file", "uff.safetensors")
+    assert weights["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_fusion_files_that_do_not_fit_are_errors_at_once(domes: list[Scan], tmp_path: Path):
+    file = save_uff(FeatureFusionBlock(384, 768), tmp_path / "uff.safetensors", {})
+    stages: list[str] = []
+    for uff, message in (
+        (tmp_path / "missing.safetensors", r"missing.safetensors is not a file"),
+        (file, r"RGB features of 768 channels, and this detector's have 384"),
+    ):
+        options = replace(OPTIONS, method="m3dm-fusion", uff=uff)
+        with pytest.raises(WeightsError, match=message):
+            fit_m3dm(
+                domes[:1],
+                [],
+                tmp_path / "o",
+                options,
+                progress=lambda *call: stages.append(call[0]),
+            )
+    assert stages == []
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_only_empty_scans_are_an_error(domes: list[Scan], tmp_path: Path):
     empty = replace(domes[0], xyz=np.zeros_like(domes[0].xyz))
+    options = replace(OPTIONS, method="m3dm-3d")
     with pytest.raises(EmptyScanError, match=r"none of the 1 training scans .* 32 points; check"):
-        fit_m3dm([empty], [], tmp_path / "none", OPTIONS)
+        fit_m3dm([empty], [], tmp_path / "none", options)
     assert not list(tmp_path.iterdir())
 
 

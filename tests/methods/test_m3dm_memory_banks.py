@@ -12,6 +12,7 @@ from sklearn.random_projection import SparseRandomProjection
 from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.m3dm.memory_banks import (
     ScanRows,
+    as_stored,
     bank_scales,
     build_bank,
     coreset_sizes,
@@ -186,3 +187,11 @@ def test_coreset_sizes(num_rows, coreset, sizes):
 def test_rows_with_a_zero_leave_the_point_bank_and_zeros_come_in():
     bank = np.array([[1, 2], [0, 3], [4, 5], [0, 0]], np.float32)
     np.testing.assert_array_equal(finish_point_bank(bank), [[1, 2], [4, 5], [0, 0]])
+
+
+def test_rows_are_stored_in_half_precision_if_they_fit():
+    rows = np.array([[0.1, -3], [60000, 0]], np.float32)
+    assert as_stored(rows, "point", "float32") is rows
+    np.testing.assert_array_equal(as_stored(rows, "point", "float16"), rows.astype(np.float16))
+    with pytest.raises(MmadFastError, match="point bank has features up to 1.2e.05, more than flo"):
+        as_stored(2 * rows, "point", "float16")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmad_fast.artifact import Golden, check_target, write_artifact
 from mmad_fast.data.scan_file import ScanFile
@@ -32,10 +31,17 @@ from mmad_fast.methods.m3dm.detector import (
     PatchFeatures,
     bank_queries,
 )
-from mmad_fast.methods.m3dm.fit_fusion import FusionPart, build_fusion_part, fuse_patches
+from mmad_fast.methods.m3dm.fit_fusion import (
+    FusionPart,
+    export_fusion,
+    fuse_patches,
+    load_fusion,
+    train_fusion,
+)
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
 from mmad_fast.methods.m3dm.memory_banks import (
     ScanRows,
+    as_stored,
     bank_scales,
     build_bank,
     coreset_sizes,
@@ -103,6 +109,7 @@ def fit_m3dm(
     ):
         scratch = Path(folder)
         draft = options.parameters(backbone_parameters(options))
+        network = load_fusion(draft, options)  # a missing file is found before the hours of work
         backbones = build_backbone_part(
             train, options, scratch, modalities=_modalities(draft), progress=progress
         )
@@ -110,41 +117,51 @@ def fit_m3dm(
         extract_patches(stores, backbones, draft, options, progress)
         fusion = None
         if draft.fuses:
-            fusion = build_fusion_part(train_store, draft, options, scratch, progress=progress)
+            if network is None:
+                network = train_fusion(train_store, draft, options, progress)
+            fusion = export_fusion(network, draft, options, scratch)
             fuse_patches((train_store, validation_store), fusion.networks, progress)
         banks, parameters = build_banks(train_store, draft, options, scratch, progress)
-        pipeline = _assemble(backbones, fusion, banks, parameters)
+        fitted = FittedDetector(backbones, fusion, banks, parameters)
         if parameters.decision == "svm":
-            parameters = fit_decision(pipeline, train_store, options, progress)
-            pipeline = _assemble(backbones, fusion, banks, parameters)
-        held_out, held_out_store = stores["validation" if len(validation_store) else "train"]
-        if held_out_store is train_store:
+            decided = fit_decision(fitted.pipeline, train_store, options, progress)
+            fitted = replace(fitted, parameters=decided)
+        held_out = "validation" if len(validation_store) else "train"
+        if held_out == "train":
             logger.warning(
                 "no validation scan: the threshold comes from the training scans, whose patches "
                 "are in the banks, so it may be too tight; set some nominal scans aside"
             )
-        scores = _scores(held_out_store, pipeline, progress)
-        golden_scan = load_scan(held_out[held_out_store.positions[0]], options.unit)
-        return write_artifact(
-            Path(output),
-            method=options.method,
-            family="m3dm",
-            preprocess=RECIPES[options.recipe].to_dict(),
-            parameters={
-                **parameters.to_dict(),
-                "training": _facts(options, train_store, validation_store, fusion),
-            },
-            threshold=_threshold([score.image_score for score in scores], options),
-            weights={**backbones.weights, **(fusion.weights if fusion else {})},
-            graphs={**backbones.graphs, **(fusion.graphs if fusion else {})},
-            tensors={
-                **backbones.tensors,
-                **{BANK_PREFIX + name: rows for name, rows in banks.items()},
-            },
-            golden=Golden(
-                golden_scan.rgb, golden_scan.xyz, scores[0].anomaly_map, scores[0].image_score
-            ),
-        )
+        scans, held_out_store = stores[held_out]
+        scores = _scores(held_out_store, fitted.pipeline, progress)
+        golden_scan = load_scan(scans[held_out_store.positions[0]], options.unit)
+        facts = _facts(options, train_store, validation_store, fusion)
+        return _write(fitted, Path(output), options, facts, scores, golden_scan)
+
+
+@dataclass(frozen=True)
+class FittedDetector:
+    """A detector, complete but for its threshold.
+
+    Attributes:
+        backbones: Their graphs and weights.
+        fusion: The feature fusion; None without.
+        banks: By name, of the rows (M, C) as they are stored.
+        parameters: The constants.
+    """
+
+    backbones: BackbonePart
+    fusion: FusionPart | None
+    banks: dict[str, PreparedBank]
+    parameters: M3dmParameters
+
+    @property
+    def pipeline(self) -> M3dmPipeline:
+        """The run half."""
+        networks = self.fusion.networks if self.fusion else None
+        backbones, parameters = self.backbones, self.parameters
+        extractor = PatchExtractor(backbones.rgb, backbones.point, parameters, networks)
+        return M3dmPipeline(extractor, self.banks, parameters)
 
 
 def _as_options(options: M3dmFitOptions | FitRequest | None) -> M3dmFitOptions:
@@ -223,11 +240,12 @@ def build_banks(
     options: M3dmFitOptions,
     scratch: Path,
     progress: Progress,
-) -> tuple[dict[str, NDArray], M3dmParameters]:
-    """The memory banks (M, C) as they are stored, by name, and the parameters with their scales.
+) -> tuple[dict[str, PreparedBank], M3dmParameters]:
+    """The memory banks by name, of the rows (M, C) as they are stored, and the parameters with
+    their scales.
 
     Raises:
-        MmadFastError: all features are the same, or the disk is full.
+        MmadFastError: all features are the same, or float16 cannot hold them, or the disk is full.
     """
     rows = {bank: StoredRows(store, parameters, bank) for bank in parameters.banks}
     progress("bank scales", 0, 1)
@@ -235,7 +253,7 @@ def build_banks(
     progress("bank scales", 1, 1)
     num_rows = {bank: stored.num_patches for bank, stored in rows.items()}
     sizes = coreset_sizes(num_rows, coreset=options.coreset)
-    banks: dict[str, NDArray] = {}
+    banks: dict[str, PreparedBank] = {}
     for bank, stored in rows.items():
         built = build_bank(
             stored,
@@ -248,21 +266,8 @@ def build_banks(
         )
         if bank == "point" and len(rows) > 1:
             built = finish_point_bank(built)
-        banks[bank] = built.astype(parameters.bank_dtype, copy=False)
+        banks[bank] = PreparedBank(as_stored(built, bank, parameters.bank_dtype))
     return banks, replace(parameters, bank_scales=scales)
-
-
-def _assemble(
-    backbones: BackbonePart,
-    fusion: FusionPart | None,
-    banks: Mapping[str, NDArray],
-    parameters: M3dmParameters,
-) -> M3dmPipeline:
-    """The run half of the detector."""
-    networks = fusion.networks if fusion else None
-    extractor = PatchExtractor(backbones.rgb, backbones.point, parameters, networks)
-    prepared = {bank: PreparedBank(rows) for bank, rows in banks.items()}
-    return M3dmPipeline(extractor, prepared, parameters)
 
 
 def fit_decision(
@@ -328,6 +333,36 @@ def _facts(
         "decision": asdict(options.decision),
     }
     return facts if fusion is None else {**facts, "uff": fusion.training}
+
+
+def _write(
+    fitted: FittedDetector,
+    output: Path,
+    options: M3dmFitOptions,
+    facts: dict[str, Any],
+    scores: list[M3dmScores],
+    golden_scan: Scan,
+) -> Path:
+    """The path of the artifact. `scores` are those of the held-out scans; the first is that of the
+    golden scan."""
+    backbones, fusion = fitted.backbones, fitted.fusion
+    return write_artifact(
+        output,
+        method=options.method,
+        family="m3dm",
+        preprocess=RECIPES[options.recipe].to_dict(),
+        parameters={**fitted.parameters.to_dict(), "training": facts},
+        threshold=_threshold([score.image_score for score in scores], options),
+        weights={**backbones.weights, **(fusion.weights if fusion else {})},
+        graphs={**backbones.graphs, **(fusion.graphs if fusion else {})},
+        tensors={
+            **backbones.tensors,
+            **{BANK_PREFIX + name: bank.rows for name, bank in fitted.banks.items()},
+        },
+        golden=Golden(
+            golden_scan.rgb, golden_scan.xyz, scores[0].anomaly_map, scores[0].image_score
+        ),
+    )
 
 
 def _name(scan: ScanFile | Scan) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmad_fast.backbones.table import get_rgb_spec
 from mmad_fast.engines import open_graph
 from mmad_fast.methods.fitting import Progress
 from mmad_fast.methods.m3dm.detector import UFF_POINT_GRAPH, UFF_RGB_GRAPH, PatchFusion
@@ -17,6 +18,22 @@ from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, export_uff_graph
 from mmad_fast.methods.m3dm.parameters import M3dmParameters
 from mmad_fast.methods.m3dm.patch_store import PatchStore
 from mmad_fast.methods.m3dm.uff_training import train_uff
+from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
+
+
+@dataclass(frozen=True)
+class FusionNetwork:
+    """Trained or loaded networks, in torch.
+
+    Attributes:
+        block: The networks.
+        source: Where the weights came from, as the manifest has it.
+        training: What the training did; empty for weights from a file.
+    """
+
+    block: FeatureFusionBlock
+    source: dict[str, Any]
+    training: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,7 @@ class FusionPart:
     Attributes:
         networks: Both graphs, loaded.
         graphs: ONNX file by graph name.
-        weights: Where the weights came from, as the manifest has it.
-        training: What the training did; empty for weights from a file.
+        weights, training: `source` by name, and `training`, of the FusionNetwork.
     """
 
     networks: PatchFusion
@@ -36,62 +52,61 @@ class FusionPart:
     training: dict[str, Any]
 
 
-def build_fusion_part(
-    store: PatchStore,
-    parameters: M3dmParameters,
-    options: M3dmFitOptions,
-    scratch: Path,
-    *,
-    progress: Progress,
-) -> FusionPart:
-    """The networks as graphs in `scratch`, loaded: trained on the scans of the store, or from the
-    options' file.
+def load_fusion(parameters: M3dmParameters, options: M3dmFitOptions) -> FusionNetwork | None:
+    """The networks in the file that the options name; None where they name none.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of other features than the store's.
-        EmptyScanError: no scan has a foreground patch to train on.
+        WeightsError: the file is missing, damaged, or of features of other widths.
+    """
+    if not parameters.fuses or options.uff == "train":
+        return None
+    path = Path(options.uff).expanduser()
+    block = load_uff(
+        path,
+        point_channels=POINT_TOKEN_CHANNELS * len(parameters.point_layers),
+        rgb_channels=get_rgb_spec(parameters.rgb_backbone).dim,
+    )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = {"name": "uff", "kind": "file", "detail": path.name, "sha256": sha256}
+    return FusionNetwork(block, source, {})
+
+
+def train_fusion(
+    store: PatchStore, parameters: M3dmParameters, options: M3dmFitOptions, progress: Progress
+) -> FusionNetwork:
+    """The networks, trained on the scans of the store.
+
+    Raises:
+        EmptyScanError: no scan has a foreground patch.
         MmadFastError: the training diverged.
     """
-    network, weights, training = _network(store, parameters, options, progress)
+    assert parameters.patch_grid is not None  # a fusion bank has one
+    block, record = train_uff(
+        store,
+        options.uff_training,
+        patch_grid=parameters.patch_grid,
+        progress=partial(progress, "fusion training"),
+    )
+    detail = f"on {record.num_scans} training scans"
+    source = {"name": "uff", "kind": "trained", "detail": detail, "sha256": None}
+    return FusionNetwork(block, source, record.to_dict())
+
+
+def export_fusion(
+    network: FusionNetwork, parameters: M3dmParameters, options: M3dmFitOptions, scratch: Path
+) -> FusionPart:
+    """The networks as graphs in `scratch`, loaded."""
     graphs = export_uff_graphs(
-        network,
+        network.block,
         scratch,
         num_tokens=parameters.token_grid**2,
         precision=parameters.precision,
     )
-    networks = PatchFusion(
-        *(
-            open_graph(graphs[name], num_threads=options.num_threads)
-            for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
-        )
+    point, rgb = (
+        open_graph(graphs[name], num_threads=options.num_threads)
+        for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
     )
-    return FusionPart(networks, graphs, {"uff": weights}, training)
-
-
-def _network(
-    store: PatchStore, parameters: M3dmParameters, options: M3dmFitOptions, progress: Progress
-) -> tuple[FeatureFusionBlock, dict[str, Any], dict[str, Any]]:
-    """(network, where its weights came from, what its training did)."""
-    if options.uff == "train":
-        assert parameters.patch_grid is not None
-        network, record = train_uff(
-            store,
-            options.uff_training,
-            patch_grid=parameters.patch_grid,
-            progress=partial(progress, "fusion training"),
-        )
-        detail = f"on {record.num_scans} training scans"
-        source = {"name": "uff", "kind": "trained", "detail": detail, "sha256": None}
-        return network, source, record.to_dict()
-    path = Path(options.uff).expanduser()
-    features = store[0]
-    assert features.point_rows is not None
-    assert features.tokens is not None
-    network = load_uff(
-        path, point_channels=features.point_rows.shape[1], rgb_channels=features.tokens.shape[1]
-    )
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return network, {"name": "uff", "kind": "file", "detail": path.name, "sha256": sha256}, {}
+    return FusionPart(PatchFusion(point, rgb), graphs, {"uff": network.source}, network.training)
 
 
 def fuse_patches(stores: Iterable[PatchStore], networks: PatchFusion, progress: Progress) -> None:

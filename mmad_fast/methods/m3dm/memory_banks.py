@@ -201,6 +201,26 @@ def finish_point_bank(bank: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([kept, np.zeros((1, bank.shape[1]), np.float32)])
 
 
+def as_stored(rows: NDArray[np.float32], bank: str, dtype: str) -> NDArray:
+    """The rows (M, C) of a bank as the artifact holds them.
+
+    Args:
+        rows: Normalised.
+        bank: Its name, for the message.
+        dtype: "float32" or "float16".
+
+    Raises:
+        MmadFastError: a number is too large for the type.
+    """
+    largest = float(np.abs(rows).max())
+    if largest > np.finfo(dtype).max:
+        raise MmadFastError(
+            f"the {bank} bank has features up to {largest:.3g}, more than {dtype} can hold; fit "
+            "with bank_dtype='float32', or with bank_norm='own'"
+        )
+    return rows.astype(dtype, copy=False)
+
+
 _PROJECTED_FILE = "projected.rows"
 
 
