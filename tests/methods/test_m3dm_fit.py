@@ -16,8 +16,9 @@ from mmad_fast.artifact import read_artifact
 from mmad_fast.detector import Detector, load
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, WeightsError
 from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.m3dm.bank_queries import bank_queries, normalize_rows
 from mmad_fast.methods.m3dm.decision_layer import fit_one_class_svm
-from mmad_fast.methods.m3dm.detector import M3dmPipeline, bank_queries, normalize_rows
+from mmad_fast.methods.m3dm.detector import M3dmPipeline
 from mmad_fast.methods.m3dm.fit import fit_m3dm
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
 from mmad_fast.methods.m3dm.memory_banks import finish_point_bank

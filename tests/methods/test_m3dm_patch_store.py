@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mmad_fast.errors import EmptyScanError, MmadFastError
-from mmad_fast.methods.m3dm.detector import PatchFeatures
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures
 from mmad_fast.methods.m3dm.patch_store import ArrayFile, PatchStore
 from mmad_fast.ops.inverse_distance_interpolation import PooledRows
 from mmad_fast.ops.sparse_rows import SparseRows

@@ -23,14 +23,9 @@ from mmad_fast.methods.backbone_graphs import (
     prepare_scan,
 )
 from mmad_fast.methods.fitting import FitRequest, Progress
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries
 from mmad_fast.methods.m3dm.decision_layer import LinearDecision, fit_one_class_svm
-from mmad_fast.methods.m3dm.detector import (
-    M3dmPipeline,
-    M3dmScores,
-    PatchExtractor,
-    PatchFeatures,
-    bank_queries,
-)
+from mmad_fast.methods.m3dm.detector import M3dmPipeline, M3dmScores, PatchExtractor
 from mmad_fast.methods.m3dm.fit_fusion import (
     FusionPart,
     export_fusion,

@@ -18,7 +18,7 @@ from sklearn.random_projection import SparseRandomProjection, johnson_lindenstra
 
 from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.fitting import Progress
-from mmad_fast.methods.m3dm.detector import normalize_rows
+from mmad_fast.methods.m3dm.bank_queries import normalize_rows
 from mmad_fast.methods.m3dm.patch_store import ArrayFile
 from mmad_fast.ops.k_center_greedy import k_center_greedy
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import EmptyScanError, MmadFastError
-from mmad_fast.methods.m3dm.detector import PatchFeatures
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures
 from mmad_fast.ops.inverse_distance_interpolation import PooledRows
 from mmad_fast.ops.sparse_rows import SparseRows
 
