@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--point-layers", default="0")
     parser.add_argument("--point-patches", default="56x56")
     parser.add_argument("--pairings", nargs="+", default=["aligned", "published_dump"])
-    parser.add_argument("--schedules", nargs="+", default=["code", "paper"])
+    parser.add_argument("--schedules", nargs="+", default=["quick", "code", "paper"])
     parser.add_argument("--updates", type=int, help="default: as many as the schedule has")
     parser.add_argument("--memory-patches", type=int, default=12_000)
     parser.add_argument("--measure-memory", choices=["blocks", "plain"], help=argparse.SUPPRESS)

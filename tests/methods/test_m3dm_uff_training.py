@@ -118,7 +118,7 @@ def own_tokens(scan: Patches) -> NDArray[np.int64]:
 
 
 def whole_batch(scans: Sequence[Patches], recipe: UffRecipe | None = None) -> PatchBatch:
-    recipe = UffRecipe() if recipe is None else recipe
+    recipe = UffRecipe(schedule="code") if recipe is None else recipe
     rng = np.random.default_rng(0)
     return read_batch(scans, np.arange(len(scans)), recipe, rng, patch_grid=PATCH_GRID)
 
@@ -172,12 +172,14 @@ def test_a_patch_grid_of_the_tokens_pairs_each_with_its_own() -> None:
 
 
 def test_the_published_set_gets_the_published_updates() -> None:
-    plan = UffRecipe().plan(2656)
+    plan = UffRecipe(schedule="code").plan(2656)
     assert (plan.updates, plan.warmup_updates) == (30, 10)
     assert (plan.batches_per_pass, plan.batches_per_update) == (166, 16)
-    small = UffRecipe().plan(20)
+    small = UffRecipe(schedule="code").plan(20)
     assert (small.updates, small.batches_per_pass, small.batches_per_update) == (30, 2, 1)
-    assert UffRecipe().plan(320).batches_per_update == 2
+    assert UffRecipe(schedule="code").plan(320).batches_per_update == 2
+    quick = UffRecipe().plan(20)
+    assert (quick.updates, quick.warmup_updates, quick.batches_per_update) == (120, 40, 1)
     paper = UffRecipe(schedule="paper").plan(2656)
     assert (paper.updates, paper.warmup_updates, paper.batches_per_update) == (750, 250, 1)
     fewer = UffRecipe(updates=6).plan(20)
@@ -185,7 +187,7 @@ def test_the_published_set_gets_the_published_updates() -> None:
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
-    plan = UffRecipe().plan(2656)
+    plan = UffRecipe(schedule="code").plan(2656)
     factors = [plan.factor(update) for update in range(plan.updates)]
     np.testing.assert_allclose(factors[:10], np.arange(1, 11) / 10)
     np.testing.assert_allclose(
@@ -195,7 +197,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
 
 def test_training_aligns_what_belongs_together_and_the_dump_does_not() -> None:
     scans = make_scans(4)
-    recipe = UffRecipe(updates=20, batch_scans=2)
+    recipe = UffRecipe(schedule="code", updates=20, batch_scans=2)
     initial = alignment_accuracy(FeatureFusionBlock(POINT, RGB), scans, patch_grid=PATCH_GRID)
     assert initial.chance == pytest.approx(0.023, abs=0.002)
     assert initial.same_token < 0.1
@@ -224,9 +226,10 @@ def test_training_depends_on_the_seed_alone() -> None:
     assert not torch.equal(weights(0, 1), weights(1, 1))
 
 
-def test_the_papers_batches_have_256_patches() -> None:
+def test_patches_of_a_batch() -> None:
     scans = make_scans(16)
     assert len(whole_batch(scans, UffRecipe(schedule="paper")).point_rows) == 256
+    assert len(whole_batch(scans, UffRecipe()).point_rows) == 16 * 64
     assert len(whole_batch(scans, UffRecipe(patches_per_scan=7)).point_rows) == 112
     assert len(whole_batch(scans).point_rows) == 16 * 120
 
@@ -260,7 +263,7 @@ def test_a_diverged_training_is_an_error() -> None:
     ("option", "words"),
     [
         ({"pairing": "right"}, "pairing is 'right'.*aligned, published_dump"),
-        ({"schedule": "long"}, "schedule is 'long'.*code, paper"),
+        ({"schedule": "long"}, "schedule is 'long'.*quick, code, paper"),
         ({"updates": 0}, "updates is 0; it must be at least 1"),
         ({"learning_rate": math.inf}, "learning_rate is inf"),
         ({"warmup_epochs": 4}, "warmup_epochs is 4.*epochs, 3"),

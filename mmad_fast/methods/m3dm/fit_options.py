@@ -53,7 +53,7 @@ class M3dmFitOptions(BackboneFitOptions):
     point_patches: Literal["56x56", "28x28", "groups"] = "56x56"
     uff: str | Path = "train"
     uff_pairing: str = "aligned"
-    uff_schedule: str = "code"
+    uff_schedule: str = "quick"
     bank_norm: Literal["published", "own"] = "published"
     coreset: Literal["code", "paper"] = "code"
     reweighting: Literal["code", "paper", "none"] = "code"

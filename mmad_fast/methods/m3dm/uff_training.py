@@ -1,4 +1,4 @@
-"""Training of the feature fusion (UFF): the published recipe, in memory that a line's computer has.
+"""Training of the feature fusion (UFF): a quick recipe and the published ones, in little memory.
 
 Everything random comes from the recipe's seed. Features are read scan by scan from wherever they
 are kept.
@@ -27,10 +27,13 @@ from mmad_fast.methods.m3dm.contrastive_loss import (
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
 
 MIN_UPDATES_PER_EPOCH = 10
-"""As many as the published training makes of its 2,656 scans; small sets are passed several times
-per epoch."""
-PAPER_UPDATES = 750
-PAPER_WARMUP_UPDATES = 250
+"""Of "code": as many as the published training makes of its 2,656 scans; small sets are passed
+several times per epoch."""
+QUICK_UPDATES, QUICK_WARMUP_UPDATES = 120, 40
+QUICK_PATCHES_PER_SCAN = 64
+"""Neighbouring patches say nearly the same, and at a temperature of 1 the loss weighs all negatives
+nearly alike: a sample of them does as well. bench/m3dm_uff.py compares the schedules."""
+PAPER_UPDATES, PAPER_WARMUP_UPDATES = 750, 250
 PAPER_PATCHES = 256
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.01
@@ -48,14 +51,17 @@ class ScanStore(Protocol):
 class UffRecipe:
     """How the feature fusion is trained.
 
-    "code" is the public code's recipe: batches of 16 scans, 16 of them per update, 3 epochs of 10
-    updates, of which the first warms up, then half a cosine to 0. On fewer than the published 2,656
-    scans an update takes fewer batches (one below 320 scans), so that 30 updates remain. "paper"
-    is the paper's text: 750 updates on 256 patches each, of which 250 warm up.
+    "quick" makes 120 updates on 64 patches of each of 16 scans, 40 of them to warm up: whatever the
+    number of scans, a few minutes on two cores, and better aligned than by the public code's 30.
+    "code" is the public code's recipe: batches of all patches of 16 scans, 16 batches per update, 3
+    epochs of 10 updates, of which the first warms up. On fewer than the published 2,656 scans an
+    update takes fewer batches (one below 320 scans), so that 30 updates remain. "paper" is the
+    paper's text: 750 updates on 256 patches each, of which 250 warm up. All end with half a cosine
+    to 0.
 
     Attributes:
         pairing: "aligned", or "published_dump": the wrong pairs of the public code's dump.
-        schedule: "code" or "paper".
+        schedule: "quick", "code" or "paper".
         learning_rate: Of AdamW, at its highest.
         batch_scans: Scans whose patches are each other's negatives.
         accumulation: Batches per update at most.
@@ -63,7 +69,7 @@ class UffRecipe:
         warmup_epochs: Of them, those in which the learning rate rises.
         updates: Replaces the schedule's number of updates; its warm-up keeps its share.
         patches_per_scan: Foreground patches of each scan in a batch, drawn anew for each; None
-            means all, as published ("paper" draws 256 in all).
+            means as many as the schedule says.
         temperature: Of the loss.
         seed: Of the initial weights, the order and the patches.
 
@@ -71,7 +77,7 @@ class UffRecipe:
     """
 
     pairing: str = "aligned"
-    schedule: str = "code"
+    schedule: str = "quick"
     learning_rate: float = 3e-3
     batch_scans: int = 16
     accumulation: int = 16
@@ -83,7 +89,7 @@ class UffRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("pairing", PAIRINGS), ("schedule", ("code", "paper"))):
+        for name, known in (("pairing", PAIRINGS), ("schedule", ("quick", "code", "paper"))):
             if getattr(self, name) not in known:
                 raise InvalidInputError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
@@ -104,7 +110,9 @@ class UffRecipe:
     def plan(self, num_scans: int) -> UpdatePlan:
         """What the recipe comes to on so many scans."""
         num_batches = math.ceil(num_scans / self.batch_scans)
-        if self.schedule == "paper":
+        if self.schedule == "quick":
+            plan = UpdatePlan(QUICK_UPDATES, QUICK_WARMUP_UPDATES, num_batches, 1)
+        elif self.schedule == "paper":
             plan = UpdatePlan(PAPER_UPDATES, PAPER_WARMUP_UPDATES, num_batches, 1)
         else:
             accumulated = min(self.accumulation, max(1, num_batches // MIN_UPDATES_PER_EPOCH))
@@ -116,6 +124,14 @@ class UffRecipe:
             return plan
         warmup = round(self.updates * plan.warmup_updates / plan.updates)
         return UpdatePlan(self.updates, warmup, num_batches, plan.batches_per_update)
+
+    def drawn_patches(self, num_scans: int) -> int | None:
+        """How many patches are drawn of each scan in a batch of so many; None means all."""
+        if self.patches_per_scan is not None or self.schedule == "code":
+            return self.patches_per_scan
+        if self.schedule == "paper":
+            return math.ceil(PAPER_PATCHES / num_scans)
+        return QUICK_PATCHES_PER_SCAN
 
 
 @dataclass(frozen=True)
@@ -194,12 +210,12 @@ def train_uff(
 ) -> tuple[FeatureFusionBlock, UffRecord]:
     """The trained network, and the record of the training.
 
-    Memory: the features of `batch_scans` scans, about 5 KiB per foreground patch and 3 KiB per
-    token, and LOGITS_AT_ONCE; never patches x patches. Time: docs/benchmarks and bench/m3dm_uff.py.
+    Memory: the patches of a batch, 5 KiB each, and blocks of activations and logits; never
+    patches x patches. bench/m3dm_uff.py measures it, and the time per update.
 
     Args:
         scans: At least one with foreground, each with tokens and point rows.
-        recipe: How; None means the published one, correctly paired.
+        recipe: How; None means the quick one, correctly paired.
         patch_grid: Patches per side: 56 or 28.
         progress: Called with (updates done, updates in all).
 
@@ -265,12 +281,10 @@ def read_batch(
     """
     tokens, rows, owners = [], [], []
     num_tokens = 0
+    wanted = recipe.drawn_patches(len(chosen))
     for scan in (scans[int(index)] for index in chosen):
         assert scan.tokens is not None
         assert scan.point_rows is not None
-        wanted = recipe.patches_per_scan
-        if recipe.schedule == "paper" and wanted is None:
-            wanted = math.ceil(PAPER_PATCHES / len(chosen))
         patches, point_rows = scan.patches, scan.point_rows
         if wanted is not None and wanted < len(patches):
             drawn = np.sort(rng.choice(len(patches), wanted, replace=False))
