@@ -168,7 +168,7 @@ Recipe = Annotated[
 ]
 NumGroups = Annotated[
     int | None,
-    typer.Option("--num-groups", min=1, help="Point groups per scan; default: 1024."),
+    typer.Option("--num-groups", min=1, max=4096, help="Point groups per scan; default: 1024."),
 ]
 GroupSize = Annotated[
     int | None,

@@ -29,6 +29,8 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
 
 MAX_SEED = 2**32 - 1
+MAX_GROUPS = 4096
+"""Point groups per scan: the memory of Point-MAE's attention grows with their square."""
 _FIT_PACKAGES = ("torch", "sklearn", "onnx", "onnxscript")
 _INTEGERS = ("rgb_layers", "epochs", "num_groups", "group_size", "pixel_stride", "shots")
 
@@ -297,7 +299,8 @@ def _check_request(request: FitRequest) -> None:
         _require(value is None or isinstance(value, str), request, name, "a name or None")
     for name in _INTEGERS:
         if getattr(request, name) is not None:
-            check_integer(getattr(request, name), name, minimum=1)
+            maximum = MAX_GROUPS if name == "num_groups" else None
+            check_integer(getattr(request, name), name, minimum=1, maximum=maximum)
     check_integer(request.seed, "seed", minimum=0, maximum=MAX_SEED)
     if request.point_layers is not None:
         are_layers = isinstance(request.point_layers, tuple) and len(request.point_layers) > 0
