@@ -348,7 +348,12 @@ def test_point_rows_are_the_dense_pooled_map(make_prepared_dome, point_patches: 
 
 
 def fake_artifact(tensors: dict[str, NDArray]) -> Any:
-    return SimpleNamespace(path=Path("detector"), tensors=lambda: tensors)
+    graphs = {
+        "rgb": {"outputs": {"tokens": [1, TOKEN_GRID**2, RGB_CHANNELS]}},
+        "points": {"outputs": {"features": [1, 40, POINT_CHANNELS]}},
+    }
+    manifest = SimpleNamespace(graphs=graphs)
+    return SimpleNamespace(path=Path("detector"), manifest=manifest, tensors=lambda: tensors)
 
 
 def test_banks_are_read_as_they_lie() -> None:
@@ -356,6 +361,16 @@ def test_banks_are_read_as_they_lie() -> None:
     params = parameters(banks=("point",), decision="single")
     banks = read_banks(fake_artifact({"bank.point": rows}), params)
     assert np.shares_memory(banks["point"].rows, rows)
+    everything = {f"bank.{bank}": rows for bank, rows in banks_of().items()}
+    assert tuple(read_banks(fake_artifact(everything), parameters())) == BANKS
+
+
+@pytest.mark.parametrize("bank", BANKS)
+def test_a_bank_of_other_width_is_an_artifact_error(bank: str) -> None:
+    params = parameters(banks=(bank,), decision="single")
+    rows = random_rows(20, WIDTHS[bank] + 1, 0)
+    with pytest.raises(ArtifactError, match=f"bank '{bank}' has shape.*{WIDTHS[bank]} channels"):
+        read_banks(fake_artifact({f"bank.{bank}": rows}), params)
 
 
 def test_a_bank_of_another_type_or_with_nan_is_an_artifact_error() -> None:

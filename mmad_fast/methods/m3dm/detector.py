@@ -8,6 +8,7 @@ the formulas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,7 +20,13 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine, open_graph
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, InvalidInputError
-from mmad_fast.methods.feature_extraction import PointExtractor, PointGroups, RgbExtractor
+from mmad_fast.methods.feature_extraction import (
+    POINT_GRAPH,
+    RGB_GRAPH,
+    PointExtractor,
+    PointGroups,
+    RgbExtractor,
+)
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
 from mmad_fast.methods.m3dm.parameters import BANK_PREFIX, M3dmParameters
@@ -76,6 +83,32 @@ class PatchFusion:
         self._point = point
         self._rgb = rgb
 
+    @classmethod
+    def from_artifact(
+        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None
+    ) -> PatchFusion:
+        """The networks in an artifact, run by the engine from the files of the choice.
+
+        Raises:
+            ArtifactError: a graph does not fit the features of the backbones.
+            BackendUnavailableError: no such engine.
+        """
+        point, rgb = (
+            open_graph(engine.files[name], engine=engine.engine, num_threads=num_threads)
+            for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
+        )
+        num_channels = point_channels(artifact)
+        for name, found, wanted in (
+            (UFF_POINT_GRAPH, point.input_shapes["rows"][2], num_channels),
+            (UFF_RGB_GRAPH, rgb.input_shapes["rows"], tokens_shape(artifact)),
+        ):
+            if found != wanted:
+                raise ArtifactError(
+                    f"{artifact.path}: the graph {name!r} takes {found}, the backbone gives "
+                    f"{wanted}; fit the detector again"
+                )
+        return cls(point, rgb)
+
     def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> PatchFusion:
         """The same networks, each engine replaced by what `wrap` makes of its graph's name and
         it."""
@@ -126,11 +159,12 @@ class PatchExtractor:
     def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> PatchExtractor:
         """The same extractor, each engine replaced by what `wrap` makes of its graph's name and
         it."""
-        rgb, point, fusion = (
-            None if part is None else part.with_engines(wrap)
-            for part in (self._rgb, self._point, self._fusion)
+        return PatchExtractor(
+            None if self._rgb is None else self._rgb.with_engines(wrap),
+            None if self._point is None else self._point.with_engines(wrap),
+            self._parameters,
+            None if self._fusion is None else self._fusion.with_engines(wrap),
         )
-        return PatchExtractor(rgb, point, self._parameters, fusion)
 
     def extract(self, prepared: PreparedScan, clock: StageClock) -> PatchFeatures:
         """The features of a prepared scan.
@@ -195,19 +229,17 @@ class M3dmPipeline:
             BackendUnavailableError: no such engine.
         """
         parameters = M3dmParameters.from_dict(artifact.manifest.parameters)
-        options = {"engine": engine, "num_threads": num_threads, "parameters": parameters}
-        rgb = RgbExtractor.from_artifact(artifact, **options) if parameters.reads_rgb else None
-        point = (
-            PointExtractor.from_artifact(artifact, **options) if parameters.reads_points else None
-        )
-        fusion = None
-        if parameters.fuses:
-            fusion = PatchFusion(
-                *(
-                    open_graph(engine.files[name], engine=engine.engine, num_threads=num_threads)
-                    for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
-                )
+        rgb = point = fusion = None
+        if parameters.reads_rgb:
+            rgb = RgbExtractor.from_artifact(
+                artifact, engine=engine, num_threads=num_threads, parameters=parameters
             )
+        if parameters.reads_points:
+            point = PointExtractor.from_artifact(
+                artifact, engine=engine, num_threads=num_threads, parameters=parameters
+            )
+        if parameters.fuses:
+            fusion = PatchFusion.from_artifact(artifact, engine=engine, num_threads=num_threads)
         extractor = PatchExtractor(rgb, point, parameters, fusion)
         return cls(extractor, read_banks(artifact, parameters), parameters)
 
@@ -294,7 +326,7 @@ def map_of(
 ) -> NDArray[np.float32]:
     """(S, S) float32: the distances (L,) of the patches, on the grid of the anomaly map."""
     if bank == "rgb" or spread is None:
-        side = parameters.token_grid if bank == "rgb" else parameters.patch_grid
+        side = math.isqrt(len(distances))
         return scoring.upsample(distances.reshape(side, side), parameters.grid_size)
     pixels = np.zeros(parameters.grid_size**2, np.float32)
     pixels[spread.pixel_indices] = spread.rows.apply(distances[:, None])[:, 0]
@@ -314,6 +346,16 @@ def decide(by_bank: Mapping[str, BankScores], parameters: M3dmParameters) -> M3d
     return M3dmScores(anomaly_map, float(score))
 
 
+def tokens_shape(artifact: Artifact) -> tuple[int, ...]:
+    """(1, T, C2) of the RGB tokens, by an artifact's manifest."""
+    return tuple(artifact.manifest.graphs[RGB_GRAPH]["outputs"]["tokens"])
+
+
+def point_channels(artifact: Artifact) -> int:
+    """C3 of the point features, by an artifact's manifest."""
+    return int(artifact.manifest.graphs[POINT_GRAPH]["outputs"]["features"][2])
+
+
 def read_banks(artifact: Artifact, parameters: M3dmParameters) -> dict[str, PreparedBank]:
     """The memory banks by name, ready to be searched; an artifact's tensors stay on disk.
 
@@ -328,6 +370,14 @@ def read_banks(artifact: Artifact, parameters: M3dmParameters) -> dict[str, Prep
             raise ArtifactError(
                 f"{artifact.path}: the bank {bank!r} is {rows.dtype}, the manifest's parameters "
                 f"say {parameters.bank_dtype}; fit the detector again"
+            )
+        width = (point_channels(artifact) if bank != "rgb" else 0) + (
+            tokens_shape(artifact)[2] if bank != "point" else 0
+        )
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise ArtifactError(
+                f"{artifact.path}: the bank {bank!r} has shape {rows.shape}, its patches have "
+                f"{width} channels; fit the detector again"
             )
         try:
             banks[bank] = PreparedBank(rows).prepare()
