@@ -22,6 +22,7 @@ from mmad_fast.ops.inverse_distance_interpolation import (
     inverse_distance_weights,
     pooled_interpolation_rows,
 )
+from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.ops.nearest_neighbor_scoring import nearest_neighbor_scoring
 from mmad_fast.ops.pixel_mapping import pixel_mapping
@@ -67,6 +68,7 @@ def feature_outputs() -> dict[str, NDArray]:
     nearest = nearest_neighbor_scoring(*queries_and_bank(130, 257, 300))
     return {
         "distances": nearest.distances,
+        "coreset": k_center_greedy(queries_and_bank(1, 2500, 100)[1], 300),
         "psi": pixel_mapping(*mapping_case(300, sizes=(48, 65, 33, 40)).arguments),
     }
 

@@ -18,6 +18,7 @@ from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.k_center_greedy import reference as definition
+from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection
 
 GUARD = 64
 BACKENDS = ["cpu", "reference"]
@@ -134,6 +135,69 @@ def test_kernel_writes_its_output_and_nothing_else() -> None:
     assert (indices[inner][20:] == -7).all()
 
 
+@pytest.mark.parametrize("rank", [1, 3, 31])
+@pytest.mark.parametrize("size", [(63, 40), (1300, 40), (2500, 120), (1100, 400)], ids=str)
+def test_any_projection_gives_the_truth(size: tuple[int, int], rank: int) -> None:
+    for rows in (clusters(*size), low_rank(*size)):
+        assert_projected_is_truth(rows, 150, *random_projection(size[1], rank))
+
+
+def test_projection_of_features_excludes_nearly_all_pairs() -> None:
+    rows = low_rank(4000, 192)
+    mean, basis = choose_projection(rows)
+    assert basis.shape[1] >= 31
+    statistics = assert_projected_is_truth(rows, 600, mean, basis)
+    assert statistics.phases > 1
+    assert statistics.bounded_pairs > 0
+    assert statistics.measured_pairs < 0.05 * len(rows) * 600
+    np.testing.assert_array_equal(
+        k_center_greedy(rows, 600), k_center_greedy(rows, 600, backend="reference")
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-18, 1e15, 9e17])
+def test_projection_at_extreme_scales(scale: float) -> None:
+    rows = low_rank(1500, 40)
+    factor = scale / np.abs(rows).max()
+    mean, basis = random_projection(40, 9)
+    scaled = (rows.astype(np.float64) * factor).astype(np.float32)
+    assert_projected_is_truth(scaled, 60, mean * factor, basis)
+
+
+def test_projection_with_an_offset_ties_zeros_and_a_huge_row() -> None:
+    rows = low_rank(1300, 128) + np.float32(1e5)
+    assert_projected_is_truth(rows, 200, *choose_projection(np.tile(rows, (2, 1))))
+    rows = np.concatenate([rows - np.float32(1e5), np.zeros((5, 128), np.float32), rows[:500]])
+    assert_projected_is_truth(rows, 200, *random_projection(128, 31))
+    rows[40] = 1e17
+    assert_projected_is_truth(rows, 200, *random_projection(128, 31))
+
+
+def test_more_rows_than_are_looked_at_in_a_phase() -> None:
+    for rows in (noise(40_000, 3), clusters(40_000, 2), integers(40_000, 2, 250)):
+        assert_is_truth(rows, 250)
+
+
+def random_projection(num_channels: int, rank: int) -> tuple[NDArray, NDArray]:
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.standard_normal((num_channels, rank)))
+    return rng.standard_normal(num_channels), basis
+
+
+def assert_projected_is_truth(
+    rows: NDArray[np.float32],
+    num_samples: int,
+    mean: NDArray[np.float64],
+    basis: NDArray[np.float64],
+) -> _kernels.SelectionStatistics:
+    """Selects with this projection, however useless it is."""
+    indices = np.full(num_samples, -1, np.int64)
+    statistics = select_with_kernel(rows, indices, mean, basis)
+    expected = definition.k_center_greedy(rows, num_samples)
+    np.testing.assert_array_equal(indices[: statistics.num_selected], expected)
+    return statistics
+
+
 def select_with_kernel(
     rows: NDArray[np.float32],
     indices: NDArray[np.int64],
@@ -148,11 +212,14 @@ def select_with_kernel(
 
 @pytest.mark.usefixtures("_restore_threads")
 def test_number_of_threads_changes_nothing() -> None:
-    rows = low_rank(2500, 100)
+    rows = low_rank(6000, 100)
+    mean, basis = choose_projection(rows)
     results = []
     for count in (1, 2, 7):
         _kernels.set_num_threads(count)
-        results.append(k_center_greedy(rows, 400))
+        indices = np.full(700, -1, np.int64)
+        select_with_kernel(rows, indices, mean, basis)
+        results += [indices, k_center_greedy(rows, 700)]
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
 

@@ -20,6 +20,7 @@ from mmad_fast.ops.inverse_distance_interpolation import (
     inverse_distance_weights,
     pooled_interpolation_rows,
 )
+from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import get_num_threads, set_num_threads
 
@@ -46,7 +47,9 @@ def run_all_ops(seed: int, num_points: int = 35_000) -> list[NDArray]:
         output_size=96,
     )
     rows = pooled.rows
+    coreset = k_center_greedy(uniform_cloud(num_points // 10, seed=seed), 40)
     return [
+        coreset,
         samples,
         *groups,
         *weights,
@@ -143,6 +146,7 @@ def test_the_environment_sets_the_number_of_threads() -> None:
 FORKING = """
 import os, threading
 import numpy as np
+from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 
@@ -187,6 +191,7 @@ FORKED_POOL = """
 import os
 from pathlib import Path
 import numpy as np
+from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 
@@ -211,6 +216,7 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
 IDLE_POOL = """
 import threading, time
 import numpy as np
+from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 
@@ -253,6 +259,7 @@ def test_many_short_jobs_one_after_the_other() -> None:
 FEW_THREADS = """
 import resource
 import numpy as np
+from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 

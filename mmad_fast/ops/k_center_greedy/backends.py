@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.k_center_greedy import reference
-from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection, no_projection
+from mmad_fast.ops.nearest_neighbor_scoring.projection import (
+    Projection,
+    choose_projection,
+    no_projection,
+)
 from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
 
 MIN_PAIRS_TO_PROJECT = 20_000_000
@@ -20,14 +24,20 @@ MIN_PAIRS_TO_PROJECT = 20_000_000
 Report = Callable[[int], None]
 
 
+def projection_of(rows: NDArray[np.float32], num_samples: int) -> Projection:
+    """What the cpu backend projects the rows to: decides about time only, never about results."""
+    if len(rows) * min(num_samples, len(rows)) < MIN_PAIRS_TO_PROJECT:
+        return no_projection(rows.shape[1])
+    return choose_projection(rows)
+
+
 def _cpu(
     rows: NDArray[np.float32], num_samples: int, start: int, report: Report
 ) -> NDArray[np.int64]:
     from mmad_fast import _kernels
 
     indices = np.empty(min(num_samples, len(rows)), np.int64)
-    is_large = len(rows) * len(indices) >= MIN_PAIRS_TO_PROJECT
-    mean, basis = choose_projection(rows) if is_large else no_projection(rows.shape[1])
+    mean, basis = projection_of(rows, num_samples)
     selected = _kernels.k_center_greedy(rows, mean, basis, start, indices, report)
     return indices[: selected.num_selected]
 
