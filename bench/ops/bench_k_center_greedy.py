@@ -1,5 +1,5 @@
-"""Times k_center_greedy beside plain float32 steps of torch and NumPy in the same run: one JSON line
-per row.
+"""Times k_center_greedy beside plain float32 steps of torch and NumPy in the same run: one JSON
+line per row.
 
 python bench/ops/bench_k_center_greedy.py [--threads 2] [--features FOLDER] [--largest 765184]
 
@@ -8,8 +8,8 @@ FOLDER holds bank.npy (M, C) float32, tokens of whole scans as bench/extract_tok
 random. Three cases, a tenth of the rows each:
 - "gaussian": nothing can be excluded, the worst case;
 - "tokens": a size where the plain selection ends;
-- "patches": tokens interpolated to 56 x 56 patches per scan and projected to 334 channels, filled up
-  to --largest rows with one row that repeats, as the background of M3DM's point bank does.
+- "patches": tokens interpolated to 56 x 56 patches per scan and projected to 334 channels, filled
+  up to --largest rows with one row that repeats, as the background of M3DM's point bank does.
 A backend that would take longer than --seconds is stopped after so long; its time is then that of
 the measured steps times the number of steps, and the row says so (measured_steps).
 """
@@ -145,6 +145,15 @@ def pair_shares(rows: Rows, num_samples: int) -> dict[str, float]:
     }
 
 
+def measure(
+    function: Callable[[Rows, int, float], Measured], rows: Rows, num_samples: int, seconds: float
+) -> tuple[float | None, Measured]:
+    """Peak working MiB of one call, and what it returned."""
+    returned: list[Measured] = []
+    memory = peak_working_mib(lambda: returned.append(function(rows, num_samples, seconds)))
+    return memory, returned[0]
+
+
 def print_case(name: str, rows: Rows, num_samples: int, options: Any) -> None:
     """Checks the first indices of every backend, and prints its row.
 
@@ -160,11 +169,7 @@ def print_case(name: str, rows: Rows, num_samples: int, options: Any) -> None:
     facts, selected, cpu_seconds = environment(), np.empty(0, np.int64), float("nan")
     for backend, function in backends.items():
         time.sleep(SPIN_S)
-        measured: list[Measured] = []
-        memory = peak_working_mib(
-            lambda run=function, to=measured: to.append(run(rows, num_samples, options.seconds))
-        )
-        indices, seconds, steps = measured[0]
+        memory, (indices, seconds, steps) = measure(function, rows, num_samples, options.seconds)
         if backend == "cpu":
             selected, cpu_seconds = indices, seconds
         # Plain float32 distances may tie, or differ, in their last digit.
