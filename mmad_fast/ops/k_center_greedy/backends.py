@@ -18,15 +18,16 @@ from mmad_fast.ops.nearest_neighbor_scoring.projection import (
 )
 from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
 
-MIN_PAIRS_TO_PROJECT = 20_000_000
-"""Fewer pairs of a row and a selected row are measured before a projection is found."""
+MIN_TERMS_TO_PROJECT = 1e11
+"""Fewer coordinates of pairs of a row and a selected row are multiplied before a projection is
+found."""
 
 Report = Callable[[int], None]
 
 
 def projection_of(rows: NDArray[np.float32], num_samples: int) -> Projection:
     """What the cpu backend projects the rows to: decides about time only, never about results."""
-    if len(rows) * min(num_samples, len(rows)) < MIN_PAIRS_TO_PROJECT:
+    if float(rows.size) * min(num_samples, len(rows)) < MIN_TERMS_TO_PROJECT:
         return no_projection(rows.shape[1])
     return choose_projection(rows)
 
