@@ -217,8 +217,13 @@ class StoredRows:
         return len(self.store)
 
     def __getitem__(self, scan: int) -> ScanRows:
-        names = {"rgb": ("tokens",), "point": ("point_rows", "patches")}.get(self.bank)
-        features = self.store.read(scan, names=names)
+        fused = ("fused_points", "fused_tokens")
+        names: dict[str, tuple[str, ...]] = {
+            "rgb": ("tokens",),
+            "point": ("patches", "point_rows"),
+            "fusion": ("patches", *(fused if self.parameters.fuses else ("point_rows", "tokens"))),
+        }
+        features = self.store.read(scan, names=names[self.bank])
         return in_order_of_occurrence(*bank_queries(features, self.parameters, self.bank))
 
     @property
