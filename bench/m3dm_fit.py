@@ -9,8 +9,9 @@ new noise; the backbones' weights are random unless files are given. It takes a 
 GB of the temporary folder's disk: try `--num-scans 10` first.
 
 The fit runs in a process of its own that may not allocate more than --memory-limit-gib. The plain
-greedy then runs on the rows of the point bank that the fit has projected, for --plain-steps steps;
-what all of them would take is that much longer, and called extrapolated.
+greedy then runs on the rows of the point bank that the fit has projected, for --plain-steps steps,
+and on as many rows as the published code has, equal ones not left out; what all steps would take is
+that much longer, and called extrapolated.
 """
 
 from __future__ import annotations
@@ -93,13 +94,15 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             fitted = pool.submit(measure_fit, arguments, Path(folder)).result()
         plain = measure_plain(Path(folder), arguments.plain_steps)
+    seconds = fitted["coresets"][0]["seconds"]
     row = {
         "what": "m3dm_fit",
         "method": arguments.method,
         "data": f"{arguments.data.resolve().name}, scans repeated with noise",
         **fitted,
         "plain_coreset": plain,
-        "coreset_ratio": plain["seconds"] / fitted["coresets"][0]["seconds"],
+        "coreset_ratio": plain["distinct_rows"]["seconds"] / seconds,
+        "coreset_ratio_to_published": plain["dense_rows"]["seconds"] / seconds,
         "num_threads": get_num_threads(),
         "environment": environment(),
     }
@@ -185,9 +188,15 @@ def measure_fit(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         options,
         progress=times.report,
     )
+    times.report("writing", 1, 1)
+    weights = {
+        "rgb": arguments.rgb_weights,
+        "point": arguments.point_weights,
+        "uff": arguments.uff,
+    }
     return {
         "num_scans": arguments.num_scans,
-        "weights": {"rgb": options.rgb_weights, "point": options.point_weights, "uff": options.uff},
+        "weights": {name: Path(given).name for name, given in weights.items()},
         "seconds": sum(times.seconds.values()),
         "stage_s": times.seconds,
         "process_peak_mib": process_peak_mib(),
@@ -202,10 +211,20 @@ def moved(files: Sequence[ScanFile], num_scans: int) -> list[MovedScan]:
 
 
 def measure_plain(folder: Path, num_steps: int) -> dict[str, Any]:
-    """Seconds of the published greedy in plain torch, float32, on the rows of the point bank."""
-    rows = torch.from_numpy(np.load(folder / "rows.npy"))
-    taken = np.load(folder / "taken.npy")
+    """The published greedy in plain torch, float32, on the projected rows of the point bank: on the
+    distinct ones, as the fit has them, and on the dense ones."""
+    rows, taken = np.load(folder / "rows.npy"), np.load(folder / "taken.npy")
     num_steps = min(num_steps, len(taken) - 1)
+    distinct = time_plain(torch.from_numpy(rows), num_steps, len(taken))
+    equal = int((np.array(distinct.pop("chosen")) == taken[: num_steps + 1]).sum())
+    repeated = np.arange(10 * len(taken)) % len(rows)  # which ones is all the same to the time
+    dense = time_plain(torch.from_numpy(rows[repeated]), num_steps, len(taken))
+    del dense["chosen"]
+    return {"distinct_rows": {**distinct, "equal_indices": equal}, "dense_rows": dense}
+
+
+def time_plain(rows: torch.Tensor, num_steps: int, num_samples: int) -> dict[str, Any]:
+    """Seconds of one step and of all, and the rows chosen."""
     nearest = torch.linalg.norm(rows - rows[0], dim=1)
     steps, chosen = [], [0]
     for _ in range(num_steps):
@@ -215,11 +234,12 @@ def measure_plain(folder: Path, num_steps: int) -> dict[str, Any]:
         nearest = torch.minimum(nearest, distances)
         steps.append(time.perf_counter() - start)
     return {
+        "rows": len(rows),
         "measured_steps": num_steps,
         "step_s": statistics.median(steps),
-        "seconds": statistics.median(steps) * (len(taken) - 1),
-        "is_extrapolated": num_steps < len(taken) - 1,
-        "equal_indices": int((np.array(chosen) == taken[: num_steps + 1]).sum()),
+        "seconds": statistics.median(steps) * (num_samples - 1),
+        "is_extrapolated": num_steps < num_samples - 1,
+        "chosen": chosen,
     }
 
 

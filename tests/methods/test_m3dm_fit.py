@@ -207,6 +207,7 @@ def test_fit_is_repeatable_and_progress_is_told(domes: list[Scan], tmp_path: Pat
         "point bank, coreset",
         "rgb bank, projection",
         "rgb bank, coreset",
+        "training scores",
         "decision",
         "threshold",
     ]

@@ -24,7 +24,7 @@ from mmad_fast.methods.backbone_graphs import (
 )
 from mmad_fast.methods.fitting import FitRequest, Progress
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries
-from mmad_fast.methods.m3dm.decision_layer import LinearDecision, fit_one_class_svm
+from mmad_fast.methods.m3dm.decision_layer import fit_one_class_svm
 from mmad_fast.methods.m3dm.detector import M3dmPipeline, M3dmScores, PatchExtractor
 from mmad_fast.methods.m3dm.fit_fusion import (
     FusionPart,
@@ -78,7 +78,7 @@ def fit_m3dm(
         options: What to fit; None means the defaults, a FitRequest those it leaves open.
         progress: Called with (stage, done, total): stages are "export", "features", "fusion
             training", "fusion", "bank scales", per bank "point bank, projection" and "point bank,
-            coreset", "decision" and "threshold".
+            coreset", "training scores", "decision" and "threshold".
 
     Raises:
         InvalidInputError: no training scan, or an option is out of range.
@@ -288,10 +288,13 @@ def fit_decision(
             pixels[scan * num_pixels : (scan + 1) * num_pixels, column] = (
                 np.float32(factor) * by_bank[bank].anomaly_map.ravel()
             )
-        progress("decision", scan + 1, len(store))
+        progress("training scores", scan + 1, len(store))
     recipe = options.decision
-    of_scores: LinearDecision = fit_one_class_svm(scores, lambdas, recipe, what="scores")
+    progress("decision", 0, 2)
+    of_scores = fit_one_class_svm(scores, lambdas, recipe, what="scores")
+    progress("decision", 1, 2)
     of_maps = fit_one_class_svm(pixels, lambdas, recipe, what="maps")
+    progress("decision", 2, 2)
     return replace(
         parameters,
         score_weights=of_scores.weights,
