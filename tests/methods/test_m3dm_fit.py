@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from mmad_fast.artifact import read_artifact
 from mmad_fast.detector import Detector, load
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, WeightsError
 from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.m3dm import fit as fit_module
 from mmad_fast.methods.m3dm.bank_queries import bank_queries, normalize_rows
 from mmad_fast.methods.m3dm.decision_layer import fit_one_class_svm
 from mmad_fast.methods.m3dm.detector import M3dmPipeline
@@ -47,6 +48,23 @@ OPTIONS = M3dmFitOptions(
 @pytest.fixture(scope="module")
 def domes(make_dome: Callable[..., Scan]) -> list[Scan]:
     return [make_dome(seed) for seed in range(5)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_backbones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fits with the same backbones share their exports, which take longer than the rest."""
+    build, made = fit_module.build_backbone_part, {}
+
+    def build_once(train, options, scratch, *, modalities, progress):
+        key = (modalities, options.seed)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("backbones")
+            made[key] = build(train, options, folder, modalities=modalities, progress=progress)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "build_backbone_part", build_once)
+        yield
 
 
 @pytest.fixture(scope="module")

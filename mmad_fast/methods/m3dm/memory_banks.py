@@ -213,7 +213,7 @@ def as_stored(rows: NDArray[np.float32], bank: str, dtype: str) -> NDArray:
         MmadFastError: a number is too large for the type.
     """
     largest = float(np.abs(rows).max())
-    if largest > np.finfo(dtype).max:
+    if largest > float(np.finfo(dtype).max):
         raise MmadFastError(
             f"the {bank} bank has features up to {largest:.3g}, more than {dtype} can hold; fit "
             "with bank_dtype='float32', or with bank_norm='own'"
