@@ -86,7 +86,7 @@ def fit_one_class_svm(
         recipe: Of the machine.
         what: "scores" or "maps", for the warning.
 
-    Source: M3DM, section 3.4, equations 7 and 8; the code takes scikit-learn's SGDOneClassSVM and
+    Source: M3DM, section 3.4, equations 4 and 5; the code takes scikit-learn's SGDOneClassSVM and
     as the score its `score_samples`, which is the dot product without the offset (method facts
     5.5).
     """
