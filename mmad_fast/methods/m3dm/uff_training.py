@@ -297,6 +297,8 @@ def read_batch(
         rows.append(point_rows)
         owners.append(owner.reshape(-1) + num_tokens)
         num_tokens += len(used)
+    if not num_tokens:
+        raise EmptyScanError(_nothing_to_train_on(len(chosen)))
     return PatchBatch(
         *(torch.from_numpy(np.concatenate(parts)) for parts in (tokens, rows, owners))
     )
