@@ -386,7 +386,8 @@ def reference_pipeline(
     artifact: Artifact, *, rgb_weights: str | Path, point_weights: str | Path
 ) -> Callable[..., ReferenceScores]:
     """The published pipeline with the parameters, banks and weights of an artifact: a function of a
-    prepared scan, a StageClock and switches of `ReferenceOptions`, such as knn_ties="any".
+    prepared scan, a StageClock and, if not "lowest", `ReferenceOptions.knn_ties`. With "any", which
+    is how the code is timed, distances to the banks are the code's expanded ones, too.
 
     Args:
         artifact: An M3DM artifact; its graphs and tensors hold all but the backbones' weights.
@@ -423,8 +424,11 @@ def reference_pipeline(
         for name in parameters.banks
     }
 
-    def infer(prepared: PreparedScan, clock: StageClock, **switches: str) -> ReferenceScores:
-        options = ReferenceOptions.of(parameters, **switches)
+    def infer(
+        prepared: PreparedScan, clock: StageClock, knn_ties: str = "lowest"
+    ) -> ReferenceScores:
+        cdist = "expanded" if knn_ties == "any" else "direct"
+        options = ReferenceOptions.of(parameters, knn_ties=knn_ties, cdist=cdist)
         return reference_infer(prepared, networks, banks, options, clock)
 
     return infer
