@@ -39,6 +39,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python bench/tables/install_size.py --check
 	$(BIN)/python bench/tables/peers.py --check
 	$(BIN)/python bench/tables/detectors.py --check
+	$(BIN)/python bench/tables/m3dm_accuracy.py --check
+	$(BIN)/python bench/tables/m3dm_speed.py --check
 	$(BIN)/python bench/tables/exported_engines.py --check
 	$(BIN)/python bench/tables/gpu_results.py --check
 	$(BIN)/python bench/tables/gpu_cost_model.py --check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +58,25 @@ def latest(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
         by_key.pop(key, None)
         by_key[key] = row
     return list(by_key.values())
+
+
+def table_header(*titles: str) -> list[str]:
+    """The two lines above the rows of a Markdown table."""
+    return [table_line(*titles), "|" + "---|" * len(titles)]
+
+
+def table_line(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def measured_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line per machine, version and day on which the rows were measured."""
+    return list(
+        dict.fromkeys(
+            f"{facts['cpu']}, {facts['cores']} cores, torch {facts['versions'].get('torch')}, "
+            f"mmad-fast {facts['mmad_fast']}, commit {(facts['commit'] or 'unknown')[:10]}, "
+            f"{facts['date'][:10]}."
+            for facts in (row["environment"] for row in rows)
+        )
+    )
