@@ -21,6 +21,7 @@ from PIL import Image
 from test_artifact import rewrite_manifest
 
 from mmad_fast import cli
+from mmad_fast.cli.options import parse_settings, parse_shots
 from mmad_fast.whole_folder import fingerprint
 
 VERBS = ("bench", "fit", "infer", "eval", "export", "synth", "doctor", "weights")
@@ -50,6 +51,14 @@ def write_scan(folder: Path, name: str, seed: int = 0, scale: float = 1.0) -> Pa
     Image.fromarray(rgb).save(folder / f"{name}.png")
     tifffile.imwrite(folder / f"{name}.tiff", xyz * np.float32(scale), photometric="rgb")
     return folder / f"{name}.png"
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    """Of the command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["mmad-fast", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -493,3 +502,67 @@ def test_errors_of_export_are_json_too(tiny_artifact: Path, tmp_path: Path, call
         done = call("export", *arguments, "--json")
         assert done.returncode == 1
         assert json.loads(done.stdout)["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "m3dm", "--epochs", 3], "m3dm has no option 'epochs'; it has: rgb_backbone"),
+        (["--method", "m3dm", "--pixel-stride", 2], "m3dm has no option 'pixel_stride'"),
+        (["--method", "cfm", "--set", "blur=float"], "--set NAME=VALUE: .*smoothing"),
+        (["--method", "m3dm", "--set", "nonsense=3"], "--set NAME=VALUE: .*point_patches"),
+        (["--method", "m3dm", "--set", "point-patches=7x7"], "one of 56x56, 28x28, groups"),
+        (["--method", "m3dm", "--set", "point_patches=groups"], "whose patches need a grid"),
+        (["--method", "m3dm-3d", "--set", "seed=3"], "give it as --seed, in Python as seed="),
+        (["--method", "cfm", "--set", "patience=many"], "it must be an integer or none"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "bench"])
+def test_an_option_that_the_method_lacks_is_answered_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    arguments: list[object],
+    words: str,
+) -> None:
+    pytest.importorskip("torch", reason="the options of a fit come with it")
+    place = ["--data", tmp_path / "absent", "--output", tmp_path / "out"]
+    assert exit_code(monkeypatch, command, *place, *arguments) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "--method", "m3d"], "no method 'm3d'"),
+        (["fit", "--shots", "0"], "greater than or equal to 1"),
+        (["fit", "--num-groups", "60000"], "--num-groups"),
+        (["fit", "--set", "nonsense"], "it must be NAME=VALUE"),
+        (["fit", "--set", "=3"], "it must be NAME=VALUE"),
+        (["fit", "--set", "blur=a", "--set", "blur=b"], "set twice: 'a' and 'b'"),
+        (["bench", "--few-shot", "two"], "e.g. 5,10,50"),
+        (["bench", "--few-shot", "0,5"], "e.g. 5,10,50"),
+        (["bench", "--few-shot", "5,"], "e.g. 5,10,50"),
+    ],
+)
+def test_wrong_values_are_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert exit_code(monkeypatch, *arguments, "--data", "a", "--output", "b") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_settings_and_shots_are_read() -> None:
+    assert parse_settings(["point-patches=28x28", " uff = a=b.pth "]) == {
+        "point_patches": "28x28",
+        "uff": "a=b.pth",
+    }
+    assert parse_settings(None) == {}
+    assert parse_shots(" 50,5 , 10,5") == (5, 10, 50)
+    assert parse_shots(None) == ()

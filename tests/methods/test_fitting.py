@@ -22,6 +22,9 @@ BAD_OPTIONS = [
     *(("rgb_layers", value, "integer|at least 1") for value in ("4", 0, 1.5, True)),
     *(("epochs", value, "integer|at least 1") for value in (0, -3, "all")),
     *(("group_size", value, "integer|at least 1") for value in (0, [32])),
+    *(("num_groups", value, r"integer|in 1\.\.4096") for value in (0, 4097, "1024")),
+    *(("shots", value, "integer|at least 1") for value in (0, 2.5, "5")),
+    *(("options", value, "values by option name") for value in (["blur"], {3: 4}, "blur=float")),
     *(("seed", value, r"integer|in 0\.\.") for value in (-1, None, 2**32)),
     *(
         ("point_layers", value, "block numbers|integer|at least 0")
