@@ -29,7 +29,7 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
         "point_patches": "56x56",
         "uses_uff": True,
         "uff_pairing": "aligned",
-        "uff_schedule": "code",
+        "uff_schedule": "quick",
         "bank_norm": "published",
         "coreset": "code",
         "reweighting": "code",

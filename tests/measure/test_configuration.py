@@ -36,6 +36,14 @@ def test_every_family_has_its_switches() -> None:
     assert defaults == _OF_FAMILY["cfm"]
 
 
+def test_the_own_values_of_m3dm_are_what_a_fit_takes_unasked() -> None:
+    pytest.importorskip("torch", reason="the options of a fit come with it")
+    from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
+
+    own = {name: value for name, value in _OF_FAMILY["m3dm"].items() if name != "uses_uff"}
+    assert {name: getattr(M3dmFitOptions, name) for name in own} == own
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "expected"),
     [
