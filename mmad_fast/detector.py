@@ -70,6 +70,9 @@ class WrappablePipeline(Protocol):
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a golden scan's map, relative to its maximum, that counts as the same
 answer: other processors and library versions round differently."""
+MAP_STEPS: dict[str, float] = {"pil8bit": 2 / 255}
+"""What such differences become in maps that are blurred in 8 bits, as M3DM's published code does:
+up to a grey level before and one after, by the parameter `blur`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class GoldenReplay:
         map_difference: Largest difference of the anomaly maps, relative to the expected maximum.
         score_scale: What differences of the score are relative to.
         tolerance: Largest relative difference that counts as the same answer.
+        map_step: What is accepted of the map beyond it, see Detector.map_step.
     """
 
     expected_score: float
@@ -89,13 +93,14 @@ class GoldenReplay:
     map_difference: float
     score_scale: float
     tolerance: float = GOLDEN_TOLERANCE
+    map_step: float = 0.0
 
     @property
     def agrees(self) -> bool:
         """Map and score are within the tolerance."""
         score_difference = abs(self.score - self.expected_score)
         return (
-            self.map_difference <= self.tolerance
+            self.map_difference <= self.tolerance + self.map_step
             and score_difference <= self.tolerance * self.score_scale
         )
 
@@ -107,6 +112,8 @@ class Detector:
         artifact: The artifact it was loaded from.
         engine_choice: What runs its graphs, from which files, and why.
         threshold: Decision threshold on the image score, None if none was set.
+        map_step: Relative size of the steps of the anomaly map, which equal answers may differ by:
+            0 where it is not rounded to 8 bits.
     """
 
     def __init__(self, artifact: Artifact, pipeline: Pipeline, engine_choice: EngineChoice) -> None:
@@ -119,6 +126,7 @@ class Detector:
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
         self._rgb_size = int(parameters["rgb_size"])
         self._grid_size = int(parameters["grid_size"])
+        self.map_step = MAP_STEPS.get(parameters.get("blur", ""), 0.0)
         self._is_scored_by_maximum = artifact.manifest.family in FAMILIES_SCORED_BY_MAXIMUM
 
     @property
@@ -242,6 +250,7 @@ class Detector:
             result.image_score,
             difference,
             self.score_scale(golden.expected_score),
+            map_step=self.map_step,
         )
 
 

@@ -107,6 +107,6 @@ def _is_as_recorded(replay: GoldenReplay, recorded: dict[str, Any]) -> bool:
     slack = GOLDEN_TOLERANCE * replay.score_scale
     return (
         replay.map_difference
-        <= APPROXIMATION_FACTOR * recorded["map_difference"] + GOLDEN_TOLERANCE
+        <= APPROXIMATION_FACTOR * recorded["map_difference"] + GOLDEN_TOLERANCE + replay.map_step
         and score <= APPROXIMATION_FACTOR * recorded_score + slack
     )

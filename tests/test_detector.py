@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +74,20 @@ def test_a_score_near_zero_is_compared_by_the_numbers_behind_it(tiny_artifact) -
     assert detector.score_scale(1e-6) == 3.0
     assert GoldenReplay(1e-6, 2e-3, 0.0, detector.score_scale(1e-6)).agrees
     assert not GoldenReplay(1e-6, 4e-3, 0.0, detector.score_scale(1e-6)).agrees
+
+
+def test_a_map_of_8_bits_may_differ_by_its_steps(tiny_artifact, tmp_path) -> None:
+    assert mmad_fast.load(tiny_artifact).map_step == 0
+    path = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["parameters"]["blur"] = "pil8bit"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    detector = mmad_fast.load(path)
+    assert detector.map_step == pytest.approx(2 / 255)
+    assert detector.replay_golden().map_step == detector.map_step
+    for difference, agrees in ((0.0078, True), (0.0098, False)):
+        assert GoldenReplay(1.0, 1.0, difference, 1.0, map_step=2 / 255).agrees is agrees
+    assert not GoldenReplay(1.0, 1.0078, 0.0, 1.0, map_step=2 / 255).agrees
 
 
 def test_a_device_that_a_family_has_no_detector_for(tiny_artifact, detector, monkeypatch) -> None:

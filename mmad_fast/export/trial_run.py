@@ -69,7 +69,8 @@ def try_engine(artifact: Artifact, files: EngineFiles) -> Trial:
         raise MmadFastError(
             f"the {files.target} fp32 engine differs from the detector on the golden scan: by "
             f"{replay.map_difference:.2e} of the map's maximum, score {replay.score:.6g} where "
-            f"{replay.expected_score:.6g} is expected; at most {GOLDEN_TOLERANCE:g} is accepted. "
+            f"{replay.expected_score:.6g} is expected; at most "
+            f"{GOLDEN_TOLERANCE + replay.map_step:.2g} and {GOLDEN_TOLERANCE:g} are accepted. "
             "Nothing was written. See whether `mmad-fast doctor ARTIFACT` agrees without this "
             "engine; if it does, this engine's library is at fault: take another version"
         )
