@@ -52,9 +52,9 @@ Difference to `m3dm` with the same UFF, mean over the categories, and in bracket
 the largest.
 """
 FEW_SHOT_NOTE = """\
-A seeded choice of the training scans; the rest of the fit, the UFF included, is unchanged. M3DM's
-UFF was trained on all training scans of all categories. There are {num_train} training scans per
-category, so 50 shots cannot be shown on this set.
+A seeded choice of the training scans of each category; M3DM's UFF is trained on the same few scans
+of all categories. There are {num_train} training scans per category, so 50 shots cannot be shown on
+this set.
 """
 UFF_NOTE = """\
 Share of the validation scans' foreground patches whose RGB token finds, among all point patches of
