@@ -6,8 +6,9 @@ of training scans and category.
         --point-layers 0 --results bench/results/m3dm_configurations.jsonl
 
 One UFF is trained on the training scans of all categories first, as published, and given to every
-fit that uses one. Rows that are in the results file already are skipped, so that an interrupted run
-goes on. Time is measured by m3dm_inference.py.
+fit that uses one; few-shot rows get one of their own, trained on their few scans. Rows that are in
+the results file already are skipped, so that an interrupted run goes on. Time is measured by
+m3dm_inference.py.
 """
 
 from __future__ import annotations
@@ -109,12 +110,14 @@ def main() -> None:
         if (setting, shots, category, arguments.seed) not in done
     ]
     with tempfile.TemporaryDirectory() as folder:
-        uff = arguments.uff or Path(folder) / "uff.safetensors"
-        if wanted and not uff.exists():
-            request = _request(Setting("m3dm"), None, arguments)
-            train_shared_uff(dataset, categories, request, uff)
         for name, shots, category in wanted:
             setting = next(s for group in GROUPS.values() for s in group if s.name == name)
+            uff = arguments.uff or Path(folder) / "uff.safetensors"
+            if shots is not None:
+                uff = uff.with_stem(f"{uff.stem}-{shots}shot")
+            if _uses_uff(setting) and not uff.exists():
+                request = _request(Setting("m3dm"), shots, arguments)
+                train_shared_uff(dataset, categories, request, uff)
             row = measure(dataset, category, setting, shots, uff, arguments)
             with arguments.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -177,7 +180,7 @@ def _request(
     layers = arguments.point_layers
     common = {name: value for name, value in setting.options.items() if name in REQUEST_FIELDS}
     options = {name: value for name, value in setting.options.items() if name not in common}
-    if uff is not None and setting.method in ("m3dm", "m3dm-fusion"):
+    if uff is not None and _uses_uff(setting):
         options = {"uff": str(uff), **options}
     return FitRequest(
         method=setting.method,
@@ -191,6 +194,10 @@ def _request(
         options=options,
         **common,
     )
+
+
+def _uses_uff(setting: Setting) -> bool:
+    return setting.method in ("m3dm", "m3dm-fusion") and setting.options.get("uff") != "none"
 
 
 def _columns(accuracy: Accuracy) -> dict[str, float | None]:
