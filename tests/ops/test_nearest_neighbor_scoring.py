@@ -18,7 +18,7 @@ from mmad_fast.ops.nearest_neighbor_scoring import (
     nearest_rows,
 )
 from mmad_fast.ops.nearest_neighbor_scoring import reference as definition
-from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection
+from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection, orthonormal
 
 GUARD = 64
 BACKENDS = ["cpu", "reference"]
@@ -443,3 +443,18 @@ def test_half_precision_bank_is_checked_block_by_block() -> None:
     bank[-1, 2] = np.inf
     with pytest.raises(InvalidInputError, match="bank"):
         PreparedBank(bank)
+
+
+@pytest.mark.parametrize("kind", ["well apart", "of very different length", "dependent", "zero"])
+def test_directions_are_orthonormal_whatever_they_are_made_of(kind: str) -> None:
+    columns = np.random.default_rng(0).standard_normal((300, 31))
+    if kind == "of very different length":
+        columns *= np.logspace(0, -12, 31)
+    elif kind == "dependent":
+        columns[:, 20:] = columns[:, :11]
+    elif kind == "zero":
+        columns[:] = 0
+    basis = orthonormal(columns)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(31), rtol=0, atol=1e-12)
+    if kind != "dependent":
+        np.testing.assert_allclose(basis[:, :3] @ (basis[:, :3].T @ columns[:, :3]), columns[:, :3])
