@@ -71,8 +71,10 @@ GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a golden scan's map, relative to its maximum, that counts as the same
 answer: other processors and library versions round differently."""
 MAP_STEPS: dict[str, float] = {"pil8bit": 2 / 255}
-"""What such differences become in maps that are blurred in 8 bits, as M3DM's published code does:
-up to a grey level before and one after, by the parameter `blur`."""
+"""What such differences become in maps that are blurred in 8 bits, as M3DM's published code does,
+by the parameter `blur`. They move a bank's blurred map by one grey level, not more: 1/255 of the
+bank's largest distance before the blur. Differences are relative to the maximum of the answer,
+which the blur lowers: peaks of half that height are allowed for."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ class Detector:
         artifact: The artifact it was loaded from.
         engine_choice: What runs its graphs, from which files, and why.
         threshold: Decision threshold on the image score, None if none was set.
-        map_step: Relative size of the steps of the anomaly map, which equal answers may differ by:
-            0 where it is not rounded to 8 bits.
+        map_step: What equal answers' anomaly maps may differ by beyond rounding, relative to their
+            maximum, see MAP_STEPS: 0 where they are not rounded to 8 bits.
     """
 
     def __init__(self, artifact: Artifact, pipeline: Pipeline, engine_choice: EngineChoice) -> None:

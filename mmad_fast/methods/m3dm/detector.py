@@ -253,12 +253,6 @@ class M3dmPipeline:
         """The answer is the published pipeline's, up to rounding."""
         return self.parameters.is_exact
 
-    @property
-    def map_step(self) -> float:
-        """The smallest step of a map relative to its maximum: what a difference in rounding can
-        become. 0 where maps have no steps."""
-        return 1 / 255 if self.parameters.blur == "pil8bit" else 0.0
-
     def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
         """The anomaly map and image score of a prepared scan.
 
