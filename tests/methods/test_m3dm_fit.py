@@ -10,22 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.detector import Detector, load
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, WeightsError
+from mmad_fast.measure.configuration import configuration_of, describe_configuration
 from mmad_fast.methods.fitting import FitRequest
 from mmad_fast.methods.m3dm import fit as fit_module
-from mmad_fast.methods.m3dm.bank_queries import bank_queries, normalize_rows
-from mmad_fast.methods.m3dm.decision_layer import fit_one_class_svm
-from mmad_fast.methods.m3dm.detector import M3dmPipeline
 from mmad_fast.methods.m3dm.fit import fit_m3dm
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
-from mmad_fast.methods.m3dm.memory_banks import finish_point_bank
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
 from mmad_fast.methods.m3dm.reference import reference_pipeline
-from mmad_fast.methods.m3dm.reference_banks import project, reference_coreset
 from mmad_fast.methods.m3dm.uff_training import UffRecipe
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
@@ -112,42 +107,20 @@ def test_manifest_says_what_was_fitted(fused: Detector):
     training = parameters["training"]
     assert (training["num_train_scans"], training["num_validation_scans"]) == (3, 2)
     assert training["uff"]["num_scans"] == 3
+    assert training["decision"] == {"nu": 0.5, "max_iter": 1000, "seed": 42}
     assert manifest.weights["uff"]["kind"] == "trained"
     assert str(Path.home()) not in str(manifest)
 
 
-def test_banks_are_those_of_the_dense_features(fused: Detector, domes: list[Scan]):
-    pipeline = pipeline_of(fused)
-    patches = [pipeline.extractor.extract(fused.prepare(s), StageClock()) for s in domes[:3]]
-    tensors = fused.artifact.tensors()
-    for bank, num_samples in {"point": 235, "rgb": 23, "fusion": 23}.items():
-        queries = [bank_queries(one, pipeline.parameters, bank) for one in patches]
-        dense = np.concatenate([rows[owner] for rows, owner in queries])
-        assert len(dense) == 3 * 784
-        normalized = normalize_rows(dense, pipeline.parameters.bank_scales[bank])
-        taken = reference_coreset(project(torch.from_numpy(normalized), 0), num_samples)
-        wanted = normalized[taken.numpy()]
-        if bank == "point":
-            wanted = finish_point_bank(wanted)
-        np.testing.assert_array_equal(tensors[f"bank.{bank}"], wanted, err_msg=bank)
-
-
-def test_decision_is_fitted_on_the_training_scans(fused: Detector, domes: list[Scan]):
-    pipeline, lambdas = pipeline_of(fused), OPTIONS.lambdas
-    patches = [pipeline.extractor.extract(fused.prepare(s), StageClock()) for s in domes[:3]]
-    scans = [pipeline.bank_scores(one, StageClock()) for one in patches]
-    scores = np.array([[lambdas[bank] * scan[bank].score for bank in lambdas] for scan in scans])
-    found = fit_one_class_svm(scores, lambdas, OPTIONS.decision, what="scores")
-    assert pipeline.parameters.score_weights == pytest.approx(found.weights, rel=1e-4)
-    maps = np.concatenate(
-        [
-            np.stack([lambdas[b] * scan[b].anomaly_map.ravel() for b in lambdas], axis=1)
-            for scan in scans
-        ]
-    ).astype(np.float64)
-    found = fit_one_class_svm(maps, lambdas, OPTIONS.decision, what="maps")
-    assert pipeline.parameters.map_weights == pytest.approx(found.weights, rel=1e-3)
-    assert pipeline.parameters.score_offset == pipeline.parameters.map_offset == 0
+def test_rows_of_the_detector_can_name_the_options_of_its_fit(fused: Detector):
+    own = M3dmFitOptions(method="m3dm", point_patches="28x28", uff="none", blur="float")
+    told = (
+        *("coreset", "dlf_scores", "dlf_schedule", "uff_pairing", "uff_schedule"),
+        *("point_lambda", "rgb_lambda", "fusion_lambda"),
+    )
+    found = configuration_of(fused.artifact.manifest.parameters)
+    assert {name: found[name] for name in told} == {name: getattr(own, name) for name in told}
+    assert describe_configuration("m3dm", found).endswith("point_patches 28x28; blur float")
 
 
 def test_artifact_equals_the_published_pipeline(fused: Detector, domes: list[Scan]):
@@ -173,7 +146,12 @@ def test_artifact_equals_the_published_pipeline(fused: Detector, domes: list[Sca
         ),
         (
             "m3dm-rgb+3d",
-            {"dlf_scores": "decision_function", "blur": "float"},
+            {
+                "dlf_scores": "decision_function",
+                "dlf_schedule": "paper",
+                "rgb_lambda": 0.5,
+                "blur": "float",
+            },
             {"rgb", "points"},
             {"point": 157, "rgb": 15},
         ),
@@ -190,6 +168,11 @@ def test_other_configurations(
     found = {name: tensors[f"bank.{name}"] for name in manifest.parameters["banks"]}
     assert {name: len(rows) for name, rows in found.items()} == banks
     assert {str(rows.dtype) for rows in found.values()} == {changes.get("bank_dtype", "float32")}
+    told = configuration_of(manifest.parameters)
+    assert {name: told[name] for name in changes} == changes
+    assert ("dlf_scores" in told) == (manifest.parameters["decision"] == "svm")
+    assert ("rgb_lambda" in told) == (len(banks) > 1)
+    assert not {"fusion_lambda", "uff_pairing", "uff_schedule"} & set(told)  # has no such part
     has_offset = changes.get("dlf_scores") == "decision_function"
     assert (manifest.parameters["map_offset"] != 0) == has_offset
     if method == "m3dm-rgb+3d-add":
@@ -243,13 +226,18 @@ def test_scans_without_foreground_and_without_validation(
 
 
 def test_fusion_from_a_file(domes: list[Scan], tmp_path: Path):
-    file = save_uff(FeatureFusionBlock(384, 384, seed=5), tmp_path / "uff.safetensors", {})
+    facts = {"training": {"pairing": "published_dump", "schedule": "paper", "updates": 7}}
+    file = save_uff(FeatureFusionBlock(384, 384, seed=5), tmp_path / "uff.safetensors", facts)
     options = replace(OPTIONS, method="m3dm-fusion", uff=file)
     detector = load(fit_m3dm(domes[:1], domes[3:4], tmp_path / "detector", options))
     assert_golden_repeats(detector)
     weights = detector.artifact.manifest.weights["uff"]
     assert (weights["kind"], weights["detail"]) == ("file", "uff.safetensors")
     assert weights["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    training = detector.artifact.manifest.parameters["training"]
+    assert (training["uff_pairing"], training["uff_schedule"]) == ("published_dump", "paper")
+    assert training["uff"] == {"updates": 7}
+    assert not {"decision", "dlf_scores", "rgb_lambda"} & set(training)  # a single bank
 
 
 def test_fusion_files_that_do_not_fit_are_errors_at_once(domes: list[Scan], tmp_path: Path):
@@ -319,7 +307,3 @@ def test_requests_become_options():
     assert (options.method, options.num_groups, options.recipe) == ("m3dm-rgb+3d", 784, "m3dm")
     assert (options.point_patches, options.lambdas) == ("28x28", {"point": 1.0, "rgb": 0.5})
     assert (options.precision, options.bank_dtype) == ("int8", "float32")
-
-
-def pipeline_of(detector: Detector) -> M3dmPipeline:
-    return M3dmPipeline.from_artifact(detector.artifact, engine=detector.engine_choice)

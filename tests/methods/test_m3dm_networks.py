@@ -9,20 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mmad_fast.engines import open_graph
 from mmad_fast.errors import InvalidInputError, WeightsError
+from mmad_fast.methods.m3dm import networks
 from mmad_fast.methods.m3dm.networks import (
     POINT_ROWS_AT_ONCE,
     FeatureFusionBlock,
     export_uff_graphs,
     load_uff,
+    read_training_facts,
     save_uff,
 )
 
 POINT, RGB = 40, 32
+FACTS = {"training": {"pairing": "aligned", "schedule": "quick", "updates": 2}}
 
 OFFICIAL_SHAPES = {
     "xyz_norm.weight": (1152,),
@@ -96,13 +99,12 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_state_alone() -> N
 def test_a_saved_network_is_loaded_with_its_facts(
     network: FeatureFusionBlock, tmp_path: Path
 ) -> None:
-    path = save_uff(network, tmp_path / "new" / "uff.safetensors", {"pairing": "aligned"})
+    path = save_uff(network, tmp_path / "new" / "uff.safetensors", FACTS)
     loaded = load_uff(path, point_channels=POINT, rgb_channels=RGB)
     assert not loaded.training
     for key, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor), key
-    with safe_open(path, "pt") as file:
-        assert file.metadata() == {"pairing": "aligned"}
+    assert read_training_facts(path) == FACTS["training"]
     assert os.listdir(path.parent) == ["uff.safetensors"]
     with pytest.raises(InvalidInputError, match=r"uff\.pth.*\.safetensors"):
         save_uff(network, tmp_path / "uff.pth", {})
@@ -159,6 +161,38 @@ def test_files_that_do_not_fit_are_refused(network: FeatureFusionBlock, tmp_path
         load_uff(path)
     with pytest.raises(WeightsError, match="nowhere.pth is not a file.*mmad-fast uff"):
         load_uff(tmp_path / "nowhere.pth")
+
+
+def test_files_of_others_say_nothing_of_their_training(tmp_path: Path) -> None:
+    assert read_training_facts(tmp_path / "checkpoint-0.pth") == {}
+    path = tmp_path / "uff.safetensors"
+    for metadata in (None, {"mmad_fast": "not JSON"}, {"mmad_fast": "[]"}, {"mmad_fast": "{}"}):
+        save_file({"a": torch.zeros(1)}, path, metadata=metadata)
+        assert read_training_facts(path) == {}
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_left_alone(
+    network: FeatureFusionBlock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "uff.safetensors"
+    folder.mkdir()
+    with pytest.raises(InvalidInputError, match="is a folder; give the file"):
+        save_uff(network, folder, {})
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidInputError, match="nothing can be written in .*file; choose a fold"):
+        save_uff(network, tmp_path / "file" / "uff.safetensors", {})
+
+    def fail(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(networks, "save_file", fail)
+    path = tmp_path / "old.safetensors"
+    path.write_text("old")
+    with pytest.raises(WeightsError, match="old.safetensors: .*No space left.*choose a folder"):
+        save_uff(network, path, {})
+    assert path.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["file", "old.safetensors", "uff.safetensors"]
 
 
 @pytest.mark.parametrize(("precision", "largest"), [("float32", 1e-5), ("int8", 0.1)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,26 @@ import torch
 import torch.nn.functional as F
 
 from mmad_fast.errors import ArtifactError
+from mmad_fast.methods import dense_features
 from mmad_fast.methods.m3dm import reference, reference_banks
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, export_uff_graphs
 from mmad_fast.methods.m3dm.parameters import M3dmParameters
 from mmad_fast.methods.m3dm.reference import BankScores, DensePatches, ReferenceOptions
+
+
+@pytest.mark.parametrize("module", [reference, reference_banks, dense_features])
+def test_references_import_nothing_of_the_fast_code(module: ModuleType):
+    """Records, errors, official weights and the networks' layers are all that they share."""
+    shared = {
+        *("artifact", "backbones", "backbones.point_mae", "errors", "scan", "stage_clock"),
+        *("backbones.group_embedder", "methods.backbone_parameters", "methods.dense_features"),
+        *("methods.m3dm.networks", "methods.m3dm.parameters", "methods.m3dm.reference"),
+    }
+    tree = ast.parse(Path(module.__file__).read_text())
+    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    own = {name.removeprefix("mmad_fast.") for name in imported if name.startswith("mmad_fast")}
+    assert own <= shared
 
 
 def parameters_of(*banks: str, **switches: Any) -> M3dmParameters:

@@ -14,7 +14,7 @@ from mmad_fast.data import Dataset, open_dataset
 from mmad_fast.data.synthetic import write_synthetic
 from mmad_fast.errors import DataError, InvalidInputError
 from mmad_fast.methods.fitting import FitRequest
-from mmad_fast.methods.m3dm.networks import load_uff
+from mmad_fast.methods.m3dm.networks import load_uff, read_training_facts
 from mmad_fast.methods.m3dm.uff_categories import train_for_categories, train_shared_uff
 
 CATEGORIES = ("biscuit", "foam_pad")
@@ -76,6 +76,7 @@ def test_one_network_of_all_categories_is_written(dataset: Dataset, tmp_path: Pa
         facts = json.loads(file.metadata()["mmad_fast"])
     assert facts["categories"] == list(CATEGORIES)
     assert facts["training"]["updates"] == 2
+    assert read_training_facts(path) == trained.record.to_dict()
     assert facts["weights"]["rgb"]["kind"] == "random"
     assert str(tmp_path) not in json.dumps(facts)
 

@@ -19,7 +19,7 @@ from mmad_fast.methods.m3dm import contrastive_loss
 from mmad_fast.methods.m3dm.contrastive_loss import (
     alignment_accuracy,
     info_nce,
-    tokens_of_patches,
+    paired_tokens,
 )
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
 from mmad_fast.methods.m3dm.uff_training import (
@@ -51,7 +51,7 @@ def make_scans(num_scans: int, num_patches: int = 120) -> list[Patches]:
     for _ in range(num_scans):
         causes = rng.normal(size=(TOKENS, 8))
         patches = np.sort(rng.choice(PATCH_GRID**2, num_patches, replace=False))
-        own = tokens_of_patches(patches, patch_grid=PATCH_GRID, num_tokens=TOKENS)
+        own = paired_tokens(patches, patch_grid=PATCH_GRID, num_tokens=TOKENS)
         rows = causes[own] @ to_point + 0.1 * rng.normal(size=(num_patches, POINT))
         scans.append(
             Patches((causes @ to_rgb).astype(np.float32), rows.astype(np.float32), patches)
@@ -114,7 +114,7 @@ def test_a_batch_has_the_gradient_of_the_published_training(
 
 
 def own_tokens(scan: Patches) -> NDArray[np.int64]:
-    return tokens_of_patches(scan.patches, patch_grid=PATCH_GRID, num_tokens=TOKENS)
+    return paired_tokens(scan.patches, patch_grid=PATCH_GRID, num_tokens=TOKENS)
 
 
 def whole_batch(scans: Sequence[Patches], recipe: UffRecipe | None = None) -> PatchBatch:
@@ -156,7 +156,7 @@ def test_no_tensor_grows_with_the_square_of_the_patches(monkeypatch: pytest.Monk
 def test_pairs_of_the_published_grid(pairing: str, num_aligned: int) -> None:
     """Of the public dump's pairs 8 are right: method facts 5.2."""
     patches = np.arange(56 * 56)
-    found = tokens_of_patches(patches, patch_grid=56, num_tokens=784, pairing=pairing)
+    found = paired_tokens(patches, patch_grid=56, num_tokens=784, pairing=pairing)
     row, column = np.divmod(patches, 56)
     right = (row // 2) * 28 + column // 2
     assert (found == right).sum() == num_aligned
@@ -165,10 +165,10 @@ def test_pairs_of_the_published_grid(pairing: str, num_aligned: int) -> None:
 
 def test_a_patch_grid_of_the_tokens_pairs_each_with_its_own() -> None:
     patches = np.array([0, 5, 783])
-    found = tokens_of_patches(patches, patch_grid=28, num_tokens=784)
+    found = paired_tokens(patches, patch_grid=28, num_tokens=784)
     np.testing.assert_array_equal(found, patches)
     with pytest.raises(InvalidInputError, match="784 tokens and 50 x 50 patches.*56x56 or 28x28"):
-        tokens_of_patches(patches, patch_grid=50, num_tokens=784)
+        paired_tokens(patches, patch_grid=50, num_tokens=784)
 
 
 def test_the_published_set_gets_the_published_updates() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmad_fast.errors import EmptyScanError, InvalidInputError
+from mmad_fast.methods.m3dm.bank_queries import tokens_of_patches
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
 
 LOGITS_AT_ONCE = 2**24
@@ -45,7 +46,7 @@ class ScanPatches(Protocol):
         """(P,) row-major index of each foreground patch on the patch grid."""
 
 
-def tokens_of_patches(
+def paired_tokens(
     patches: NDArray[np.int64], *, patch_grid: int, num_tokens: int, pairing: str = "aligned"
 ) -> NDArray[np.int64]:
     """The token (P,) that each patch is paired with.
@@ -68,12 +69,11 @@ def tokens_of_patches(
             f"{num_tokens} tokens and {patch_grid} x {patch_grid} patches: the patch grid's side "
             "must be a multiple of the token grid's; choose point_patches 56x56 or 28x28"
         )
-    factor = patch_grid // token_grid
     if pairing == "aligned":
-        row, column = np.divmod(patches, patch_grid)
-        return (row // factor) * token_grid + column // factor
+        return tokens_of_patches(patch_grid, token_grid)[patches]
     if pairing == "published_dump":
-        return (factor**2 * (patches % num_tokens) + patches // num_tokens) % num_tokens
+        repeats = (patch_grid // token_grid) ** 2
+        return (repeats * (patches % num_tokens) + patches // num_tokens) % num_tokens
     raise InvalidInputError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")
 
 
@@ -196,7 +196,7 @@ def alignment_accuracy(
         assert scan.tokens is not None
         assert scan.point_rows is not None
         token_grid = math.isqrt(len(scan.tokens))
-        tokens = tokens_of_patches(scan.patches, patch_grid=patch_grid, num_tokens=len(scan.tokens))
+        tokens = paired_tokens(scan.patches, patch_grid=patch_grid, num_tokens=len(scan.tokens))
         used, owner, counts = np.unique(tokens, return_inverse=True, return_counts=True)
         queries = in_blocks(network.rgb_queries, torch.from_numpy(scan.tokens[used]))
         keys = in_blocks(network.point_keys, torch.from_numpy(np.array(scan.point_rows)))

@@ -29,7 +29,12 @@ from mmad_fast.methods.feature_extraction import (
 )
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
-from mmad_fast.methods.m3dm.parameters import BANK_PREFIX, M3dmParameters
+from mmad_fast.methods.m3dm.parameters import (
+    BANK_PREFIX,
+    UFF_POINT_GRAPH,
+    UFF_RGB_GRAPH,
+    M3dmParameters,
+)
 from mmad_fast.ops.inverse_distance_interpolation import (
     POOLED_ROWS_OP,
     PooledRows,
@@ -44,9 +49,6 @@ from mmad_fast.ops.nearest_neighbor_scoring import (
 )
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
-
-UFF_POINT_GRAPH = "uff_point"
-UFF_RGB_GRAPH = "uff_rgb"
 
 
 class BankScores(NamedTuple):

@@ -30,15 +30,13 @@ from mmad_fast.methods.feature_extraction import PointBackends, PointGroups, req
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import DistinctRows, distinct_rows
 from mmad_fast.methods.m3dm.detector import (
-    UFF_POINT_GRAPH,
-    UFF_RGB_GRAPH,
     BankScores,
     M3dmScores,
     decide,
     map_of,
     read_banks,
 )
-from mmad_fast.methods.m3dm.parameters import M3dmParameters
+from mmad_fast.methods.m3dm.parameters import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmParameters
 from mmad_fast.ops.inverse_distance_interpolation import (
     POOLED_ROWS_OP,
     PooledRows,

@@ -67,7 +67,7 @@ def fit_m3dm(
     """The path of the fitted detector's artifact.
 
     The features of each scan are extracted once, by the graphs that the detector will run, and kept
-    in a temporary folder: up to 35 MB per scan. Nothing is written to `output` before everything is
+    in a temporary folder: up to 40 MB per scan. Nothing is written to `output` before everything is
     computed: an interrupted fit leaves no trace.
 
     Args:
@@ -130,7 +130,7 @@ def fit_m3dm(
         scans, held_out_store = stores[held_out]
         scores = _scores(held_out_store, fitted.pipeline, progress)
         golden_scan = load_scan(scans[held_out_store.positions[0]], options.unit)
-        facts = _facts(options, train_store, validation_store, fusion)
+        facts = _facts(options, draft, train_store, validation_store, fusion)
         return _write(fitted, Path(output), options, facts, scores, golden_scan)
 
 
@@ -324,18 +324,29 @@ def _threshold(image_scores: list[float], options: M3dmFitOptions) -> dict[str, 
 
 def _facts(
     options: M3dmFitOptions,
+    parameters: M3dmParameters,
     train_store: PatchStore,
     validation_store: PatchStore,
     fusion: FusionPart | None,
 ) -> dict[str, Any]:
+    """What the fit did that the detector need not know. Options stand under their own names, those
+    without a part in this detector left out."""
     facts: dict[str, Any] = {
         "num_train_scans": len(train_store),
         "num_validation_scans": len(validation_store),
         "coreset": options.coreset,
-        "lambdas": options.lambdas,
-        "decision": asdict(options.decision),
     }
-    return facts if fusion is None else {**facts, "uff": fusion.training}
+    if len(parameters.banks) > 1:
+        facts |= {f"{bank}_lambda": factor for bank, factor in options.lambdas.items()}
+    if parameters.decision == "svm":
+        recipe = asdict(options.decision)
+        facts |= {f"dlf_{name}": recipe.pop(name) for name in ("scores", "schedule")}
+        facts["decision"] = recipe
+    if fusion is not None and fusion.training:
+        training = dict(fusion.training)
+        facts |= {f"uff_{name}": training.pop(name) for name in ("pairing", "schedule")}
+        facts["uff"] = training
+    return facts
 
 
 def _write(

@@ -12,10 +12,19 @@ from typing import Any
 from mmad_fast.backbones.table import get_rgb_spec
 from mmad_fast.engines import open_graph
 from mmad_fast.methods.fitting import Progress
-from mmad_fast.methods.m3dm.detector import UFF_POINT_GRAPH, UFF_RGB_GRAPH, PatchFusion
+from mmad_fast.methods.m3dm.detector import PatchFusion
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
-from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, export_uff_graphs, load_uff
-from mmad_fast.methods.m3dm.parameters import M3dmParameters
+from mmad_fast.methods.m3dm.networks import (
+    FeatureFusionBlock,
+    export_uff_graphs,
+    load_uff,
+    read_training_facts,
+)
+from mmad_fast.methods.m3dm.parameters import (
+    UFF_POINT_GRAPH,
+    UFF_RGB_GRAPH,
+    M3dmParameters,
+)
 from mmad_fast.methods.m3dm.patch_store import PatchStore
 from mmad_fast.methods.m3dm.uff_training import train_uff
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
@@ -28,7 +37,7 @@ class FusionNetwork:
     Attributes:
         block: The networks.
         source: Where the weights came from, as the manifest has it.
-        training: What the training did; empty for weights from a file.
+        training: What the training did; empty for a file that does not say.
     """
 
     block: FeatureFusionBlock
@@ -68,7 +77,7 @@ def load_fusion(parameters: M3dmParameters, options: M3dmFitOptions) -> FusionNe
     )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"name": "uff", "kind": "file", "detail": path.name, "sha256": sha256}
-    return FusionNetwork(block, source, {})
+    return FusionNetwork(block, source, read_training_facts(path))
 
 
 def train_fusion(

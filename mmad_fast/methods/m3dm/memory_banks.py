@@ -136,7 +136,7 @@ def coreset_sizes(num_rows: Mapping[str, int], *, coreset: str) -> dict[str, int
         coreset: "code": a tenth of a single bank and of the point bank, and as many rows of the
             others as a tenth of the rows that the point bank keeps. "paper": a tenth of each.
 
-    Source: M3DM, section 4.2 (PatchCore's coreset), and the public code, method facts 5.3.
+    Source: M3DM, section 3.4 (banks built as PatchCore's), and the public code, method facts 5.3.
     """
     sizes = {name: int(CORESET_FRACTION * number) for name, number in num_rows.items()}
     if coreset == "code" and len(sizes) > 1:

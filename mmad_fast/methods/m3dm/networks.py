@@ -7,11 +7,15 @@ The heads serve training alone. Key names are those of the published checkpoints
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,14 +23,15 @@ from mmad_fast.backbones.checkpoint import read_checkpoint
 from mmad_fast.errors import InvalidInputError, WeightsError
 from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.export.quantization import quantize_graph
+from mmad_fast.methods.m3dm.parameters import UFF_POINT_GRAPH, UFF_RGB_GRAPH
 
-UFF_POINT_GRAPH = "uff_point"
-UFF_RGB_GRAPH = "uff_rgb"
 POINT_ROWS_AT_ONCE = 256
 """Rows of the graph "uff_point", which runs once per so many foreground patches."""
 HIDDEN_RATIO = 4
 HEAD_CHANNELS = 256
 HEAD_PREFIXES = ("rgb_head.", "xyz_head.")
+_FACTS_KEY = "mmad_fast"
+"""Of a file's metadata: how the network was trained, as JSON."""
 
 
 class FusionMlp(nn.Module):
@@ -49,7 +54,8 @@ class FeatureFusionBlock(nn.Module):
 
     Keys: xyz_norm, xyz_mlp, rgb_norm, rgb_mlp, and of the training heads rgb_head, xyz_head.
 
-    Source: M3DM section 3.3, figure 3; method facts 5.2. No residual connections.
+    Source: M3DM section 3.3, figure 3; method facts 5.2. No residual connections. The paper's
+    equation 3 writes RGB first; the order here is that of its code.
     """
 
     def __init__(self, point_channels: int, rgb_channels: int, *, seed: int = 0) -> None:
@@ -143,7 +149,25 @@ def export_uff_graphs(
     return graphs
 
 
-def save_uff(network: FeatureFusionBlock, path: Path, facts: Mapping[str, str]) -> Path:
+def check_uff_target(path: Path) -> None:
+    """Raises if weights cannot be written at `path`; call it before hours of training.
+
+    Raises:
+        InvalidInputError: it has another ending than ".safetensors", is a folder, or lies where
+            nothing may be written.
+    """
+    if path.suffix != ".safetensors":
+        raise InvalidInputError(f"{path}: weights are written as .safetensors; choose that ending")
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a folder; give the file that the weights go to")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidInputError(
+            f"{path}: nothing can be written in {folder}; choose a folder where you may write"
+        )
+
+
+def save_uff(network: FeatureFusionBlock, path: Path, facts: Mapping[str, Any]) -> Path:
     """The path of the network's weights, written as safetensors under the published key names.
 
     The file appears whole or not at all.
@@ -151,22 +175,46 @@ def save_uff(network: FeatureFusionBlock, path: Path, facts: Mapping[str, str]) 
     Args:
         network: With heads, so that its alignment can be measured again.
         path: Ends in ".safetensors"; an existing file is replaced.
-        facts: How it was trained: the file's metadata.
+        facts: How it was trained, JSON types: part of the file's metadata.
 
     Raises:
-        InvalidInputError: the path has another ending.
+        InvalidInputError: as `check_uff_target`.
+        WeightsError: it cannot be written: a full disk, for one.
     """
-    if path.suffix != ".safetensors":
-        raise InvalidInputError(f"{path}: weights are written as .safetensors; choose that ending")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_uff_target(path)
     partial = path.with_name(f".{path.name}.partial")
     tensors = {key: tensor.detach().contiguous() for key, tensor in network.state_dict().items()}
     try:
-        save_file(tensors, partial, metadata=dict(facts))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={_FACTS_KEY: json.dumps(facts, sort_keys=True)})
         partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"{path}: the UFF weights cannot be written ({error}); choose a folder with room where "
+            "you may write"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def read_training_facts(path: Path) -> dict[str, Any]:
+    """How the network in a file was trained, as a training's record; empty where the file does not
+    say, as the official ones.
+
+    Args:
+        path: A file that `load_uff` takes.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        training = json.loads(metadata.get(_FACTS_KEY, "{}"))["training"]
+    except (ValueError, LookupError, TypeError):  # metadata of another program
+        return {}
+    is_record = isinstance(training, dict) and {"pairing", "schedule"} <= training.keys()
+    return training if is_record else {}
 
 
 def load_uff(
@@ -200,7 +248,7 @@ def load_uff(
         ("xyz_norm.weight", "point", point_channels),
         ("rgb_norm.weight", "RGB", rgb_channels),
     ):
-        if name not in state or state[name].ndim != 1:
+        if name not in state or state[name].ndim != 1 or not len(state[name]):
             raise WeightsError(f"{path} holds no UFF: {name!r} is missing; {_ADVICE}")
         widths[modality] = len(state[name])
         if wanted is not None and widths[modality] != wanted:

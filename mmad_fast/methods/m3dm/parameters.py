@@ -13,6 +13,10 @@ from mmad_fast.methods.backbone_parameters import BackboneParameters
 BANKS = ("point", "rgb", "fusion")
 """All memory banks, in the order of the public code's score columns."""
 
+UFF_POINT_GRAPH = "uff_point"
+UFF_RGB_GRAPH = "uff_rgb"
+"""Graphs of the feature fusion."""
+
 BANK_PREFIX = "bank."
 """Of the tensors that hold the memory banks: "bank.point" (M, C)."""
 

@@ -29,9 +29,16 @@ class ArrayFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """An empty file at `path`; what is there is overwritten."""
+        """An empty file at `path`; what is there is overwritten.
+
+        Raises:
+            MmadFastError: it cannot be made.
+        """
         self._path = path
-        self._file = path.open("wb")
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
         self._offsets = [0]
         self._shape: tuple[int, ...] = ()
         self._dtype = np.dtype(np.float32)
@@ -71,11 +78,7 @@ class ArrayFile:
             self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             self._file.flush()
         except OSError as error:
-            raise MmadFastError(
-                f"{self._path}: cannot write the features of the scans ({error.strerror}); free "
-                "some space there, or set TMPDIR to a folder on a larger disk (M3DM needs up to 35 "
-                "MB per training scan)"
-            ) from error
+            raise _cannot_write(self._path, error) from error
         self._offsets.append(self._offsets[-1] + len(array))
 
     def read(self, index: int) -> NDArray:
@@ -94,6 +97,13 @@ class ArrayFile:
         """All rows of all arrays, read-only, as a map of the file; there must be one."""
         shape = (self._offsets[-1], *self._shape)
         return np.asarray(np.memmap(self._path, self._dtype, mode="r", shape=shape))
+
+
+def _cannot_write(path: Path, error: OSError) -> MmadFastError:
+    return MmadFastError(
+        f"{path}: cannot write the features of the scans ({error.strerror}); free some space "
+        "there, or set TMPDIR to a folder on a larger disk (M3DM needs up to 40 MB per scan)"
+    )
 
 
 @dataclass(frozen=True)

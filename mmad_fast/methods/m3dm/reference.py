@@ -36,7 +36,12 @@ from mmad_fast.methods.dense_features import (
     point_mae_features,
 )
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
-from mmad_fast.methods.m3dm.parameters import BANK_PREFIX, M3dmParameters
+from mmad_fast.methods.m3dm.parameters import (
+    BANK_PREFIX,
+    UFF_POINT_GRAPH,
+    UFF_RGB_GRAPH,
+    M3dmParameters,
+)
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -437,8 +442,8 @@ def reference_pipeline(
 def _fusion_of(artifact: Artifact) -> FeatureFusionBlock:
     """UFF with the weights that stand in an artifact's graphs; its heads are not used."""
     halves = {
-        "xyz": _half_of_fusion(artifact.graph_path("uff_point")),
-        "rgb": _half_of_fusion(artifact.graph_path("uff_rgb")),
+        "xyz": _half_of_fusion(artifact.graph_path(UFF_POINT_GRAPH)),
+        "rgb": _half_of_fusion(artifact.graph_path(UFF_RGB_GRAPH)),
     }
     widths = [len(half["norm.weight"]) for half in halves.values()]
     fusion = FeatureFusionBlock(*widths)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from mmad_fast.methods.fitting import FitRequest, Progress, training_scans
 from mmad_fast.methods.m3dm.contrastive_loss import AlignmentAccuracy, alignment_accuracy
 from mmad_fast.methods.m3dm.fit import extract_patches
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
-from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
+from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, check_uff_target, save_uff
 from mmad_fast.methods.m3dm.patch_store import PatchStore
 from mmad_fast.methods.m3dm.uff_training import UffRecord, train_uff
 from mmad_fast.methods.torch_threads import torch_threads
@@ -86,7 +85,8 @@ def train_shared_uff(
 ) -> SharedUff:
     """The feature fusion trained on the nominal training scans of all the categories, written.
 
-    The features are extracted as a fit does it, and kept on disk meanwhile.
+    The features are extracted as a fit does it, and kept in a temporary folder meanwhile: up to 17
+    MB per scan.
 
     Args:
         dataset: With training scans of each category.
@@ -97,17 +97,15 @@ def train_shared_uff(
         progress: Called with (stage, done, total).
 
     Raises:
-        InvalidInputError: the method has no fusion bank, or an option is out of range.
+        InvalidInputError: the method has no fusion bank, an option is out of range, or nothing can
+            be written at `output`.
         DataError: a category has no training scans.
         EmptyScanError: no training scan has enough foreground.
-        WeightsError: backbone weights are missing or do not fit.
+        WeightsError: backbone weights are missing or do not fit, or `output` cannot be written.
         MmadFastError: the training diverged, or the disk is full.
     """
     options = _options(dataset, request)
-    if output.suffix != ".safetensors":
-        raise InvalidInputError(
-            f"{output}: weights are written as .safetensors; choose that ending"
-        )
+    check_uff_target(output)
     recipe = replace(options.uff_training, updates=updates)
     tell = progress or (lambda stage, done, total: None)
     train = [
@@ -134,7 +132,7 @@ def train_shared_uff(
         )
     uff = SharedUff(output, record, before, after, "validation" if has_validation else "train")
     facts = {**uff.to_dict(), "categories": list(categories), "weights": patches.weights}
-    save_uff(network, output, {"mmad_fast": json.dumps(facts, sort_keys=True)})
+    save_uff(network, output, facts)
     return uff
 
 

@@ -22,7 +22,7 @@ from mmad_fast.methods.m3dm.contrastive_loss import (
     ScanPatches,
     in_blocks,
     info_nce,
-    tokens_of_patches,
+    paired_tokens,
 )
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
 
@@ -289,7 +289,7 @@ def read_batch(
         if wanted is not None and wanted < len(patches):
             drawn = np.sort(rng.choice(len(patches), wanted, replace=False))
             patches, point_rows = patches[drawn], point_rows[drawn]
-        paired = tokens_of_patches(
+        paired = paired_tokens(
             patches, patch_grid=patch_grid, num_tokens=len(scan.tokens), pairing=recipe.pairing
         )
         used, owner = np.unique(paired, return_inverse=True)
