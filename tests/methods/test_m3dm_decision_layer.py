@@ -77,6 +77,17 @@ def test_scores_of_zero_are_added_instead(caplog: pytest.LogCaptureFixture):
     assert "learnt nothing from the nominal scores" in caplog.text
 
 
+def test_a_bank_whose_scores_are_zero_has_no_weight(
+    raw_scores: NDArray, caplog: pytest.LogCaptureFixture
+):
+    scores = weighted(raw_scores) * [0, 1, 1]
+    with caplog.at_level(logging.WARNING, logger="mmad_fast"):
+        decision = fit_one_class_svm(scores, LAMBDAS, DecisionRecipe(), what="scores")
+    assert decision.weights["point"] == 0
+    assert min(decision.weights["rgb"], decision.weights["fusion"]) > 0
+    assert "gives the bank point no weight for scores" in caplog.text
+
+
 def test_bad_recipes_are_errors():
     with pytest.raises(InvalidInputError, match="dlf_scores is 'both'; it must be one of score_"):
         DecisionRecipe(scores="both")

@@ -76,7 +76,8 @@ def fit_one_class_svm(
 ) -> LinearDecision:
     """The decision of a linear one-class support vector machine, lambdas folded into its weights.
 
-    Where it learns nothing, since all scores are 0, the decision is the plain sum; a warning says
+    Where it learns nothing, since all scores are 0, the decision is the plain sum; a bank whose
+    scores are all 0, since it holds every patch of the training scans, gets no weight. Warnings say
     so.
 
     Args:
@@ -99,6 +100,14 @@ def fit_one_class_svm(
             what,
         )
         return plain_sum(lambdas)
+    if ignored := [name for name, w in zip(lambdas, weights, strict=True) if w == 0]:
+        logger.warning(
+            "the decision layer gives the bank %s no weight for %s: it holds every distinct patch "
+            "of the training scans, whose distances are 0 then, as where the object covers little "
+            "of the image; a method that adds the banks, such as m3dm-rgb+3d-add, keeps it",
+            " and ".join(ignored),
+            what,
+        )
     folded = {name: float(w) * lambdas[name] for name, w in zip(lambdas, weights, strict=True)}
     return LinearDecision(folded, -offset if recipe.scores == "decision_function" else 0.0)
 
