@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from mmad_fast.errors import InvalidInputError
 
 MAX_MAGNITUDE = 1e18
 """Largest value whose squared differences still fit in float32, so that no distance is infinite."""
+VALUES_PER_PART = 1 << 18
+"""Of a matrix that is checked: 1 MiB."""
 
 
 def check_float_matrix(
@@ -42,10 +44,8 @@ def check_float_matrix(
     check_rows(matrix, name, minimum=min_rows)
     with np.errstate(over="ignore"):
         matrix = np.ascontiguousarray(matrix, dtype=np.float32)
-    if matrix.size:
-        largest = max(float(matrix.max()), -float(matrix.min()))
-        if not largest <= MAX_MAGNITUDE:
-            _refuse_content(matrix, name)
+    if not all(_is_bounded(part) for part in _parts(matrix)):
+        _refuse_content(matrix, name)
     return matrix
 
 
@@ -128,8 +128,20 @@ def _as_array(array: Any, name: str) -> NDArray[Any]:
     return converted
 
 
+def _parts(matrix: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Rows that fit into the cache: read once, and without a copy of a mapped file's size."""
+    num_rows = max(1, VALUES_PER_PART // max(1, matrix.shape[1]))
+    for first in range(0, len(matrix) if matrix.size else 0, num_rows):
+        yield matrix[first : first + num_rows]
+
+
+def _is_bounded(part: NDArray[np.float32]) -> bool:
+    return max(float(part.max()), -float(part.min())) <= MAX_MAGNITUDE  # not so with a NaN
+
+
 def _refuse_content(matrix: NDArray[np.float32], name: str) -> None:
-    bad_rows = np.flatnonzero(~(np.abs(matrix) <= MAX_MAGNITUDE).all(axis=1))
+    is_bad = [~(np.abs(part) <= MAX_MAGNITUDE).all(axis=1) for part in _parts(matrix)]
+    bad_rows = np.flatnonzero(np.concatenate(is_bad))
     row = matrix[bad_rows[0]]
     what = "a NaN" if np.isnan(row).any() else "an infinite or too large value"
     raise InvalidInputError(
