@@ -146,7 +146,6 @@ def test_the_environment_sets_the_number_of_threads() -> None:
 FORKING = """
 import os, threading
 import numpy as np
-from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 
@@ -191,7 +190,6 @@ FORKED_POOL = """
 import os
 from pathlib import Path
 import numpy as np
-from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 
@@ -216,7 +214,6 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
 IDLE_POOL = """
 import threading, time
 import numpy as np
-from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 
@@ -259,7 +256,6 @@ def test_many_short_jobs_one_after_the_other() -> None:
 FEW_THREADS = """
 import resource
 import numpy as np
-from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.threads import set_num_threads
 
