@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from ops.feature_cases import low_rank_queries_and_bank, queries_and_bank
 
+from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.triton_kernels import DEFAULT_SM, LaunchConfig
 from mmad_fast.ops.k_center_greedy import reference
 
@@ -178,6 +179,12 @@ def test_rows_that_are_not_finite_are_never_selected(dtype: str) -> None:
     assert len(expected) == len(good)
     np.testing.assert_array_equal(select(tensor, 40), expected)
     assert select(tensor, 40, start=int(bad[0])).tolist() == [bad[0]]
+
+
+def test_more_rows_than_32_bits_count_are_refused() -> None:
+    rows = torch.empty((2**30 + 1, 0), device=TEST_DEVICE)
+    with pytest.raises(InvalidInputError, match="1073741825 rows; on a device at most 1073741824"):
+        triton_kernel.k_center_greedy(rows, 1)
 
 
 @pytest.mark.parametrize("num_multiprocessors", [2, 100])

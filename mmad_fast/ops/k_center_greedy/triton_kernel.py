@@ -29,8 +29,11 @@ import torch
 import triton
 import triton.language as tl
 
+from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.triton_kernels import DEFAULT_SM, LaunchConfig, TritonKernel, compute_capability
 
+MAX_ROWS = 2**30
+"""Rows are counted in 32 bits, also those that a program has room for behind the last one."""
 MAX_PROGRAMS = 1024
 """Each reads what all of them found in the launch before."""
 RESIDENT_WARPS = {torch.float32: 20, torch.float16: 16}
@@ -169,12 +172,20 @@ def k_center_greedy(
     never selected; a start that is one stays alone. Waits for the device at the end only, for n.
 
     Args:
-        rows: (N, C) float32 or float16, contiguous, 1 <= N < 2^31, C >= 1.
+        rows: (N, C) float32 or float16, contiguous, N and C at least 1.
         num_samples: At least 1.
         start: The first selected row, in 0..N-1.
         report: Called now and then with the number of selections handed to the device, which
             has a limited queue of them.
+
+    Raises:
+        InvalidInputError: there are more than MAX_ROWS rows.
     """
+    if len(rows) > MAX_ROWS:
+        raise InvalidInputError(
+            f"rows has {len(rows)} rows; on a device at most {MAX_ROWS} can be selected from: "
+            "pass them as a NumPy array"
+        )
     selected = torch.empty(min(num_samples, len(rows)), dtype=torch.int64, device=rows.device)
     nearest = torch.full((len(rows),), torch.inf, dtype=torch.float32, device=rows.device)
     _launch_steps(rows, nearest, selected, start, report)
