@@ -10,8 +10,8 @@
 // Bounds are those of the rows or, where that helps, of rows projected to a few directions plus the
 // length of the rest, whose distances are never longer. They are float32 and account for their
 // rounding (README.md), so that the result depends neither on the number of threads nor on the
-// instruction set. Memory: 16 bytes per row, one projected row each, and a copy of the selected
-// ones; rows are read where they lie.
+// instruction set. Memory: 16 bytes per row, one projected row each, lists of those that seem
+// beyond the radius, and a copy of the selected ones; rows are read where they lie.
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
@@ -144,12 +144,12 @@ namespace {
 
 using namespace k_center_kernels;
 
-constexpr int64_t kActiveRows = 1024;            // wanted beyond a phase's radius
+constexpr int64_t kActiveRows = 1024;            // of a phase, at most
 constexpr int64_t kPoolRows = 32 * kActiveRows;  // among which they are looked for
 constexpr int64_t kMaxBatch = 384;               // rows that a thread brings up to date together
 constexpr int64_t kMinBatch = 48;                //
-constexpr int64_t kParallelGroups = 64;          // of active rows, from here on for several threads
-constexpr double kChunkTerms = 4e9;  // of matrix products between two looks at the clock
+constexpr int64_t kSliceFloats = 1 << 24;        // of rows, between two looks at the clock
+constexpr double kThreadTerms = 2e9;  // of matrix products, per thread between two such looks
 constexpr std::chrono::milliseconds kReportEvery{100};
 constexpr double kRounding = FLT_EPSILON / 2;
 constexpr double kOverflow = 1e37;  // squared lengths from here on may overflow in float32
@@ -212,17 +212,48 @@ class Reach {
   double squared_norm_;
 };
 
+// Reports when it is asked for the first time, and then at most every kReportEvery.
+class Reporter {
+ public:
+  explicit Reporter(const std::function<void(int64_t)>& report) : report_(report) {}
+
+  void now(int64_t count) {
+    report_(count);
+    reported_ = std::chrono::steady_clock::now();
+  }
+
+  void now_and_then(int64_t count) {
+    if (std::chrono::steady_clock::now() - reported_ >= kReportEvery) now(count);
+  }
+
+ private:
+  const std::function<void(int64_t)>& report_;
+  std::chrono::steady_clock::time_point reported_{};
+};
+
+// Calls body(first, end) for slices of the rows, which may have to be read from a disk, and
+// reports in between.
+template <typename Body>
+void for_slices(int64_t num_rows, int64_t width, Reporter& reporter, int64_t count,
+                const Body& body) {
+  const int64_t slice = std::max<int64_t>(kSliceFloats / width, num_threads());
+  for (int64_t first = 0; first < num_rows; first += slice) {
+    body(first, std::min(num_rows, first + slice));
+    reporter.now_and_then(count);
+  }
+}
+
 class Selection {
  public:
   Selection(const float* rows, int64_t num_rows, int64_t width, const BoundRows& bound,
-            int64_t num_samples, int64_t* indices, const std::function<void(int64_t)>& report)
+            int64_t num_samples, int64_t* indices, Reporter& reporter)
       : rows_(rows),
         num_rows_(num_rows),
         width_(width),
         bound_(bound),
         num_samples_(num_samples),
         indices_(indices),
-        report_(report),
+        reporter_(reporter),
         nearest_(num_rows),
         distances_(num_rows),
         known_phases_(num_rows),
@@ -230,20 +261,21 @@ class Selection {
         rough_underflow_(2 * static_cast<double>(width + 2) * FLT_MIN) {}
 
   SelectionStatistics run(int64_t start) {
+    centers_.reserve(num_samples_ * bound_.width);
     select(start);
     measure_all(start);
     end_phase();
     while (count_ < num_samples_ && begin_phase()) {
       while (count_ < num_samples_) {
-        const int64_t farthest = farthest_active();
-        if (distances_[active_[farthest]] < radius_) break;
-        select(active_[farthest]);
+        const int64_t row = active_[farthest_active()];
+        if (!is_beyond(row)) break;
+        select(row);
         step();
-        report_now_and_then();
+        reporter_.now_and_then(count_);
       }
       end_phase();
     }
-    report_(count_);
+    reporter_.now(count_);
     statistics_.num_selected = count_;
     statistics_.measured_pairs = measured_pairs_;
     statistics_.bounded_pairs = bounded_pairs_;
@@ -260,14 +292,15 @@ class Selection {
   }
 
   void measure_all(int64_t center) {
-    parallel_for(num_rows_, 1024, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        nearest_[row] = squared_distance(rows_ + row * width_, rows_ + center * width_, width_);
-        distances_[row] = distance_of(nearest_[row]);
-      }
+    for_slices(num_rows_, width_, reporter_, count_, [&](int64_t first, int64_t last) {
+      parallel_for(last - first, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t row = first + begin; row < first + end; ++row) {
+          nearest_[row] = squared_distance(rows_ + row * width_, rows_ + center * width_, width_);
+          distances_[row] = distance_of(nearest_[row]);
+        }
+      });
     });
     measured_pairs_ += num_rows_;
-    report_now_and_then();
   }
 
   // What is selected from here on is unknown to all rows, but those that are active then.
@@ -309,10 +342,9 @@ class Selection {
 
   // The rows that seem farthest from the selected.
   void fill_pool() {
-    std::vector<float> apart;
-    for (const float distance : distances_) {
-      if (distance > 0) apart.push_back(distance);
-    }
+    const auto is_apart = [](float distance) { return distance > 0; };
+    std::vector<float> apart(std::count_if(distances_.begin(), distances_.end(), is_apart));
+    std::copy_if(distances_.begin(), distances_.end(), apart.begin(), is_apart);
     pool_is_complete_ = static_cast<int64_t>(apart.size()) <= kPoolRows;
     pool_radius_ = std::numeric_limits<float>::denorm_min();
     if (!pool_is_complete_) {
@@ -336,7 +368,7 @@ class Selection {
     for (int64_t first = 0; first < num_batches;) {
       double terms = 0;
       int64_t end = first;
-      for (; end < num_batches && terms < kChunkTerms; ++end) {
+      for (; end < num_batches && terms < kThreadTerms * num_threads(); ++end) {
         terms += static_cast<double>(batch * bound_.width * unknown_centers(stale[end * batch]));
       }
       parallel_for(end - first, 1, [&](int64_t begin, int64_t) {
@@ -344,7 +376,7 @@ class Selection {
         catch_up(stale.data() + from, std::min(batch, num_rows - from));
       });
       first = end;
-      report_now_and_then();
+      reporter_.now_and_then(count_);
     }
     return num_rows > 0;
   }
@@ -438,10 +470,20 @@ class Selection {
     return true;
   }
 
+  // Those of the up to date rows that are beyond the radius. Where very many are exactly at it, the
+  // first of these: so the active rows do not grow with the number of rows.
   void pack_active() {
+    int64_t left_at_radius = kActiveRows;
+    for (const int64_t row : pool_) left_at_radius -= distances_[row] > radius_;
     active_.clear();
+    end_at_radius_ = num_rows_;
     for (const int64_t row : pool_) {
-      if (distances_[row] >= radius_) active_.push_back(row);
+      if (distances_[row] < radius_) continue;
+      if (distances_[row] == radius_ && left_at_radius-- <= 0) {
+        end_at_radius_ = std::min(end_at_radius_, row);
+        continue;
+      }
+      active_.push_back(row);
     }
     const int64_t size = static_cast<int64_t>(active_.size()), width = bound_.width;
     const int64_t groups = (size + kLanes - 1) / kLanes;
@@ -449,19 +491,22 @@ class Selection {
     limits_.assign(groups * kLanes, -1.0f);  // no distance is below that
     group_farthest_.resize(groups);
     reaches_.resize(size);
-    parallel_for(groups, kParallelGroups, [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) {
-        float* columns = columns_.data() + group * width * kLanes;
-        const int64_t first = group * kLanes, last = std::min(size, first + kLanes);
-        for (int64_t i = first; i < last; ++i) {
-          const float* row = bound_.row(active_[i]);
-          for (int64_t d = 0; d < width; ++d) columns[d * kLanes + i - first] = row[d];
-          reaches_[i] = Reach(bound_, active_[i], nearest_[active_[i]]);
-          limits_[i] = reaches_[i].limit;
-        }
-        find_farthest(group);
+    for (int64_t group = 0; group < groups; ++group) {
+      float* columns = columns_.data() + group * width * kLanes;
+      const int64_t first = group * kLanes, last = std::min(size, first + kLanes);
+      for (int64_t i = first; i < last; ++i) {
+        const float* row = bound_.row(active_[i]);
+        for (int64_t d = 0; d < width; ++d) columns[d * kLanes + i - first] = row[d];
+        reaches_[i] = Reach(bound_, active_[i], nearest_[active_[i]]);
+        limits_[i] = reaches_[i].limit;
       }
-    });
+      find_farthest(group);
+    }
+  }
+
+  // Whether an active row comes before all rows that are not active.
+  bool is_beyond(int64_t row) const {
+    return distances_[row] > radius_ || (distances_[row] == radius_ && row < end_at_radius_);
   }
 
   void find_farthest(int64_t group) {
@@ -487,33 +532,25 @@ class Selection {
   void step() {
     const int64_t row = indices_[count_ - 1], width = bound_.width;
     const float* center = centers_.data() + (count_ - 1) * width;
-    parallel_for(group_farthest_.size(), kParallelGroups, [&](int64_t begin, int64_t end) {
-      int64_t measured = 0;
-      for (int64_t group = begin; group < end; ++group) {
-        const int64_t first = group * kLanes;
-        uint64_t near =
-            near_lanes(columns_.data() + first * width, width, center, limits_.data() + first);
-        if (near == 0) continue;
-        for (; near != 0; near &= near - 1) {
-          const int64_t i = first + __builtin_ctzll(near);
-          ++measured;
-          if (measure(active_[i], row)) {
-            reaches_[i].update(bound_, nearest_[active_[i]]);
-            limits_[i] = reaches_[i].limit;
-          }
+    int64_t measured = 0;
+    const int64_t num_groups = static_cast<int64_t>(group_farthest_.size());
+    for (int64_t group = 0; group < num_groups; ++group) {
+      const int64_t first = group * kLanes;
+      uint64_t near =
+          near_lanes(columns_.data() + first * width, width, center, limits_.data() + first);
+      if (near == 0) continue;
+      for (; near != 0; near &= near - 1) {
+        const int64_t i = first + __builtin_ctzll(near);
+        ++measured;
+        if (measure(active_[i], row)) {
+          reaches_[i].update(bound_, nearest_[active_[i]]);
+          limits_[i] = reaches_[i].limit;
         }
-        find_farthest(group);
       }
-      measured_pairs_ += measured;
-    });
+      find_farthest(group);
+    }
+    measured_pairs_ += measured;
     statistics_.stepped_pairs += static_cast<int64_t>(active_.size());
-  }
-
-  void report_now_and_then() {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - reported_ < kReportEvery) return;
-    report_(count_);
-    reported_ = now;
   }
 
   const float* rows_;
@@ -521,8 +558,7 @@ class Selection {
   const BoundRows bound_;
   const int64_t num_samples_;
   int64_t* indices_;
-  const std::function<void(int64_t)>& report_;
-  std::chrono::steady_clock::time_point reported_ = std::chrono::steady_clock::now();
+  Reporter& reporter_;
 
   // Per row, relative to the selected rows of the phases that it knows: the nearest's squared
   // distance, and its distance.
@@ -544,6 +580,7 @@ class Selection {
   bool pool_is_complete_ = false;  // all rows that are not at 0
 
   float radius_ = 0;
+  int64_t end_at_radius_ = 0;  // rows that are exactly at the radius are beyond it below this
   std::vector<int64_t> active_;
   AlignedFloats columns_;  // per group [width][kLanes]
   AlignedFloats limits_;
@@ -554,28 +591,28 @@ class Selection {
   std::atomic<int64_t> measured_pairs_{0}, bounded_pairs_{0};
 };
 
-// Of rows that prepare_bank projects.
-double coordinate_error(int64_t rank, int64_t width) {
-  const double sums =
-      2 * std::sqrt(static_cast<double>(rank)) * static_cast<double>(width + 8) * DBL_EPSILON / 2;
-  return sums + 2 * std::sqrt(sums) + 1.01 * kRounding;
-}
-
 }  // namespace
 
 SelectionStatistics k_center_greedy(const float* rows, int64_t num_rows, int64_t width,
                                     const SelectionProjection& projection, int64_t start,
                                     int64_t num_samples, int64_t* indices,
                                     const std::function<void(int64_t)>& report) {
+  Reporter reporter(report);
   BoundRows bound{rows, width, 0.0};
-  const bool projects = projection.rank > 0;
-  const Bank bank = projects ? prepare_bank({rows, nullptr, num_rows, width, {}}, projection.mean,
-                                            projection.basis, projection.rank)
-                             : Bank();
-  if (projects) {
-    bound = {bank.projected.floats, bank.projected.width, coordinate_error(projection.rank, width)};
+  UninitializedVector<float> projected;
+  if (projection.rank > 0) {
+    bound.width = projection.rank + 1;
+    bound.coordinate_error = coordinate_error(projection.rank, width);
+    projected.resize(num_rows * bound.width);
+    bound.rows = projected.data();
+    const Projection directions =
+        make_projection(projection.mean, projection.basis, width, projection.rank);
+    for_slices(num_rows, width, reporter, 0, [&](int64_t first, int64_t end) {
+      project_all(directions, {rows + first * width, nullptr, end - first, width, {}},
+                  projected.data() + first * bound.width, nullptr);
+    });
   }
-  return Selection(rows, num_rows, width, bound, num_samples, indices, report).run(start);
+  return Selection(rows, num_rows, width, bound, num_samples, indices, reporter).run(start);
 }
 
 }  // namespace mmad_fast

@@ -281,17 +281,6 @@ void project(const Projection& projection, const BankRows& rows, int64_t first, 
   }
 }
 
-void project_all(const Projection& projection, const BankRows& rows, float* target,
-                 double* lengths) {
-  parallel_for(rows.num_rows, 64, [&](int64_t begin, int64_t end) {
-    std::vector<double> centered;
-    for (int64_t row = begin; row < end; row += kProjectedRows) {
-      project(projection, rows, row, std::min(kProjectedRows, end - row), centered,
-              target + row * (projection.rank + 1), lengths ? lengths + row : nullptr);
-    }
-  });
-}
-
 struct Nearest {
   double squared_distance = kInfinity;
   int64_t index = std::numeric_limits<int64_t>::max();
@@ -556,9 +545,7 @@ BoundQueries projected_queries(const Projection& projection, const float* querie
   for (int64_t query = 0; query < count; ++query) {
     bound.squared_norms[query] = sum_squares(projected.data() + query * bound_width, bound_width);
   }
-  const double sums = 2 * std::sqrt(static_cast<double>(projection.rank)) *
-                      static_cast<double>(width + 8) * DBL_EPSILON / 2;
-  bound.coordinate_error = sums + 2 * std::sqrt(sums) + 1.01 * kRounding;
+  bound.coordinate_error = coordinate_error(projection.rank, width);
   return bound;
 }
 
@@ -608,21 +595,43 @@ class NearestRows {
 
 int64_t Projection::padded_rank() const { return round_up(rank, kProjectedColumns); }
 
+Projection make_projection(const double* mean, const double* basis, int64_t width, int64_t rank) {
+  Projection projection;
+  projection.rank = rank;
+  projection.mean.assign(mean, mean + width);
+  const int64_t stride = projection.padded_rank();
+  projection.basis.assign(width * stride, 0.0);
+  for (int64_t d = 0; d < width; ++d) {
+    for (int64_t j = 0; j < rank; ++j) {
+      projection.basis[d * stride + j] = basis[d * rank + j] * kShortening;
+    }
+  }
+  return projection;
+}
+
+void project_all(const Projection& projection, const BankRows& rows, float* target,
+                 double* lengths) {
+  parallel_for(rows.num_rows, 64, [&](int64_t begin, int64_t end) {
+    std::vector<double> centered;
+    for (int64_t row = begin; row < end; row += kProjectedRows) {
+      project(projection, rows, row, std::min(kProjectedRows, end - row), centered,
+              target + row * (projection.rank + 1), lengths ? lengths + row : nullptr);
+    }
+  });
+}
+
+double coordinate_error(int64_t rank, int64_t width) {
+  const double sums =
+      2 * std::sqrt(static_cast<double>(rank)) * static_cast<double>(width + 8) * DBL_EPSILON / 2;
+  return sums + 2 * std::sqrt(sums) + 1.01 * kRounding;
+}
+
 Bank prepare_bank(BankRows rows, const double* mean, const double* basis, int64_t rank) {
   Bank bank;
   bank.rows = std::move(rows);
   measure_half_norms(bank.rows);
   if (rank == 0) return bank;
-  const int64_t width = bank.rows.width;
-  bank.projection.rank = rank;
-  bank.projection.mean.assign(mean, mean + width);
-  const int64_t stride = bank.projection.padded_rank();
-  bank.projection.basis.assign(width * stride, 0.0);
-  for (int64_t d = 0; d < width; ++d) {
-    for (int64_t j = 0; j < rank; ++j) {
-      bank.projection.basis[d * stride + j] = basis[d * rank + j] * kShortening;
-    }
-  }
+  bank.projection = make_projection(mean, basis, bank.rows.width, rank);
   bank.projected_floats.resize(bank.rows.num_rows * (rank + 1));
   project_all(bank.projection, bank.rows, bank.projected_floats.data(), nullptr);
   bank.projected.floats = bank.projected_floats.data();

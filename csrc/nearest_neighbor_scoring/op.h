@@ -27,6 +27,17 @@ struct Projection {
   int64_t padded_rank() const;
 };
 
+// rank > 0; mean (width,) and basis (width x rank, row-major, orthonormal columns).
+Projection make_projection(const double* mean, const double* basis, int64_t width, int64_t rank);
+
+// Writes the projected rows (num_rows x (rank + 1)), and the lengths (num_rows,) of the rows
+// relative to the mean where `lengths` is given.
+void project_all(const Projection& projection, const BankRows& rows, float* target,
+                 double* lengths);
+
+// How far a projected row may be from where exact arithmetic has it, relative to its length.
+double coordinate_error(int64_t rank, int64_t width);
+
 struct Bank {
   Bank() = default;
   Bank(Bank&&) = default;  // no copies: projected points into projected_floats
@@ -36,8 +47,7 @@ struct Bank {
   BankRows projected;              // num_rows x (rank + 1); empty without a projection
 };
 
-// Where `rank` > 0: mean (width,) and basis (width x rank, row-major, orthonormal columns). Not
-// copied: the rows.
+// Projected where `rank` > 0, with mean and basis as in make_projection. Not copied: the rows.
 Bank prepare_bank(BankRows rows, const double* mean, const double* basis, int64_t rank);
 
 // How the queries of a call were answered.

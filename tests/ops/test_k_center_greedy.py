@@ -16,7 +16,9 @@ from ops.feature_cases import low_rank_queries_and_bank, queries_and_bank
 
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
-from mmad_fast.ops.k_center_greedy import k_center_greedy
+from mmad_fast.measure.memory import peak_working_mib
+from mmad_fast.ops import validation
+from mmad_fast.ops.k_center_greedy import backends, k_center_greedy
 from mmad_fast.ops.k_center_greedy import reference as definition
 from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection
 
@@ -84,7 +86,6 @@ def test_ties_go_to_the_lowest_index(width: int, high: int) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_selection_ends_with_the_distinct_rows(backend: str) -> None:
     rows = np.repeat(clusters(40, 9), 5, axis=0)
-    rows[::2] *= np.float32(1)
     rows[7:9] = [0.0], [-0.0]  # equal
     num_distinct = len(np.unique(rows + 0, axis=0))
     found = k_center_greedy(rows, 1000, backend=backend)
@@ -150,9 +151,14 @@ def test_projection_of_features_excludes_nearly_all_pairs() -> None:
     assert statistics.phases > 1
     assert statistics.bounded_pairs > 0
     assert statistics.measured_pairs < 0.05 * len(rows) * 600
-    np.testing.assert_array_equal(
-        k_center_greedy(rows, 600), k_center_greedy(rows, 600, backend="reference")
-    )
+
+
+def test_rows_of_a_large_selection_are_projected(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = low_rank(2100, 100)
+    assert backends.projection_of(rows, 200).basis.shape[1] == 0
+    monkeypatch.setattr(backends, "MIN_TERMS_TO_PROJECT", 0)
+    assert backends.projection_of(rows, 200).basis.shape[1] > 0
+    assert_is_truth(rows, 200, start=2099)
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-18, 1e15, 9e17])
@@ -176,6 +182,18 @@ def test_projection_with_an_offset_ties_zeros_and_a_huge_row() -> None:
 def test_more_rows_than_are_looked_at_in_a_phase() -> None:
     for rows in (noise(40_000, 3), clusters(40_000, 2), integers(40_000, 2, 250)):
         assert_is_truth(rows, 250)
+
+
+def test_rows_that_are_equally_far_are_not_copied() -> None:
+    rows = np.full((60_000, 300), 30, np.float32)
+    rows[:50] = noise(50, 300)
+    found: list[NDArray[np.int64]] = []
+    peak_mib = peak_working_mib(lambda: found.append(k_center_greedy(rows, 100)))
+    assert len(found[0]) == 51
+    assert found[0][1] == 50
+    if peak_mib is None:
+        pytest.skip("this system does not tell the peak of memory")
+    assert peak_mib < rows.nbytes / 2**20 / 4
 
 
 def random_projection(num_channels: int, rank: int) -> tuple[NDArray, NDArray]:
@@ -237,13 +255,25 @@ def test_fewer_samples_are_the_beginning_of_more(seed: int) -> None:
     np.testing.assert_array_equal(k_center_greedy(rows, 50), k_center_greedy(rows, 300)[:50])
 
 
-def test_progress_counts_up_to_what_was_selected() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_progress_counts_up_to_what_was_selected(backend: str) -> None:
     calls: list[tuple[int, int]] = []
-    k_center_greedy(noise(20_000, 32), 500, progress=lambda *call: calls.append(call))
+    k_center_greedy(
+        noise(2000, 32), 500, backend=backend, progress=lambda *call: calls.append(call)
+    )
     counts = [done for done, _ in calls]
     assert counts == sorted(counts)
     assert counts[-1] == 500
     assert {wanted for _, wanted in calls} == {500}
+
+
+def test_it_reports_while_rows_are_projected_and_then_measured() -> None:
+    rows, indices = clusters(300, 40), np.empty(20, np.int64)
+    for rank, first_count in ((0, 1), (3, 0)):
+        counts: list[int] = []
+        _kernels.k_center_greedy(rows, *random_projection(40, rank), 0, indices, counts.append)
+        assert counts[0] == first_count
+        assert counts[-1] == 20
 
 
 def test_what_progress_raises_ends_the_selection() -> None:
@@ -267,7 +297,7 @@ def test_a_keyboard_interrupt_ends_a_long_selection() -> None:
     assert time.monotonic() - begin < 10  # the selection takes minutes
 
 
-def test_refusals_say_what_was_given_and_what_is_needed() -> None:
+def test_refusals_say_what_was_given_and_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clusters(7, 3)
     with pytest.raises(InvalidInputError, match="rows has 0 rows; at least 1 is needed"):
         k_center_greedy(rows[:0], 1)
@@ -279,8 +309,10 @@ def test_refusals_say_what_was_given_and_what_is_needed() -> None:
         k_center_greedy(rows, 1, start=7)
     with pytest.raises(InvalidInputError, match="rows has dtype float16; it must be float32"):
         k_center_greedy(rows.astype(np.float16), 1)
-    rows[3, 1] = np.nan
-    with pytest.raises(InvalidInputError, match=r"rows has a NaN in 1 of 7 rows .* row 3"):
-        k_center_greedy(rows, 1)
+    rows[3, 1] = rows[6, 2] = np.nan
+    for values_per_part in (validation.VALUES_PER_PART, 6, 1):
+        monkeypatch.setattr(validation, "VALUES_PER_PART", values_per_part)
+        with pytest.raises(InvalidInputError, match=r"rows has a NaN in 2 of 7 rows .* row 3"):
+            k_center_greedy(rows, 1)
     with pytest.raises(BackendUnavailableError, match="backend 'cuda' cannot run here: no kernel"):
         k_center_greedy(clusters(7, 3), 1, backend="cuda")

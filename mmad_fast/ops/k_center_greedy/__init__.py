@@ -41,12 +41,13 @@ def k_center_greedy(
         num_samples: How many rows are wanted, at least 1.
         start: The first of them, in 0..N-1.
         backend: "auto", or a name of the table in backends.py.
-        progress: Called with (rows selected, rows wanted) several times a second, on the calling
-            thread; what it raises ends the selection. A KeyboardInterrupt does so, with or without.
+        progress: Called with (rows selected, rows wanted) several times a second (by `reference`
+            at the end only), on the calling thread; what it raises ends the selection. A
+            KeyboardInterrupt does so, with or without.
 
     Raises:
-        InvalidInputError: rows are no matrix of finite floats or empty; num_samples < 1; start is
-            out of range.
+        InvalidInputError: rows are no matrix of finite floats, or empty, or on a device more than
+            2^30; num_samples < 1; start is out of range.
         BackendUnavailableError: the backend is unknown or cannot run here.
 
     Source: the greedy coreset of PatchCore (Roth et al., 2022), section 3.2, as M3DM takes it

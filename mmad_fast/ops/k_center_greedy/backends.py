@@ -53,7 +53,9 @@ def _triton(rows: DeviceArray, num_samples: int, start: int, report: Report) -> 
 def _reference(
     rows: NDArray[np.float32], num_samples: int, start: int, report: Report
 ) -> NDArray[np.int64]:
-    return reference.k_center_greedy(rows, num_samples, start)
+    indices = reference.k_center_greedy(rows, num_samples, start)
+    report(len(indices))
+    return indices
 
 
 OP = Op(
