@@ -27,6 +27,7 @@ from mmad_fast.measure.environment import environment
 from mmad_fast.measure.evaluation import Accuracy, evaluate
 from mmad_fast.methods.fitting import FitRequest, fit_detector
 from mmad_fast.methods.m3dm.uff_categories import train_shared_uff
+from mmad_fast.methods.variants import get_variant
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Setting:
 
 
 REQUEST_FIELDS = ("num_groups", "group_size", "speed")
+BACKBONE_PARAMETERS = {"rgb": ("rgb_backbone", "rgb_layers"), "point": ("point_layers",)}
 SMALL_GROUPS = {"num_groups": 784, "group_size": 64}
 GROUPS: dict[str, tuple[Setting, ...]] = {
     "configurations": (
@@ -156,7 +158,8 @@ def measure(
         "data": dataset.root.resolve().name,
         "backbones": {
             name: manifest.parameters[name]
-            for name in ("rgb_backbone", "rgb_layers", "point_layers")
+            for modality in get_variant(setting.method).modalities
+            for name in BACKBONE_PARAMETERS[modality]
         },
         "weights": {
             role: source["kind"] for role, source in manifest.weights.items() if role != "seed"
@@ -177,17 +180,19 @@ def measure(
 def _request(
     setting: Setting, shots: int | None, arguments: argparse.Namespace, uff: Path | None = None
 ) -> FitRequest:
-    layers = arguments.point_layers
+    modalities = get_variant(setting.method).modalities
+    layers = arguments.point_layers if "point" in modalities else None
+    reads_rgb = "rgb" in modalities
     common = {name: value for name, value in setting.options.items() if name in REQUEST_FIELDS}
     options = {name: value for name, value in setting.options.items() if name not in common}
     if uff is not None and _uses_uff(setting):
         options = {"uff": str(uff), **options}
     return FitRequest(
         method=setting.method,
-        rgb_backbone=arguments.rgb_backbone,
-        rgb_weights=arguments.rgb_weights,
-        point_weights=arguments.point_weights,
-        rgb_layers=arguments.rgb_layers,
+        rgb_backbone=arguments.rgb_backbone if reads_rgb else None,
+        rgb_weights=arguments.rgb_weights if reads_rgb else "auto",
+        point_weights=arguments.point_weights if "point" in modalities else "auto",
+        rgb_layers=arguments.rgb_layers if reads_rgb else None,
         point_layers=None if layers is None else tuple(layers),
         seed=arguments.seed,
         shots=shots,

@@ -234,11 +234,12 @@ def _published(name: str) -> str:
 
 
 def _backbones(rows: Sequence[Row]) -> str:
-    names = rows[0]["backbones"]
-    blocks = ", ".join(map(str, names["point_layers"]))
+    names: Row = {}
     weights: dict[str, str] = {}
-    for row in rows:
+    for row in rows:  # a method of one modality names that alone
+        names.update(row["backbones"])
         weights.update(row["weights"])
+    blocks = ", ".join(map(str, names["point_layers"]))
     return (
         f"{names['rgb_backbone']}, {names['rgb_layers']} layers (weights: {weights['rgb']}), "
         f"Point-MAE block {blocks} (weights: {weights['point']})"

@@ -11,11 +11,22 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.variants import get_variant
 
 Options = TypeVar("Options")
 
 _OF_THE_REQUEST = ("method", "speed", "shots", "options")
 """Of a request's fields, those that are no option of a family."""
+_OF_MODALITY = {
+    "rgb": ("rgb_backbone", "rgb_layers", "rgb_weights"),
+    "point": (
+        *("point_layers", "point_weights", "num_groups", "group_size", "batch_norm"),
+        "skip_near_origin",
+    ),
+}
+"""Options of one backbone."""
+_NOT_CHOSEN = ("auto", "random")
+"""Weights that may be asked for whether or not there is a backbone for them."""
 _FLAGS = {"threshold_quantile": "--quantile"}
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -36,7 +47,8 @@ def options_of(
 
     Raises:
         InvalidInputError: no such speed, an option that the family does not have (the message
-            lists those it has), or a value that is none of its type or out of range.
+            lists those it has) or of a backbone that the method does not run, or a value that is
+            none of its type or out of range.
     """
     if request.speed not in speeds:
         raise InvalidInputError(
@@ -61,7 +73,20 @@ def options_of(
         if name not in own:
             raise InvalidInputError(_no_such_option(name, request.method, options_class))
         asked[name] = _converted(name, value, values[name])
+    _check_modalities(asked, request.method)
     return options_class(method=request.method, **{**speeds[request.speed], **asked})  # type: ignore[call-arg]
+
+
+def _check_modalities(asked: Mapping[str, Any], method: str) -> None:
+    """Raises InvalidInputError for an option of a backbone that the method does not run."""
+    modalities = get_variant(method).modalities
+    for modality, names in _OF_MODALITY.items():
+        for name in names:
+            if modality in modalities or asked.get(name, "auto") in _NOT_CHOSEN:
+                continue
+            raise InvalidInputError(
+                f"{name} is {asked[name]!r}, but {method} has no {modality} backbone; leave it out"
+            )
 
 
 def own_options(options_class: type) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.fit_options import options_of, own_options
 from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.variants import VARIANTS
 
 SPEEDS = {"exact": {}, "fast": {"dtype": "float16", "count": 3}}
 
@@ -137,3 +138,37 @@ def test_the_options_of_cfm_that_no_flag_stands_for() -> None:
     request = FitRequest(options={"hidden": "big", "patience": "none", "learning_rate": "1e-4"})
     options = fit_options.CfmFitOptions.of(request)
     assert (options.hidden, options.patience, options.learning_rate) == ("big", None, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "words"),
+    [
+        ("m3dm-rgb", {"point_layers": (0,)}, r"point_layers is \(0,\), but m3dm-rgb has no point"),
+        ("m3dm-rgb", {"num_groups": 784}, "num_groups is 784, but m3dm-rgb has no point backbone"),
+        ("m3dm-rgb", {"point_weights": "mae.pth"}, "point_weights is 'mae.pth', but m3dm-rgb has"),
+        ("m3dm-rgb", {"options": {"skip_near_origin": "true"}}, "skip_near_origin is True, but"),
+        ("m3dm-3d", {"rgb_backbone": "dinov2-vits14"}, "but m3dm-3d has no rgb backbone; leave it"),
+        ("m3dm-3d", {"rgb_layers": 8}, "rgb_layers is 8, but m3dm-3d has no rgb backbone"),
+        ("m3dm-rgb", {"options": {"point_patches": "28x28"}}, "point_patches changes nothing in"),
+        ("m3dm-rgb+3d", {"options": {"uff": "none"}}, "uff changes nothing in m3dm-rgb\\+3d"),
+        ("m3dm", {"options": {"uff": "none", "uff_schedule": "code"}}, "uff_schedule .*uff: none"),
+        ("m3dm-rgb+3d-add", {"options": {"dlf_scores": "score_samples"}}, "decision: sum"),
+        ("m3dm-3d", {"options": {"point_lambda": 2}}, r"point_lambda .*\(banks: point; decision"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(
+    method: str, given: dict[str, Any], words: str
+) -> None:
+    pytest.importorskip("torch", reason="the options of a fit come with it")
+    from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
+
+    with pytest.raises(InvalidInputError, match=words):
+        M3dmFitOptions.of(FitRequest(method=method, **given))
+
+
+@pytest.mark.parametrize("method", [name for name in VARIANTS if name.startswith("m3dm")])
+def test_random_weights_may_be_asked_of_every_method(method: str) -> None:
+    pytest.importorskip("torch", reason="the options of a fit come with it")
+    from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
+
+    M3dmFitOptions.of(FitRequest(method=method, rgb_weights="random", point_weights="random"))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -30,6 +31,10 @@ REQUEST = FitRequest(
     shots=2,
     options={"point_patches": "28x28"},
 )
+RGB_ONLY: dict[str, Any] = {
+    **{"method": "m3dm-rgb", "options": {}},
+    **{"point_layers": None, "num_groups": None, "group_size": None},
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def test_the_fits_of_a_benchmark_get_its_path(
     assert request.options == {"point_patches": "28x28", "uff": str(path)}
     assert replace(request, options=REQUEST.options) == REQUEST
     for other in (
-        replace(REQUEST, method="m3dm-rgb", options={}),
+        replace(REQUEST, **RGB_ONLY),
         replace(REQUEST, method="m3dm-rgb+3d"),
         replace(REQUEST, options={"uff": "none"}),
         replace(REQUEST, options={"uff": "other.safetensors"}),
@@ -107,7 +112,7 @@ def test_the_fits_of_a_benchmark_get_its_path(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda r: replace(r, method="m3dm-rgb", options={}), "m3dm-rgb has no fusion bank"),
+        (lambda r: replace(r, **RGB_ONLY), "m3dm-rgb has no fusion bank"),
         (lambda r: replace(r, shots=4), "shots is 4, but category 'biscuit' has 3"),
         (lambda r: replace(r, options={"uff_pairing": "wrong"}), "pairing is 'wrong'"),
     ],

@@ -14,7 +14,7 @@ from mmad_fast.methods.fit_options import options_of
 from mmad_fast.methods.fitting import FitRequest
 from mmad_fast.methods.m3dm.decision_layer import DecisionRecipe
 from mmad_fast.methods.m3dm.memory_banks import CORESETS
-from mmad_fast.methods.m3dm.parameters import M3dmParameters, reweighting_constants
+from mmad_fast.methods.m3dm.parameters import BANKS, M3dmParameters, reweighting_constants
 from mmad_fast.methods.m3dm.uff_training import UffRecipe
 from mmad_fast.methods.variants import VARIANTS, get_variant
 
@@ -23,7 +23,7 @@ SPEEDS: dict[str, dict[str, Any]] = {
     "fast": {"bank_dtype": "float16", "precision": "int8"},
 }
 """What a speed stands for; a switch that is set itself wins. What each gains and costs stands in
-docs/benchmarks/m3dm.md."""
+docs/benchmarks/m3dm_accuracy.md."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,31 @@ class M3dmFitOptions(BackboneFitOptions):
         default.
 
         Raises:
-            InvalidInputError: no such speed, an option that M3DM does not have, or one out of
-                range.
+            InvalidInputError: no such speed, an option that M3DM does not have, one that changes
+                nothing in this method, or one out of range.
         """
-        return options_of(cls, request, SPEEDS)
+        options = options_of(cls, request, SPEEDS)
+        for name in request.options:
+            if name in _without_effect(options):
+                settings = get_variant(request.method).settings
+                raise InvalidInputError(
+                    f"{name} changes nothing in {request.method} (banks: "
+                    f"{', '.join(settings['banks'])}; decision: {settings['decision']}; uff: "
+                    f"{options.uff if 'fusion' in settings['banks'] else 'none'}); leave it out"
+                )
+        return options
+
+
+def _without_effect(options: M3dmFitOptions) -> set[str]:
+    """The options that the method has no use for."""
+    banks = options.banks
+    idle = {f"{bank}_lambda" for bank in BANKS if len(banks) == 1 or bank not in banks}
+    if banks == ("rgb",):
+        idle.add("point_patches")
+    if "fusion" not in banks:
+        idle.add("uff")
+    if "fusion" not in banks or options.uff == "none":
+        idle |= {"uff_pairing", "uff_schedule"}
+    if get_variant(options.method).settings["decision"] != "svm":
+        idle |= {"dlf_scores", "dlf_schedule"}
+    return idle
