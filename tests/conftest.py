@@ -34,6 +34,20 @@ TINY_PARAMETERS = CfmParameters(
     num_groups=NUM_GROUPS,
     group_size=GROUP_SIZE,
 )
+FIT_HALF = (
+    "torch",
+    "triton",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "sklearn",
+    "scipy",
+    "open3d",
+    "typer",
+    "matplotlib",
+    "pandas",
+)
+"""Packages that loading and running a detector must do without."""
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_arrays
+from conftest import FIT_HALF, make_arrays
 
 import mmad_fast
 from mmad_fast.detector import GoldenReplay, open_detector
@@ -20,19 +20,6 @@ from mmad_fast.errors import (
     InvalidInputError,
 )
 from mmad_fast.methods.variants import FAMILY_DETECTORS
-
-BLOCKED = (
-    "torch",
-    "triton",
-    "timm",
-    "onnx",
-    "sklearn",
-    "scipy",
-    "open3d",
-    "typer",
-    "matplotlib",
-    "pandas",
-)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +294,7 @@ def test_runs_without_the_fit_half(tiny_artifact, tmp_path) -> None:
     np.savez(tmp_path / "scan.npz", rgb=rgb, xyz=xyz)
     program = f"""
 import sys
-sys.modules.update(dict.fromkeys({BLOCKED!r}))
+sys.modules.update(dict.fromkeys({FIT_HALF!r}))
 import numpy as np
 import mmad_fast
 scan = np.load({str(tmp_path / "scan.npz")!r})
@@ -327,7 +314,7 @@ def test_the_run_half_imports_none_of_the_fit_half(tiny_artifact, tmp_path) -> N
 import sys
 import mmad_fast
 mmad_fast.load({str(tiny_artifact)!r})
-print(sorted({{name.split(".")[0] for name in sys.modules}} & set({BLOCKED!r})))
+print(sorted({{name.split(".")[0] for name in sys.modules}} & set({FIT_HALF!r})))
 """
     assert _run_python(program, tmp_path).stdout.strip() == "[]"
 

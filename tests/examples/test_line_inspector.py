@@ -16,14 +16,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
-from conftest import make_arrays
+from conftest import FIT_HALF, make_arrays
 from PIL import Image
 
 import mmad_fast
 from mmad_fast.errors import DataError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-FIT_HALF = ("torch", "triton", "timm", "onnx", "onnxscript", "sklearn", "open3d")
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import FIT_HALF
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.detector import Detector, load
@@ -87,6 +91,17 @@ def test_artifact_runs_and_repeats_its_golden_scan(fused: Detector, domes: list[
     np.testing.assert_array_equal(fused.artifact.golden().rgb, domes[3].rgb)
     assert_golden_repeats(fused)
     assert set(fused.artifact.manifest.graphs) == {"rgb", "points", "uff_point", "uff_rgb"}
+
+
+def test_artifact_runs_without_the_fit_half(fused: Detector):
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({FIT_HALF!r}))
+import mmad_fast
+print(mmad_fast.load({str(fused.artifact.path)!r}).replay_golden().agrees)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
 
 
 def test_threshold_is_the_largest_of_few_validation_scores(fused: Detector, domes: list[Scan]):
