@@ -280,12 +280,22 @@ def _stage_table(rows: Sequence[BenchRow]) -> Table | None:
     if not timed:
         return None
     stages = list(dict.fromkeys(stage for row in timed for stage in row.stage_ms or {}))
-    table = _table("Median milliseconds per stage")
-    for stage in stages:
-        table.add_column(stage, justify="right")
+    if len(stages) <= len(timed):
+        table = _table("Median milliseconds per stage")
+        for stage in stages:
+            table.add_column(stage, justify="right")
+        for row in timed:
+            stage_ms = row.stage_ms or {}
+            table.add_row(*_identity(row), *(_number(stage_ms.get(stage), 2) for stage in stages))
+        return table
+    # A family may have more stages than a terminal has room for columns.
+    from rich.table import Table
+
+    table = Table("stage", title="Median milliseconds per stage", title_justify="left")
     for row in timed:
-        stage_ms = row.stage_ms or {}
-        table.add_row(*_identity(row), *(_number(stage_ms.get(stage), 2) for stage in stages))
+        table.add_column("\n".join(_identity(row)), justify="right", overflow="fold")
+    for stage in stages:
+        table.add_row(stage, *(_number((row.stage_ms or {}).get(stage), 2) for row in timed))
     return table
 
 

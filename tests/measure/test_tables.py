@@ -222,6 +222,17 @@ def test_stages_and_defects_have_tables():
     assert "0.625" in dent
 
 
+def test_more_stages_than_rows_are_lines_of_their_table():
+    stages = {f"stage_{index}": index + 0.25 for index in range(18)}
+    (table,) = render_rows([bench_row(stage_ms=stages), bench_row(stage_ms={"stage_0": 7.5})])
+    assert len(table.columns) == 3
+    lines = [
+        line for line in text_of([bench_row(stage_ms=stages)]).splitlines() if "stage_" in line
+    ]
+    assert len(lines) == 18
+    assert "17.25" in lines[17]
+
+
 def test_rows_without_measurements_make_no_table():
     assert render_rows([bench_row()]) == ()
 

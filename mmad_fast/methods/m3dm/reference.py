@@ -214,7 +214,7 @@ def reference_patches(
         with clock.stage("interpolation"):
             rows["point"] = _point_patches(features, geometry, options, prepared.grid_size)
     if "fusion" in parameters.banks:
-        with clock.stage("fusion"):
+        with clock.stage("feature_fusion"):
             rows["fusion"] = fuse(rows["point"], rows["rgb"], networks.fusion)
     return DensePatches({name: rows[name] for name in parameters.banks}, geometry)
 
