@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OPTIONAL_PACKAGES = (
     ("torch", "fitting; pip install 'mmad-fast[fit]'"),
-    ("sklearn", "metrics of eval and bench; pip install 'mmad-fast[fit]'"),
+    ("sklearn", "fitting; metrics of eval and bench; pip install 'mmad-fast[fit]'"),
     ("onnx", "fitting and exporting; pip install 'mmad-fast[export]'"),
 )
 

@@ -239,7 +239,10 @@ DataPath = Annotated[
 ]
 Aupro = Annotated[
     AuproMode,
-    typer.Option("--aupro", help="published: 99 thresholds as the papers; exact: the integral."),
+    typer.Option(
+        "--aupro",
+        help="published: the thresholds of the method's public code; exact: the integral.",
+    ),
 ]
 
 
