@@ -106,6 +106,8 @@ def _category_table(
 def point_table(rows: Sequence[Row]) -> list[str]:
     """The paper's Table 5: point settings of the bank of point features alone."""
     of_setting = by_setting(row for row in rows if row["setting"].split(" ")[0] == "m3dm-3d")
+    if not of_setting:
+        return []
     lines = ["## Point settings", "", POINT_NOTE]
     lines += table_header("setting", "I-AUROC", "AUPRO@30%", "P-AUROC", PUBLISHED_COLUMNS)
     for name, of_name in of_setting.items():
@@ -122,13 +124,19 @@ def point_table(rows: Sequence[Row]) -> list[str]:
 def switch_table(rows: Sequence[Row]) -> list[str]:
     """What the switches change against the method's own setting."""
     of_setting = by_setting(row for row in rows if row["shots"] is None)
-    own = {row["category"]: row for row in of_setting["m3dm"]}
+    own = {row["category"]: row for row in of_setting.get("m3dm", [])}
     names = [name for name in of_setting if name.startswith("m3dm ") and not is_configuration(name)]
+    if not own or not names:
+        return []
     lines = ["## Switches", "", SWITCH_NOTE, *table_header("setting", *ACCURACY_COLUMNS.values())]
     for name in names:
         cells = []
         for column in ACCURACY_COLUMNS:
-            changes = [row[column] - own[row["category"]][column] for row in of_setting[name]]
+            changes = [
+                row[column] - own[row["category"]][column]
+                for row in of_setting[name]
+                if row["category"] in own
+            ]
             cells.append(
                 f"{statistics.mean(changes):+.4f} ({min(changes):+.3f}, {max(changes):+.3f})"
             )
@@ -139,6 +147,8 @@ def switch_table(rows: Sequence[Row]) -> list[str]:
 def few_shot_table(rows: Sequence[Row]) -> list[str]:
     """Accuracy by number of training scans."""
     methods = dict.fromkeys(row["setting"] for row in rows if row["shots"] is not None)
+    if not methods:
+        return []
     num_train = max(row["num_train_scans"] for row in rows)
     lines = ["## Few-shot", "", FEW_SHOT_NOTE.format(num_train=num_train)]
     lines += table_header("method", "scans", *ACCURACY_COLUMNS.values(), PUBLISHED_COLUMNS)

@@ -96,6 +96,7 @@ def inference_tables(rows: Sequence[Row]) -> list[str]:
                 )
             )
         stages = list(dict.fromkeys(name for row in run for name in row["stage_ms"]))
+        stages = [name for name in stages if name != "preprocess"]  # no part of the times above
         lines += ["", "Stages, ms (median):", "", *table_header("setting", *stages)]
         for row in run:
             lines.append(
