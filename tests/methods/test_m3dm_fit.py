@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import FIT_HALF
 
 from mmad_fast.artifact import read_artifact
