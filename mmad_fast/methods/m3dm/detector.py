@@ -20,6 +20,7 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine, open_graph
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.heap import return_freed_memory
 from mmad_fast.methods.feature_extraction import (
     POINT_GRAPH,
     RGB_GRAPH,
@@ -243,6 +244,7 @@ class M3dmPipeline:
         if parameters.fuses:
             fusion = PatchFusion.from_artifact(artifact, engine=engine, num_threads=num_threads)
         extractor = PatchExtractor(rgb, point, parameters, fusion)
+        return_freed_memory()  # what reading the graphs left would add to what the banks need
         return cls(extractor, read_banks(artifact, parameters), parameters)
 
     def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> M3dmPipeline:
