@@ -89,18 +89,32 @@ def principal_directions(sample: NDArray[np.float64], rank: int) -> NDArray[np.f
 def orthonormal(columns: NDArray[np.float64]) -> NDArray[np.float64]:
     """(C, R) orthonormal columns that span those of columns (C, R), one after the other.
 
-    By two Cholesky factorisations, which are a few matrix products: a threaded QR takes seconds
-    where other work holds the cores. Where columns depend on each other, by QR.
+    By two Cholesky factorisations, which are a few matrix products: a QR is threaded in pieces so
+    small that it takes seconds where other work holds the cores. Where columns depend on each
+    other, by QR.
     """
     basis = columns
     for _ in range(2):  # the second removes the rounding errors of the first
         try:
-            factor = np.linalg.cholesky(basis.T @ basis)
+            factor: NDArray[np.floating] = np.linalg.cholesky(basis.T @ basis)
         except np.linalg.LinAlgError:
             return np.linalg.qr(columns)[0]
-        basis = basis @ np.linalg.inv(factor).T
+        basis = basis @ inverse_of_lower(factor).T
     off = np.abs(basis.T @ basis - np.eye(basis.shape[1])).max()
     return basis if off <= MAX_NON_ORTHONORMALITY else np.linalg.qr(columns)[0]
+
+
+def inverse_of_lower(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+    """(R, R) the inverse of a lower triangular matrix (R, R), by halves: again for its products,
+    since `np.linalg.inv` is threaded in small pieces, too."""
+    half = len(matrix) // 2
+    if half == 0:
+        return 1 / matrix
+    inverse: NDArray[np.floating] = np.zeros_like(matrix)
+    inverse[:half, :half] = inverse_of_lower(matrix[:half, :half])
+    inverse[half:, half:] = inverse_of_lower(matrix[half:, half:])
+    inverse[half:, :half] = inverse[half:, half:] @ -matrix[half:, :half] @ inverse[:half, :half]
+    return inverse
 
 
 def _relative_costs(
