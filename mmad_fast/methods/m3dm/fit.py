@@ -68,7 +68,8 @@ def fit_m3dm(
 
     The features of each scan are extracted once, by the graphs that the detector will run, and kept
     in a temporary folder: up to 40 MB per scan. Nothing is written to `output` before everything is
-    computed: an interrupted fit leaves no trace.
+    computed: an interrupted fit leaves it as it was. Only a killed process leaves the temporary
+    folder behind.
 
     Args:
         train: Nominal scans, at least one with foreground.
