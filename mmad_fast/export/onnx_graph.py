@@ -74,7 +74,7 @@ def export_graph(
         InvalidInputError: the module draws random numbers, has weights of over 2 GiB, or an input
             or the output is not float32.
         MissingDependencyError: onnx or onnxscript is not installed.
-        MmadFastError: the graph does not give what torch gives.
+        MmadFastError: the graph does not give what torch gives, or cannot be written.
     """
     onnx = _import_onnx()
     target = Path(path)
@@ -95,7 +95,13 @@ def export_graph(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        onnx.save_model(model, partial)
+        try:
+            onnx.save_model(model, partial)
+        except OSError as error:
+            raise MmadFastError(
+                f"{target}: the graph cannot be written ({error.strerror}); free some space there, "
+                "or choose a folder on a larger disk (that of a fit: set TMPDIR)"
+            ) from error
         onnx.checker.check_model(str(partial), full_check=True)
         _check_outputs(partial, example_inputs, expected)
         os.replace(partial, target)

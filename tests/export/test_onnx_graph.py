@@ -1,5 +1,7 @@
 """Exported graphs: equal to torch, static, clean, quiet, whole or not there."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -191,6 +193,17 @@ def test_graph_that_differs_from_torch_is_not_written(tmp_path):
         export_graph(Unstable(), {"x": torch.ones(1, 3)}, tmp_path / "x.onnx", output_name="y")
     assert (tmp_path / "x.onnx").read_bytes() == b"before"
     assert [item.name for item in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_graph(tmp_path, monkeypatch):
+    def fail(model, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx, "save_model", fail)
+    with pytest.raises(MmadFastError, match=r"rgb.onnx: .*\(No space left.*set TMPDIR"):
+        export_graph(torch.nn.ReLU(), {"x": torch.zeros(2)}, tmp_path / "rgb.onnx", output_name="y")
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_types_are_refused(tmp_path):
