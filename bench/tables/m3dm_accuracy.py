@@ -37,8 +37,9 @@ Made by `bench/tables/m3dm_accuracy.py` from `bench/results/m3dm_{configurations
 """
 PUBLISHED_COLUMNS = "published I-AUROC, AUPRO@30%, P-AUROC"
 CONFIGURATION_NOTE = """\
-Mean over the categories of {data} ({categories}); {backbones}. The published figures beside them
-are of MVTec 3D-AD with trained backbones: another set, other weights.
+Mean over the fits, one per category of {data} ({categories}); {backbones}.
+The published figures beside them are of MVTec 3D-AD with trained backbones: another set, other
+weights.
 """
 CATEGORY_NOTE = """\
 I-AUROC / AUPRO@30%: overall, and of each defect type against the good scans.
@@ -48,8 +49,8 @@ POINT_NOTE = """\
 28 x 28 or 56 x 56 grid.
 """
 SWITCH_NOTE = """\
-Difference to `m3dm` with the same UFF, mean over the categories, and in brackets the smallest and
-the largest.
+Difference to `m3dm` with the same UFF, mean over the fits, one per category, and in brackets the
+smallest and the largest.
 """
 FEW_SHOT_NOTE = """\
 A seeded choice of the training scans of each category; M3DM's UFF is trained on the same few scans
@@ -74,11 +75,12 @@ def configuration_tables(rows: Sequence[Row]) -> list[str]:
         CONFIGURATION_NOTE.format(
             data=first["data"], categories=", ".join(categories), backbones=_backbones(rows)
         ),
-        *table_header("configuration", *ACCURACY_COLUMNS.values(), PUBLISHED_COLUMNS),
+        *table_header("configuration", "fits", *ACCURACY_COLUMNS.values(), PUBLISHED_COLUMNS),
     ]
     for name in shown:
         means = [_mean(of_setting[name], column) for column in ACCURACY_COLUMNS]
-        lines.append(table_line(name, *means, _published(_published_name(name))))
+        fits = str(len(of_setting[name]))
+        lines.append(table_line(name, fits, *means, _published(_published_name(name))))
     lines += ["", "### By category and defect type", "", CATEGORY_NOTE]
     for category in categories:
         lines += [f"#### {category}", "", *_category_table(of_setting, shown, category), ""]
@@ -109,7 +111,7 @@ def point_table(rows: Sequence[Row]) -> list[str]:
     if not of_setting:
         return []
     lines = ["## Point settings", "", POINT_NOTE]
-    lines += table_header("setting", "I-AUROC", "AUPRO@30%", "P-AUROC", PUBLISHED_COLUMNS)
+    lines += table_header("setting", "fits", "I-AUROC", "AUPRO@30%", "P-AUROC", PUBLISHED_COLUMNS)
     for name, of_name in of_setting.items():
         options = dict(part.split("=") for part in name.split(" ")[1:])
         size, number = options.get("group_size", "128"), options.get("num_groups", "1024")
@@ -117,7 +119,10 @@ def point_table(rows: Sequence[Row]) -> list[str]:
         sampling = "point groups" if patches == "groups" else f"{patches} patches"
         published = f"M3DM (3D only, {size} points/{number} groups, {sampling})"
         means = (_mean(of_name, column) for column in ("i_auroc", "aupro_30", "p_auroc"))
-        lines.append(table_line(f"{size}/{number}, {sampling}", *means, _published(published)))
+        fits = str(len(of_name))
+        lines.append(
+            table_line(f"{size}/{number}, {sampling}", fits, *means, _published(published))
+        )
     return [*lines, ""]
 
 
@@ -128,7 +133,8 @@ def switch_table(rows: Sequence[Row]) -> list[str]:
     names = [name for name in of_setting if name.startswith("m3dm ") and not is_configuration(name)]
     if not own or not names:
         return []
-    lines = ["## Switches", "", SWITCH_NOTE, *table_header("setting", *ACCURACY_COLUMNS.values())]
+    lines = ["## Switches", "", SWITCH_NOTE]
+    lines += table_header("setting", "fits", *ACCURACY_COLUMNS.values())
     for name in names:
         cells = []
         for column in ACCURACY_COLUMNS:
@@ -140,7 +146,7 @@ def switch_table(rows: Sequence[Row]) -> list[str]:
             cells.append(
                 f"{statistics.mean(changes):+.4f} ({min(changes):+.3f}, {max(changes):+.3f})"
             )
-        lines.append(table_line(name.removeprefix("m3dm "), *cells))
+        lines.append(table_line(name.removeprefix("m3dm "), str(len(changes)), *cells))
     return [*lines, ""]
 
 
@@ -151,7 +157,7 @@ def few_shot_table(rows: Sequence[Row]) -> list[str]:
         return []
     num_train = max(row["num_train_scans"] for row in rows)
     lines = ["## Few-shot", "", FEW_SHOT_NOTE.format(num_train=num_train)]
-    lines += table_header("method", "scans", *ACCURACY_COLUMNS.values(), PUBLISHED_COLUMNS)
+    lines += table_header("method", "scans", "fits", *ACCURACY_COLUMNS.values(), PUBLISHED_COLUMNS)
     for method in methods:
         of_method = [row for row in rows if row["setting"] == method]
         numbers = sorted({row["num_train_scans"] for row in of_method})
@@ -164,7 +170,8 @@ def few_shot_table(rows: Sequence[Row]) -> list[str]:
                 if shots is None
                 else f"{VARIANTS[method].published} ({shots}-shot)"
             )
-            lines.append(table_line(method, str(number), *means, _published(published)))
+            counts = str(number), str(len(of_number))
+            lines.append(table_line(method, *counts, *means, _published(published)))
     return [*lines, ""]
 
 

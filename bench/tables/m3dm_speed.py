@@ -82,7 +82,9 @@ def inference_tables(rows: Sequence[Row]) -> list[str]:
             difference = row.get("difference")
             lines.append(
                 table_line(
-                    "published (torch)" if row is published else f"{row['setting']} banks",
+                    f"published ({row['engine']})"
+                    if row is published
+                    else f"{row['setting']} banks ({row['engine']})",
                     f"{row['p50_ms']:.0f}",
                     f"{row['min_ms']:.0f}",
                     str(row["runs"]),
@@ -115,7 +117,10 @@ def _runs(rows: Sequence[Row]) -> list[list[Row]]:
         if row["setting"] == "published":
             runs.append([])
         runs[-1].append(row)
-    last = {json.dumps([run[0]["rgb_backbone"], run[0]["category"]]): run for run in runs}
+    last = {
+        json.dumps([run[0]["rgb_backbone"], run[0]["category"], run[-1]["engine"]]): run
+        for run in runs
+    }
     return list(last.values())
 
 

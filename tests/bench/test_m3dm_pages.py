@@ -52,7 +52,7 @@ def page(bench_module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_configurations_stand_beside_the_published_ones(page) -> None:
     rgb = row("m3dm-rgb", 0.5, backbones=RGB, weights={"rgb": "file"})
     text = page("m3dm_accuracy", m3dm_configurations=[rgb, row("m3dm", 0.75)])
-    assert "| m3dm | 0.750 | 0.900 | 0.800 | 0.700 | 0.600 | 0.500 | 0.945, 0.964," in text
+    assert "| m3dm | 1 | 0.750 | 0.900 | 0.800 | 0.700 | 0.600 | 0.500 | 0.945, 0.964," in text
     assert "| m3dm-rgb | 0.500 / 0.800 | 0.250 / 0.125 |" in text
     assert "dinov2-vits14, 8 layers (weights: file), Point-MAE block 0 (weights: random)" in text
     for title in ("Switches", "Few-shot", "Point settings", "Feature fusion"):
@@ -62,16 +62,16 @@ def test_configurations_stand_beside_the_published_ones(page) -> None:
 def test_switches_are_differences_to_the_methods_own(page) -> None:
     rows = [row("m3dm", 0.75), row("m3dm blur=float", 0.625)]
     text = page("m3dm_accuracy", m3dm_configurations=rows)
-    assert "| blur=float | -0.1250 (-0.125, -0.125) | +0.0000" in text
+    assert "| blur=float | 1 | -0.1250 (-0.125, -0.125) | +0.0000" in text
     assert "## Switches" not in page("m3dm_accuracy", m3dm_configurations=rows[1:])
 
 
 def test_few_shots_and_point_settings_name_their_published_rows(page) -> None:
     rows = [row("m3dm", 0.75), row("m3dm", 0.5, shots=5), row("m3dm-3d point_patches=28x28", 0.25)]
     text = page("m3dm_accuracy", m3dm_configurations=rows)
-    assert "| m3dm | 5 | 0.500 |" in text
-    assert "| m3dm | 24 | 0.750 |" in text
-    assert "| 128/1024, 28x28 patches | 0.250 |" in text
+    assert "| m3dm | 5 | 1 | 0.500 |" in text
+    assert "| m3dm | 24 | 1 | 0.750 |" in text
+    assert "| 128/1024, 28x28 patches | 1 | 0.250 |" in text
 
 
 @pytest.mark.parametrize("name", ["m3dm_accuracy", "m3dm_speed"])
