@@ -1,4 +1,4 @@
-// Sums of squares in double, the same on every instruction set.
+// Sums of squares, the same on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -17,5 +17,14 @@ inline double add_lanes(const double* lanes) {
 
 // The sum of squares of values (count,).
 double sum_squares(const float* values, int64_t count);
+
+// The sum of (a - b)^2 in double, of the float rows a and b (count,).
+double squared_distance(const float* a, const float* b, int64_t count);
+
+// Partial sums of rough_squared_distance.
+constexpr int64_t kFloatLanes = 16;
+
+// The same in float: at most count / kFloatLanes + 4 + 3 roundings on the way of every term.
+float rough_squared_distance(const float* a, const float* b, int64_t count);
 
 }  // namespace mmad_fast

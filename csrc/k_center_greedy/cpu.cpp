@@ -39,42 +39,6 @@ constexpr int64_t kGroupCenters = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 
-MMAD_FAST_MULTIVERSION double squared_distance(const float* a, const float* b, int64_t count) {
-  double lanes[kSumLanes] = {};
-  int64_t i = 0;
-  for (; i + kSumLanes <= count; i += kSumLanes) {
-    for (int64_t lane = 0; lane < kSumLanes; ++lane) {
-      const double difference = static_cast<double>(a[i + lane]) - b[i + lane];
-      lanes[lane] += difference * difference;
-    }
-  }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    const double difference = static_cast<double>(a[i]) - b[i];
-    lanes[lane] += difference * difference;
-  }
-  return add_lanes(lanes);
-}
-
-// In float32: at most count / kVector + 4 + 3 roundings on the way of every term.
-MMAD_FAST_MULTIVERSION float rough_squared_distance(const float* a, const float* b, int64_t count) {
-  float lanes[kVector] = {};
-  int64_t i = 0;
-  for (; i + kVector <= count; i += kVector) {
-    for (int64_t lane = 0; lane < kVector; ++lane) {
-      const float difference = a[i + lane] - b[i + lane];
-      lanes[lane] += difference * difference;
-    }
-  }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    const float difference = a[i] - b[i];
-    lanes[lane] += difference * difference;
-  }
-  for (int64_t half = kVector / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
-}
-
 // Bit g: for one of kVector columns the largest products[row * stride] - half_norms[row] of group g
 // of kGroupCenters rows is not below the column's threshold; a NaN never is the largest.
 MMAD_FAST_MULTIVERSION uint32_t reaching_groups(const float* products, int64_t stride,
@@ -257,7 +221,7 @@ class Selection {
         nearest_(num_rows),
         distances_(num_rows),
         known_phases_(num_rows),
-        rough_factor_(1 + 1.01 * static_cast<double>(width / kVector + 8) * kRounding),
+        rough_factor_(1 + 1.01 * static_cast<double>(width / kFloatLanes + 8) * kRounding),
         rough_underflow_(2 * static_cast<double>(width + 2) * FLT_MIN) {}
 
   SelectionStatistics run(int64_t start) {

@@ -29,7 +29,7 @@
 namespace mmad_fast {
 namespace nearest_neighbor_kernels {
 
-constexpr int64_t kLanes = 16;  // queries of a batch; also partial sums of float distances
+constexpr int64_t kLanes = 16;  // queries of a batch
 constexpr int64_t kGroupRows = 16;
 static_assert(kStripRows % kGroupRows == 0, "groups do not straddle strips");
 constexpr int64_t kProjectedRows = 4;      // rows that are projected together
@@ -39,42 +39,6 @@ constexpr int64_t kProjectedColumns = 32;  // directions that are taken together
 typedef float Floats __attribute__((vector_size(64)));
 typedef double Doubles __attribute__((vector_size(64)));
 static_assert(sizeof(Floats) == kLanes * sizeof(float), "a batch is a vector");
-
-MMAD_FAST_MULTIVERSION double squared_distance(const float* a, const float* b, int64_t count) {
-  double lanes[kSumLanes] = {};
-  int64_t i = 0;
-  for (; i + kSumLanes <= count; i += kSumLanes) {
-    for (int64_t lane = 0; lane < kSumLanes; ++lane) {
-      const double difference = static_cast<double>(a[i + lane]) - b[i + lane];
-      lanes[lane] += difference * difference;
-    }
-  }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    const double difference = static_cast<double>(a[i]) - b[i];
-    lanes[lane] += difference * difference;
-  }
-  return add_lanes(lanes);
-}
-
-// In float32: at most count / kLanes + 4 + 3 roundings on the way of every term.
-MMAD_FAST_MULTIVERSION float rough_squared_distance(const float* a, const float* b, int64_t count) {
-  float lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const float difference = a[i + lane] - b[i + lane];
-      lanes[lane] += difference * difference;
-    }
-  }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    const float difference = a[i] - b[i];
-    lanes[lane] += difference * difference;
-  }
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
-}
 
 // largest[lane] = max over the rows of products[row * stride + lane] - half_norms[row]; a NaN never
 // is the largest.
@@ -328,7 +292,7 @@ Limits limits_of(double squared_distance, double squared_norm, double length,
   const double error = 1.01 * kRounding * row_norm * ((terms + 1) * norm + row_norm) + underflow;
   const double lowest = (squared_norm - reach * reach) / 2 - error;
   limits.threshold = static_cast<float>(lowest - 2 * kRounding * std::abs(lowest) - FLT_MIN);
-  const double roundings = static_cast<double>(bound_width / kLanes + 8);
+  const double roundings = static_cast<double>(bound_width / kFloatLanes + 8);
   limits.rough = reach * reach * (1 + 1.01 * roundings * kRounding) + underflow;
   return limits;
 }

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.errors import EmptyScanError
 from mmad_fast.methods.cfm.detector import CfmFeatures
+from mmad_fast.methods.scan_cache import ScanCache
 from mmad_fast.ops.sparse_rows import SparseRows
-
-logger = logging.getLogger("mmad_fast")
 
 DEFAULT_MEMORY_LIMIT_MIB = 2048.0
 """About 200 scans of a full-size CFM; what exceeds it goes to disk."""
 
 
-class FeatureCache:
-    """The features of scans, in memory up to a limit and memory-mapped files beyond it.
-
-    Attributes:
-        positions: Of each kept scan its position among those that were given to `extend`.
-    """
+class FeatureCache(ScanCache[CfmFeatures]):
+    """The features of scans, in memory up to a limit and memory-mapped files beyond it."""
 
     def __init__(
         self, directory: Path, *, memory_limit_mib: float = DEFAULT_MEMORY_LIMIT_MIB
     ) -> None:
         """An empty cache that puts what exceeds the limit into `directory`, which must exist."""
-        self.positions: list[int] = []
-        self._num_given = 0
+        super().__init__()
         self._features: list[CfmFeatures] = []
         self._directory = directory
         self._bytes_left = memory_limit_mib * 2**20
@@ -60,29 +52,6 @@ class FeatureCache:
                 features.point_rows.num_columns,
             )
         self._features.append(features)
-
-    def extend(
-        self,
-        named_scans: Iterable[tuple[str, Callable[[], CfmFeatures]]],
-        *,
-        progress: Callable[[int], None],
-    ) -> None:
-        """Extracts and keeps the features of each scan; one without foreground is skipped.
-
-        Args:
-            named_scans: (name, function that extracts) per scan.
-            progress: Called with the number of scans given so far.
-        """
-        for name, extract in named_scans:
-            try:
-                features = extract()
-            except EmptyScanError as error:
-                logger.warning("skipped %s: %s", name, error)
-            else:
-                self.append(features)
-                self.positions.append(self._num_given)
-            self._num_given += 1
-            progress(self._num_given)
 
 
 def _to_arrays(features: CfmFeatures) -> dict[str, NDArray]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.errors import EmptyScanError, MmadFastError
+from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures
+from mmad_fast.methods.scan_cache import ScanCache
 from mmad_fast.ops.inverse_distance_interpolation import PooledRows
 from mmad_fast.ops.sparse_rows import SparseRows
-
-logger = logging.getLogger("mmad_fast")
 
 _PARTS = ("offsets", "columns", "values")
 
@@ -114,20 +112,16 @@ class _Stored:
     index: int
 
 
-class PatchStore:
+class PatchStore(ScanCache[PatchFeatures]):
     """The patches of scans, on disk: memory holds those in use, however many scans there are.
 
     Each access reads a scan's arrays anew: do not keep them all.
-
-    Attributes:
-        positions: Of each kept scan its position among those that were given to `extend`.
     """
 
     def __init__(self, directory: Path) -> None:
         """An empty store with its files in `directory`, which is made if it is missing."""
+        super().__init__()
         directory.mkdir(exist_ok=True)
-        self.positions: list[int] = []
-        self._num_given = 0
         self._directory = directory
         self._files: dict[str, ArrayFile] = {}
         self._scans: list[PatchFeatures] = []  # with a _Stored in place of each array
@@ -184,29 +178,6 @@ class PatchStore:
         """
         values: dict[str, Any] = {name: self._put(name, array) for name, array in arrays.items()}
         self._scans[index] = replace(self._scans[index], **values)
-
-    def extend(
-        self,
-        named_scans: Iterable[tuple[str, Callable[[], PatchFeatures]]],
-        *,
-        progress: Callable[[int], None],
-    ) -> None:
-        """Extracts and keeps the patches of each scan; one without foreground is skipped.
-
-        Args:
-            named_scans: (name, function that extracts) per scan.
-            progress: Called with the number of scans given so far.
-        """
-        for name, extract in named_scans:
-            try:
-                features = extract()
-            except EmptyScanError as error:
-                logger.warning("skipped %s: %s", name, error)
-            else:
-                self.append(features)
-                self.positions.append(self._num_given)
-            self._num_given += 1
-            progress(self._num_given)
 
     def _put(self, name: str, value: Any) -> Any:
         """What stands for the value in memory: arrays go to disk."""
