@@ -23,7 +23,7 @@ from mmad_fast.errors import DataError, InvalidInputError, MissingDependencyErro
 from mmad_fast.methods.variants import FAMILY_FITS, FAMILY_OPTIONS, get_variant
 from mmad_fast.ops.validation import check_integer
 from mmad_fast.preprocess.recipes import get_recipe
-from mmad_fast.scan import Unit
+from mmad_fast.scan import Scan, Unit
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
@@ -342,3 +342,24 @@ def check_fit_packages() -> None:
             f"fitting needs {', '.join(missing)}, not installed here; install with: "
             "pip install 'mmad-fast[fit]'"
         )
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def count_features(progress: Progress, before: int, total: int, done: int) -> None:
+    """Tells the progress of extracting, of which so many scans were done before."""
+    progress("features", before + done, total)
+
+
+def scan_label(scan: ScanFile | Scan) -> str:
+    """What messages call a training scan."""
+    return f"scan {scan.name!r}" if scan.name else "an unnamed scan"
+
+
+def threshold_record(image_scores: Sequence[float], quantile: float) -> dict[str, Any]:
+    """What the manifest says of the threshold: the quantile of the scores, rounded up to one of
+    them."""
+    value = np.quantile(np.array(image_scores), quantile, method="higher")
+    return {"value": float(value), "quantile": quantile, "num_scans": len(image_scores)}

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -29,7 +28,14 @@ from mmad_fast.methods.cfm.frozen_part import (
 )
 from mmad_fast.methods.cfm.networks import to_tensors
 from mmad_fast.methods.cfm.training import TrainingRecord, train_mappings
-from mmad_fast.methods.fitting import FitRequest, Progress
+from mmad_fast.methods.fitting import (
+    FitRequest,
+    Progress,
+    count_features,
+    scan_label,
+    silent,
+    threshold_record,
+)
 from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.scan import Scan
@@ -68,7 +74,7 @@ def fit_cfm(
         MmadFastError: the training diverged.
     """
     options = _as_options(options)
-    progress = _silent if progress is None else progress
+    progress = silent if progress is None else progress
     if not train:
         raise InvalidInputError(
             "there is no training scan; CFM needs at least one nominal scan (20 or more are better)"
@@ -110,7 +116,9 @@ def fit_cfm(
                 **frozen.parameters.to_dict(),
                 "training": _training_facts(record, options, train_cache, validation_cache),
             },
-            threshold=_threshold([score.image_score for score in scores], options),
+            threshold=threshold_record(
+                [score.image_score for score in scores], options.threshold_quantile
+            ),
             weights=frozen.backbones.weights,
             graphs=frozen.backbones.graphs,
             tensors={**tensors, **frozen.backbones.tensors},
@@ -148,8 +156,11 @@ def cache_features(
         cache = FeatureCache(folder)
         before = len(train) if name == "validation" else 0
         cache.extend(
-            ((_name(scan), partial(extract_features, scan, frozen, options)) for scan in scans),
-            progress=partial(_count, progress, before, total),
+            (
+                (scan_label(scan), partial(extract_features, scan, frozen, options))
+                for scan in scans
+            ),
+            progress=partial(count_features, progress, before, total),
         )
         caches.append(cache)
     if not len(caches[0]):
@@ -170,16 +181,6 @@ def _scores(
         scores.append(pipeline.score_features(features, StageClock()))
         progress("threshold", done, len(cache))
     return scores
-
-
-def _threshold(image_scores: list[float], options: CfmFitOptions) -> dict[str, Any]:
-    """The quantile of the scores, rounded up to one of them."""
-    value = np.quantile(np.array(image_scores), options.threshold_quantile, method="higher")
-    return {
-        "value": float(value),
-        "quantile": options.threshold_quantile,
-        "num_scans": len(image_scores),
-    }
 
 
 def _training_facts(
@@ -203,15 +204,3 @@ def _tensors(networks: Mapping[str, torch.nn.Module]) -> dict[str, NDArray]:
     for name, network in networks.items():
         tensors.update(to_tensors(network, f"{name}."))
     return tensors
-
-
-def _name(scan: ScanFile | Scan) -> str:
-    return f"scan {scan.name!r}" if scan.name else "an unnamed scan"
-
-
-def _count(progress: Progress, before: int, total: int, done: int) -> None:
-    progress("features", before + done, total)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress."""

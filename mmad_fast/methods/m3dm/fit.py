@@ -22,7 +22,14 @@ from mmad_fast.methods.backbone_graphs import (
     load_scan,
     prepare_scan,
 )
-from mmad_fast.methods.fitting import FitRequest, Progress
+from mmad_fast.methods.fitting import (
+    FitRequest,
+    Progress,
+    count_features,
+    scan_label,
+    silent,
+    threshold_record,
+)
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries
 from mmad_fast.methods.m3dm.decision_layer import fit_one_class_svm
 from mmad_fast.methods.m3dm.detector import M3dmPipeline, M3dmScores, PatchExtractor
@@ -90,7 +97,7 @@ def fit_m3dm(
             full.
     """
     options = _as_options(options)
-    progress = _silent if progress is None else progress
+    progress = silent if progress is None else progress
     if not train:
         raise InvalidInputError(
             "there is no training scan; M3DM needs at least one nominal scan (20 or more are "
@@ -193,8 +200,8 @@ def extract_patches(
     before = 0
     for scans, store in stores.values():
         store.extend(
-            ((_name(scan), partial(extract, scan)) for scan in scans),
-            progress=partial(_count, progress, before, total),
+            ((scan_label(scan), partial(extract, scan)) for scan in scans),
+            progress=partial(count_features, progress, before, total),
         )
         before += len(scans)
     scans, train_store = stores["train"]
@@ -313,16 +320,6 @@ def _scores(store: PatchStore, pipeline: M3dmPipeline, progress: Progress) -> li
     return scores
 
 
-def _threshold(image_scores: list[float], options: M3dmFitOptions) -> dict[str, Any]:
-    """The quantile of the scores, rounded up to one of them."""
-    value = np.quantile(np.array(image_scores), options.threshold_quantile, method="higher")
-    return {
-        "value": float(value),
-        "quantile": options.threshold_quantile,
-        "num_scans": len(image_scores),
-    }
-
-
 def _facts(
     options: M3dmFitOptions,
     parameters: M3dmParameters,
@@ -367,7 +364,9 @@ def _write(
         family="m3dm",
         preprocess=RECIPES[options.recipe].to_dict(),
         parameters={**fitted.parameters.to_dict(), "training": facts},
-        threshold=_threshold([score.image_score for score in scores], options),
+        threshold=threshold_record(
+            [score.image_score for score in scores], options.threshold_quantile
+        ),
         weights={**backbones.weights, **(fusion.weights if fusion else {})},
         graphs={**backbones.graphs, **(fusion.graphs if fusion else {})},
         tensors={
@@ -380,17 +379,5 @@ def _write(
     )
 
 
-def _name(scan: ScanFile | Scan) -> str:
-    return f"scan {scan.name!r}" if scan.name else "an unnamed scan"
-
-
-def _count(progress: Progress, before: int, total: int, done: int) -> None:
-    progress("features", before + done, total)
-
-
 def _of_bank(progress: Progress, bank: str, stage: str, done: int, total: int) -> None:
     progress(f"{bank} bank, {stage}", done, total)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress."""

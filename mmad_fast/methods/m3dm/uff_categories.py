@@ -14,7 +14,7 @@ from mmad_fast.data.dataset import Dataset
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.backbone_graphs import backbone_parameters, build_backbone_part
-from mmad_fast.methods.fitting import FitRequest, Progress, training_scans
+from mmad_fast.methods.fitting import FitRequest, Progress, silent, training_scans
 from mmad_fast.methods.m3dm.contrastive_loss import AlignmentAccuracy, alignment_accuracy
 from mmad_fast.methods.m3dm.fit import extract_patches
 from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
@@ -107,7 +107,7 @@ def train_shared_uff(
     options = _options(dataset, request)
     check_uff_target(output)
     recipe = replace(options.uff_training, updates=updates)
-    tell = progress or (lambda stage, done, total: None)
+    tell = progress or silent
     train = [
         scan
         for category in categories
