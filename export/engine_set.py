@@ -16,11 +16,14 @@ from options import new_parser, run
 
 from mmad_fast.backbones import RGB_BACKBONES
 from mmad_fast.export.backbone_cut import BackboneCut
-from mmad_fast.methods.variants import VARIANTS
+from mmad_fast.methods.branches import point_groups, vit_tokens
+from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
+from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
+from mmad_fast.methods.family import get_method, method_names
 
 parser = new_parser(__doc__)
 parser.add_argument(
-    "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all"
+    "--variants", nargs="+", choices=method_names(), default=method_names(), help="default: all"
 )
 parser.add_argument(
     "--backbone", choices=RGB_BACKBONES, help="in place of the variants' own (dino-vitb8)"
@@ -31,13 +34,15 @@ parser.add_argument("--point-weights", default="auto", help="PATH, auto (downloa
 
 def cuts(arguments: Namespace) -> list[BackboneCut]:
     """The backbones of every variant; what several share once."""
-    variants = [VARIANTS[name] for name in arguments.variants]
-    rgb = [
-        BackboneCut(arguments.backbone or v.rgb_backbone, v.rgb_layers)
-        for v in variants
-        if "rgb" in v.modalities
-    ]
-    point = [BackboneCut.point_mae(v.point_layers) for v in variants if "point" in v.modalities]
+    rgb, point = [], []
+    for name in arguments.variants:
+        family, variant = get_method(name)
+        branches, options = family.branches_of(variant), family.options(**variant.values)
+        if vit_tokens.BRANCH in branches and isinstance(options, VitTokenOptions):
+            backbone = arguments.backbone or options.rgb_backbone
+            rgb.append(BackboneCut(backbone, options.rgb_layers))
+        if point_groups.BRANCH in branches and isinstance(options, PointGroupOptions):
+            point.append(BackboneCut.point_mae(options.point_layers))
     return list(dict.fromkeys(rgb + point))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmad_fast.cli.export import parse_sms
-from mmad_fast.cli.options import parse_layers
 from mmad_fast.cli.output import notice, print_table, progress_bar, report_error
 from mmad_fast.data.dataset import open_dataset
 from mmad_fast.data.scan_file import ScanFile
@@ -21,6 +20,9 @@ from mmad_fast.export.batch import SINGLE, Batch
 from mmad_fast.export.deployment_graph import PRECISIONS, QUANTIZED_PRECISIONS, TARGETS
 from mmad_fast.export.engine_set import EngineSet, build_engine_set
 from mmad_fast.export.export_request import ExportRequest
+from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
+from mmad_fast.methods.family import get_recipe
+from mmad_fast.methods.options import read_option
 
 T = TypeVar("T")
 CALIBRATION_SCANS = 16
@@ -40,7 +42,8 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 def block_numbers(text: str) -> tuple[int, ...]:
     """The block numbers of "1,2,3"."""
-    return parse_layers(text) or ()
+    blocks: tuple[int, ...] = read_option(PointGroupOptions, "point_layers", text)
+    return blocks
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -71,6 +74,12 @@ def new_parser(description: str) -> argparse.ArgumentParser:
         + " and ".join(QUANTIZED_PRECISIONS),
     )
     parser.add_argument("--category", help="which category of --calibration, where it has several")
+    parser.add_argument(
+        "--recipe",
+        type=argument(get_recipe),
+        help="preprocessing of the detectors that the engines are for, by name; default: "
+        "the default method's",
+    )
     parser.add_argument("--unit", choices=("m", "mm"), default="m", help="of its XYZ files")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     parser.add_argument("--no-cache", action="store_true", help="build every TensorRT engine anew")
@@ -105,6 +114,7 @@ def run(
                 wanted,
                 requests,
                 calibration=_calibration(arguments),
+                recipe=arguments.recipe,
                 unit=arguments.unit,
                 seed=arguments.seed,
                 cache=not arguments.no_cache,

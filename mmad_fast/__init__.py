@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmad_fast.detector import Detector, infer, load
-    from mmad_fast.methods.fitting import fit
+    from mmad_fast.methods.fit_run import fit
     from mmad_fast.scan import Result, Scan
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ _HOMES = {
     "Detector": "mmad_fast.detector",
     "Result": "mmad_fast.scan",
     "Scan": "mmad_fast.scan",
-    "fit": "mmad_fast.methods.fitting",
+    "fit": "mmad_fast.methods.fit_run",
     "infer": "mmad_fast.detector",
     "load": "mmad_fast.detector",
 }

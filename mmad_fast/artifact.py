@@ -126,18 +126,6 @@ class Manifest:
     engines: tuple[EngineRecord, ...] = ()
     measured: dict[str, Any] | None = None
 
-    @property
-    def weight_sources(self) -> dict[str, dict[str, Any]]:
-        """Of `weights`, where those of each network came from: of the backbones that the method
-        has, "rgb" and "point", then of what else brings weights along."""
-        sources = {
-            role: source
-            for role, source in self.weights.items()
-            if isinstance(source, dict) and "kind" in source
-        }
-        backbones = [role for role in ("rgb", "point") if role in sources]
-        return {role: sources[role] for role in (*backbones, *sources)}
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -146,19 +134,28 @@ class Artifact:
     path: Path
     manifest: Manifest
 
+    def graph_record(self, name: str) -> Mapping[str, Any]:
+        """What the manifest says of the graph of that name.
+
+        Raises:
+            ArtifactError: the artifact has no such graph.
+        """
+        if name not in self.manifest.graphs:
+            known = ", ".join(self.manifest.graphs) or "none"
+            raise ArtifactError(
+                f"{self.path}: the artifact has no graph {name!r} (it has: {known}); fit it again"
+            )
+        record: Mapping[str, Any] = self.manifest.graphs[name]
+        return record
+
     def graph_path(self, name: str) -> Path:
         """The file of the graph of that name.
 
         Raises:
             ArtifactError: the artifact has no such graph.
         """
-        try:
-            return self.path / self.manifest.graphs[name]["file"]
-        except KeyError:
-            known = ", ".join(self.manifest.graphs) or "none"
-            raise ArtifactError(
-                f"{self.path}: the artifact has no graph {name!r} (it has: {known}); fit it again"
-            ) from None
+        file: str = self.graph_record(name)["file"]
+        return self.path / file
 
     def engine_files(self) -> tuple[EngineFiles, ...]:
         """What engines can open: the artifact's own graphs, then those exported, in the order of

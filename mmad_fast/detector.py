@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
-from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice, choose_engine
 from mmad_fast.errors import (
     ArtifactError,
@@ -25,56 +21,16 @@ from mmad_fast.errors import (
     MmadFastError,
 )
 from mmad_fast.heap import return_freed_memory
-from mmad_fast.methods.variants import FAMILIES_SCORED_BY_MAXIMUM, FAMILY_DETECTORS
+from mmad_fast.methods.family import Family, Pipeline, get_family
+from mmad_fast.methods.options import MethodOptions
 from mmad_fast.preprocess import check_resolution, prepare, prepare_ground_truth
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Result, Scan, Unit
 from mmad_fast.stage_clock import StageClock
 
-
-class Scores(Protocol):
-    """What a family's pipeline says of a prepared scan."""
-
-    @property
-    def anomaly_map(self) -> NDArray[np.float32]: ...
-
-    @property
-    def image_score(self) -> float: ...
-
-
-class Pipeline(Protocol):
-    """The run half of one method family."""
-
-    @property
-    def is_exact(self) -> bool:
-        """The answer is the published pipeline's, up to rounding."""
-
-    def score(self, prepared: PreparedScan, clock: StageClock) -> Scores:
-        """The anomaly map and image score. Thread-safe."""
-
-    def published_evaluation_maps(
-        self, anomaly_map: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(map for AUPRO, map for pixel AUROC) as the method's published evaluation scales them."""
-
-
-@runtime_checkable
-class WrappablePipeline(Protocol):
-    """A pipeline whose engines take NumPy arrays and can be put into others."""
-
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> Pipeline:
-        """The same pipeline, each engine replaced by what `wrap` makes of its graph's name and
-        it."""
-
-
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a golden scan's map, relative to its maximum, that counts as the same
 answer: other processors and library versions round differently."""
-MAP_STEPS: dict[str, float] = {"pil8bit": 2 / 255}
-"""What such differences become in maps that are blurred in 8 bits, as M3DM's published code does,
-by the parameter `blur`. They move a bank's blurred map by one grey level, not more: 1/255 of the
-bank's largest distance before the blur. Differences are relative to the maximum of the answer,
-which the blur lowers: peaks of half that height are allowed for."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +43,7 @@ class GoldenReplay:
         map_difference: Largest difference of the anomaly maps, relative to the expected maximum.
         score_scale: What differences of the score are relative to.
         tolerance: Largest relative difference that counts as the same answer.
-        map_step: What is accepted of the map beyond it, see Detector.map_step.
+        map_step: What is accepted of the map beyond it, see MethodOptions.map_step.
     """
 
     expected_score: float
@@ -114,33 +70,49 @@ class Detector:
         artifact: The artifact it was loaded from.
         engine_choice: What runs its graphs, from which files, and why.
         threshold: Decision threshold on the image score, None if none was set.
-        map_step: What equal answers' anomaly maps may differ by beyond rounding, relative to their
-            maximum, see MAP_STEPS: 0 where they are not rounded to 8 bits.
     """
 
     def __init__(self, artifact: Artifact, pipeline: Pipeline, engine_choice: EngineChoice) -> None:
         """Use `load`."""
-        parameters = artifact.manifest.parameters
         self.artifact = artifact
         self.engine_choice = engine_choice
         self.threshold = _threshold(artifact)
         self._pipeline = pipeline
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
-        self._rgb_size = int(parameters["rgb_size"])
-        self._grid_size = int(parameters["grid_size"])
-        self.map_step = MAP_STEPS.get(parameters.get("blur", ""), 0.0)
-        self._is_scored_by_maximum = artifact.manifest.family in FAMILIES_SCORED_BY_MAXIMUM
+        self._family = get_family(artifact.manifest.family)
 
     @property
     def is_exact(self) -> bool:
         """The answer is the published pipeline's, up to rounding; not with switches that
         approximate, nor with graphs of lower precision."""
-        return self._pipeline.is_exact and self.engine_choice.precision == "fp32"
+        return self.options.is_exact and self.engine_choice.precision == "fp32"
+
+    @property
+    def options(self) -> MethodOptions:
+        """What it was fitted with."""
+        return self._pipeline.options
+
+    @property
+    def family(self) -> Family:
+        """The record of its family."""
+        return self._family
 
     @property
     def method(self) -> str:
         """The variant's name, e.g. "cfm-s"."""
         return self.artifact.manifest.method
+
+    @property
+    def weight_sources(self) -> dict[str, dict[str, Any]]:
+        """Where the weights of each network came from: of its branches, then of what else brings
+        weights along."""
+        sources = {
+            role: source
+            for role, source in self.artifact.manifest.weights.items()
+            if isinstance(source, dict) and "kind" in source
+        }
+        branches = [branch.key for branch in self.family.branches if branch.key in sources]
+        return {role: sources[role] for role in (*branches, *sources)}
 
     def infer(self, rgb: ArrayLike, xyz: ArrayLike, *, unit: Unit = "m", name: str = "") -> Result:
         """The anomaly score and map of one scan.
@@ -168,21 +140,6 @@ class Detector:
             prepared = self.prepare(scan)
         return self.infer_prepared(prepared, clock)
 
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> Detector:
-        """The same detector, each engine replaced by what `wrap` makes of its graph's name and it.
-
-        Raises:
-            InvalidInputError: the detector's engines do not take NumPy arrays.
-        """
-        if not isinstance(self._pipeline, WrappablePipeline):
-            raise InvalidInputError(
-                f"the engines of a {type(self._pipeline).__name__} cannot be wrapped; load the "
-                "detector with device='cpu'"
-            )
-        detector = copy(self)
-        detector._pipeline = self._pipeline.with_engines(wrap)
-        return detector
-
     def prepare(self, scan: Scan) -> PreparedScan:
         """The scan as this detector reads it.
 
@@ -190,11 +147,12 @@ class Detector:
             InvalidInputError: a scan of too few pixels.
         """
         check_resolution(scan)
-        return prepare(scan, self._recipe, rgb_size=self._rgb_size, grid_size=self._grid_size)
+        options = self.options
+        return prepare(scan, self._recipe, rgb_size=options.rgb_size, grid_size=options.grid_size)
 
     def prepare_ground_truth(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(S, S) bool: a native mask (H, W) on the grid of this detector's anomaly map."""
-        return prepare_ground_truth(mask, self._recipe, grid_size=self._grid_size)
+        return prepare_ground_truth(mask, self._recipe, grid_size=self.options.grid_size)
 
     def published_evaluation_maps(
         self, anomaly_map: NDArray[np.float32]
@@ -223,14 +181,15 @@ class Detector:
             padding=prepared.padding,
             stage_ms=clock.stage_ms,
             name=prepared.name,
-            map_threshold=threshold if self._is_scored_by_maximum else None,
+            map_threshold=threshold if self.family.score_is_map_maximum else None,
         )
 
     def score_scale(self, image_score: float) -> float:
         """The size of the numbers behind an image score, which its rounding errors grow with: a
         score that an offset was subtracted from may be near 0 though they are not."""
-        offset = abs(float(self.artifact.manifest.parameters.get("score_offset", 0.0)))
-        return max(abs(image_score), offset, float(np.finfo(np.float32).tiny))
+        return max(
+            abs(image_score), abs(self.options.score_offset), float(np.finfo(np.float32).tiny)
+        )
 
     def replay_golden(self) -> GoldenReplay:
         """The answer to the artifact's golden scan, beside the one recorded at fitting.
@@ -252,7 +211,7 @@ class Detector:
             result.image_score,
             difference,
             self.score_scale(golden.expected_score),
-            map_step=self.map_step,
+            map_step=self.options.map_step,
         )
 
 
@@ -295,42 +254,30 @@ def load(
         precision=precision,
         num_threads=num_threads,
     )
-    return open_detector(artifact, choice, device=device, num_threads=num_threads)
+    return open_detector(artifact, choice)
 
 
-def open_detector(
-    artifact: Artifact, choice: EngineChoice, *, device: str = "cpu", num_threads: int | None = None
-) -> Detector:
+def open_detector(artifact: Artifact, choice: EngineChoice) -> Detector:
     """The detector of a verified artifact with an engine that has been chosen; see `load`.
 
     Raises:
         ArtifactError: a graph, tensor or parameter is missing or damaged.
         BackendUnavailableError: the engine or device cannot be had here.
     """
-    family = artifact.manifest.family
-    if family not in FAMILY_DETECTORS:
-        known = ", ".join(FAMILY_DETECTORS)
+    try:
+        by_device = get_family(artifact.manifest.family).pipelines
+    except InvalidInputError as error:
         raise ArtifactError(
-            f"{artifact.path}: the artifact is of family {family!r}, this version runs {known}; "
-            "upgrade with: pip install --upgrade mmad-fast"
-        )
-    by_device = FAMILY_DETECTORS[family]
-    if device not in by_device:
+            f"{artifact.path}: {error}; upgrade with: pip install --upgrade mmad-fast"
+        ) from None
+    if choice.device not in by_device:
         raise BackendUnavailableError(
             f"{artifact.path}: a {artifact.manifest.method} detector does not run on device "
-            f"{device!r}, but on {', '.join(by_device)}; choose it with device= or --device"
+            f"{choice.device!r}, but on {', '.join(by_device)}; choose it with device= or --device"
         )
-    module, name = by_device[device].split(":")
-    family_detector: Any = getattr(import_module(module), name)
-    try:
-        pipeline = family_detector.from_artifact(artifact, engine=choice, num_threads=num_threads)
-        return_freed_memory()
-        return Detector(artifact, pipeline, choice)
-    except KeyError as error:
-        raise ArtifactError(
-            f"{artifact.path}: the artifact lacks {error}; it is incomplete or of another version, "
-            "fit it again"
-        ) from error
+    pipeline = by_device[choice.device]().from_artifact(artifact, choice)
+    return_freed_memory()
+    return Detector(artifact, pipeline, choice)
 
 
 def infer(

@@ -86,7 +86,7 @@ def _replay(
         return EngineReplay(engine, files, None, None, str(error))
     must_run = record is None or recorded is not None
     try:
-        replay = open_detector(artifact, choice, device=device).replay_golden()
+        replay = open_detector(artifact, choice).replay_golden()
     except (BackendUnavailableError, ArtifactError) as error:
         return EngineReplay(engine, files, FAILS if must_run else None, None, str(error))
     except MmadFastError as error:  # its answer is no number

@@ -17,14 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 from ops.embedding_cases import embedder_weights
 
 from mmad_fast.artifact import Golden, write_artifact
-from mmad_fast.methods.backbone_parameters import EMBEDDER_PREFIX
-from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX
+from mmad_fast.methods.cfm.options import CfmOptions
+from mmad_fast.methods.family import get_recipe
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
-from mmad_fast.preprocess.recipes import RECIPES
 
 RGB_SIZE, TOKEN_GRID, RGB_DIM = 56, 7, 8
 NUM_GROUPS, GROUP_SIZE, POINT_DIM = 24, 16, 6
-TINY_PARAMETERS = CfmParameters(
+TINY_PARAMETERS = CfmOptions(
     rgb_backbone="dino-vitb8",
     rgb_size=RGB_SIZE,
     token_grid=TOKEN_GRID,
@@ -133,8 +133,8 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = {
         "method": "cfm-t",
         "family": "cfm",
-        "preprocess": RECIPES["cfm"].to_dict(),
-        "parameters": TINY_PARAMETERS.to_dict(),
+        "preprocess": get_recipe("cfm").to_dict(),
+        "parameters": TINY_PARAMETERS.to_manifest(),
         "weights": {"rgb": {"kind": "random"}, "point": {"kind": "random"}},
         "graphs": graphs,
         "tensors": tensors,

@@ -184,8 +184,31 @@ def test_a_missing_parameter(copied: Path) -> None:
 
 def test_an_unknown_family(copied: Path) -> None:
     rewrite_manifest(copied, lambda content: content.update(family="future"))
-    with pytest.raises(ArtifactError, match="family 'future', this version runs cfm"):
+    words = f"{copied}: this version has no family .*'future'; it has cfm, m3dm; upgrade with: pip"
+    with pytest.raises(ArtifactError, match=words):
         load(copied)
+
+
+@pytest.mark.parametrize(
+    ("written", "today", "is_exact"), [("float32", "fp32", True), ("int8", "int8", False)]
+)
+def test_a_precision_as_earlier_versions_called_it(
+    copied: Path, written: str, today: str, is_exact: bool
+) -> None:
+    expected = load(copied).replay_golden()
+    rewrite_manifest(copied, lambda content: content["parameters"].update(precision=written))
+    detector = load(copied)
+    assert detector.options.precision == detector.engine_choice.precision == today
+    assert detector.artifact.engine_files()[0].precision == today
+    assert detector.is_exact is is_exact
+    assert detector.replay_golden() == expected
+
+
+def test_the_record_of_a_graph(tiny_artifact: Path) -> None:
+    artifact = read_artifact(tiny_artifact)
+    assert artifact.graph_record("points")["outputs"] == {"features": [1, 24, 6]}
+    with pytest.raises(ArtifactError, match="no graph 'uff_rgb'"):
+        artifact.graph_record("uff_rgb")
 
 
 def test_no_such_folder_and_no_manifest(tmp_path: Path) -> None:

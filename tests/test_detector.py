@@ -5,21 +5,29 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIT_HALF, make_arrays
+from numpy.typing import NDArray
 
 import mmad_fast
 from mmad_fast.detector import GoldenReplay, open_detector
+from mmad_fast.engines import Engine, open_graph
 from mmad_fast.errors import (
+    ArtifactError,
     BackendUnavailableError,
     EmptyScanError,
     InvalidInputError,
 )
-from mmad_fast.methods.variants import FAMILY_DETECTORS
+from mmad_fast.methods.cfm.options import CfmOptions
+from mmad_fast.methods.family import get_family
+from mmad_fast.methods.m3dm.options import M3dmOptions
 
 
 @pytest.fixture(scope="module")
@@ -39,46 +47,116 @@ def test_result_of_a_good_scan(detector, scan_arrays) -> None:
     assert all(ms >= 0 for ms in result.stage_ms.values())
 
 
+def change_family(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Detectors that are loaded from now on find another record of CFM."""
+    changed = replace(get_family("cfm"), **changes)
+    monkeypatch.setattr("mmad_fast.detector.get_family", lambda name: changed)
+
+
 def test_a_threshold_is_one_of_the_map_where_the_score_is_its_maximum(
     tiny_artifact, scan_arrays, monkeypatch
 ) -> None:
     detector = mmad_fast.load(tiny_artifact)
     result = detector.infer(*scan_arrays)
     assert result.map_threshold == result.threshold
-    monkeypatch.setattr("mmad_fast.detector.FAMILIES_SCORED_BY_MAXIMUM", frozenset())
+    assert detector.family is get_family("cfm")
+    change_family(monkeypatch, score_is_map_maximum=False)
     result = mmad_fast.load(tiny_artifact).infer(*scan_arrays)
     assert result.threshold is not None
     assert result.map_threshold is None
 
 
-def test_a_score_near_zero_is_compared_by_the_numbers_behind_it(tiny_artifact) -> None:
-    detector = mmad_fast.load(tiny_artifact)
+def test_a_detector_tells_what_it_was_fitted_with(detector) -> None:
+    assert detector.method == "cfm-t"
+    assert isinstance(detector.options, CfmOptions)
+    assert (detector.options.num_groups, detector.options.point_layers) == (24, (0,))
+    assert detector.is_exact
+
+
+def test_a_score_near_zero_is_compared_by_the_numbers_behind_it(detector, monkeypatch) -> None:
     assert detector.score_scale(-0.5) == 0.5
     assert detector.score_scale(0.0) > 0
-    detector.artifact.manifest.parameters["score_offset"] = -3.0
+    monkeypatch.setattr(CfmOptions, "score_offset", M3dmOptions(score_offset=-3.0).score_offset)
     assert detector.score_scale(1e-6) == 3.0
     assert GoldenReplay(1e-6, 2e-3, 0.0, detector.score_scale(1e-6)).agrees
     assert not GoldenReplay(1e-6, 4e-3, 0.0, detector.score_scale(1e-6)).agrees
 
 
-def test_a_map_of_8_bits_may_differ_by_its_steps(tiny_artifact) -> None:
-    plain = mmad_fast.load(tiny_artifact)
-    assert plain.map_step == 0
-    artifact = plain.artifact
-    artifact.manifest.parameters["blur"] = "pil8bit"
-    detector = open_detector(artifact, plain.engine_choice)
-    assert detector.map_step == pytest.approx(2 / 255)
-    assert detector.replay_golden().map_step == detector.map_step
+def test_a_map_of_8_bits_may_differ_by_its_steps(detector, monkeypatch) -> None:
+    assert detector.options.map_step == detector.replay_golden().map_step == 0
+    assert M3dmOptions(blur="float").map_step == 0
+    step = M3dmOptions(blur="pil8bit").map_step
+    assert step == pytest.approx(2 / 255)
+    monkeypatch.setattr(CfmOptions, "map_step", step)
+    assert detector.replay_golden().map_step == step
     for difference, agrees in ((0.0078, True), (0.0098, False)):
         assert GoldenReplay(1.0, 1.0, difference, 1.0, map_step=2 / 255).agrees is agrees
     assert not GoldenReplay(1.0, 1.0078, 0.0, 1.0, map_step=2 / 255).agrees
 
 
-def test_a_device_that_a_family_has_no_detector_for(tiny_artifact, detector, monkeypatch) -> None:
-    by_device = {"cpu": FAMILY_DETECTORS["cfm"]["cpu"]}
-    monkeypatch.setitem(FAMILY_DETECTORS, "cfm", by_device)
-    with pytest.raises(BackendUnavailableError, match="cfm-t detector does not run on .*'cuda', "):
-        open_detector(detector.artifact, detector.engine_choice, device="cuda")
+def test_a_device_that_a_family_has_no_detector_for(detector, monkeypatch) -> None:
+    change_family(monkeypatch, pipelines={"cpu": get_family("cfm").pipelines["cpu"]})
+    choice = replace(detector.engine_choice, device="cuda")
+    words = "cfm-t detector does not run on .*'cuda', but on cpu; choose it with device="
+    with pytest.raises(BackendUnavailableError, match=words):
+        open_detector(detector.artifact, choice)
+    assert open_detector(detector.artifact, detector.engine_choice).options == detector.options
+
+
+class Recorded:
+    """An engine that keeps what it is given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.input_shapes, self.output_shapes = engine.input_shapes, engine.output_shapes
+        self.inputs: list[dict[str, NDArray]] = []
+        self._engine = engine
+
+    def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        self.inputs.append(dict(inputs))
+        return self._engine.run(inputs)
+
+
+def test_graphs_can_be_run_by_what_is_put_around_their_engines(detector, scan_arrays) -> None:
+    engines: dict[str, Recorded] = {}
+
+    def record(name: str, engine: Engine) -> Engine:
+        engines[name] = Recorded(engine)
+        return engines[name]
+
+    choice = replace(detector.engine_choice, wrap=record)
+    observed = open_detector(detector.artifact, choice)
+    assert set(engines) == set(detector.artifact.manifest.graphs)
+    result, expected = observed.infer(*scan_arrays), detector.infer(*scan_arrays)
+    np.testing.assert_array_equal(result.anomaly_map, expected.anomaly_map)
+    for name, engine in engines.items():
+        (inputs,) = engine.inputs
+        shapes = {key: list(array.shape) for key, array in inputs.items()}
+        assert shapes == detector.artifact.manifest.graphs[name]["inputs"]
+    detector.infer(*scan_arrays)  # which stays as it was
+    assert [len(engine.inputs) for engine in engines.values()] == [1, 1]
+
+
+def test_a_graph_that_is_missing_is_named_with_those_that_are_there(detector) -> None:
+    choice = detector.engine_choice
+    words = r"no graph 'depth' \(it has: rgb, points\); fit it again"
+    with pytest.raises(ArtifactError, match=words):
+        choice.open("depth")
+    with pytest.raises(ArtifactError, match=words):
+        choice.open_on_device("depth", device_index=0, stream=0)
+
+
+def test_engines_get_the_threads_that_were_asked_for(tiny_artifact, monkeypatch) -> None:
+    asked = []
+
+    def record(path: Path, *, engine: str, num_threads: int | None) -> Engine:
+        asked.append(num_threads)
+        return open_graph(path, engine=engine, num_threads=num_threads)
+
+    monkeypatch.setattr("mmad_fast.engines.selection.open_graph", record)
+    detector = mmad_fast.load(tiny_artifact, num_threads=3)
+    assert detector.engine_choice.num_threads == 3
+    assert mmad_fast.load(tiny_artifact).engine_choice.num_threads is None
+    assert asked == [3, 3, None, None]
 
 
 def test_the_golden_scan_is_answered_as_recorded(detector) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, WeightsError
 
@@ -100,6 +100,10 @@ class WeightsSource:
     detail: str
     sha256: str | None = None
     path: Path | None = None
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What a manifest says of the weights of a network of that name."""
+        return {"name": name, "kind": self.kind, "detail": self.detail, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)

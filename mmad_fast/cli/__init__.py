@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from mmad_fast.cli import bench, doctor, evaluate, export, fit, infer, kernels, synth, uff, weights
+from mmad_fast.cli import (
+    bench,
+    doctor,
+    evaluate,
+    export,
+    fit,
+    infer,
+    kernels,
+    synth,
+    train_shared,
+    weights,
+)
+from mmad_fast.cli.method_options import add_method_command
 from mmad_fast.cli.output import report_error
 from mmad_fast.errors import MmadFastError
 
@@ -30,12 +42,12 @@ def root(
         raise typer.Exit
 
 
-app.command("bench")(bench.bench)
-app.command("fit")(fit.fit)
+add_method_command(app, "bench", bench.bench)
+add_method_command(app, "fit", fit.fit)
 app.command("infer")(infer.infer)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
-app.command("uff")(uff.uff)
+add_method_command(app, "train-shared", train_shared.train_shared)
 app.command("synth")(synth.synth)
 app.command("doctor")(doctor.doctor)
 app.command("weights")(weights.weights)

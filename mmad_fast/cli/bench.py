@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -9,38 +10,23 @@ from typing import Annotated
 import typer
 
 from mmad_fast.cli.options import (
-    Aggregation,
+    DEFAULT_METHOD,
     Aupro,
     AuproMode,
-    BatchNorm,
     DataPath,
     Device,
     Engine,
     EnginePrecision,
-    Epochs,
     FewShot,
-    GroupSize,
     Json,
-    Mapping,
     Method,
-    NumGroups,
-    PixelStride,
-    PointLayers,
-    PointWeights,
-    Precision,
     Recipe,
-    RgbBackbone,
-    RgbLayers,
-    RgbWeights,
     Seed,
-    Settings,
     Speed,
     Threads,
     UnitName,
     UnitOption,
     apply_threads,
-    parse_layers,
-    parse_settings,
     parse_shots,
 )
 from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
@@ -56,16 +42,11 @@ class Comparison(str, Enum):
 
 
 def bench(
-    method: Method = "cfm-s",
+    method: Method = DEFAULT_METHOD,
     data: DataPath = None,
     category: Annotated[
         list[str] | None, typer.Option("--category", help="Only this category; repeatable.")
     ] = None,
-    rgb_backbone: RgbBackbone = None,
-    rgb_weights: RgbWeights = "auto",
-    point_weights: PointWeights = "auto",
-    rgb_layers: RgbLayers = None,
-    point_layers: PointLayers = None,
     protocol: Annotated[
         Protocol,
         typer.Option(
@@ -83,16 +64,7 @@ def bench(
     ] = None,
     aupro: Aupro = AuproMode.published,
     recipe: Recipe = None,
-    num_groups: NumGroups = None,
-    group_size: GroupSize = None,
-    batch_norm: BatchNorm = None,
-    aggregation: Aggregation = None,
-    mapping: Mapping = None,
     speed: Speed = "exact",
-    pixel_stride: PixelStride = None,
-    precision: Precision = None,
-    epochs: Epochs = None,
-    settings: Settings = None,
     few_shot: FewShot = None,
     seed: Seed = 0,
     unit: UnitOption = UnitName.m,
@@ -108,16 +80,19 @@ def bench(
         typer.Option("--results", help="Append each row to this JSONL file as soon as it is made."),
     ] = None,
     as_json: Json = False,
+    *,
+    chosen: Mapping[str, str],
 ) -> None:
     """Fit, evaluate and time a method; print its row beside the published one.
 
-    Without --data it makes a procedural set in the cache and works offline.
+    Without --data it makes a procedural set in the cache and works offline. The options at the end
+    are those of the method: name another with --method to see its own.
 
-    Example: mmad-fast bench --method cfm-s
+    Example: mmad-fast bench
 
-    Example: mmad-fast bench --method cfm --data mvtec3d --category bagel --compare reference
+    Example: mmad-fast bench --data mvtec3d --category bagel --compare reference
 
-    Example: mmad-fast bench --method m3dm --data mvtec3d --few-shot 5,10,50
+    Example: mmad-fast bench --data mvtec3d --few-shot 5,10,50
     """
     apply_threads(threads)
     from mmad_fast.measure.benchmark import run_benchmark
@@ -130,28 +105,10 @@ def bench(
         render_rows,
         rows_to_json,
     )
-    from mmad_fast.methods.fitting import FitRequest
+    from mmad_fast.methods.fit_request import FitRequest
 
-    fit_request = FitRequest(
-        method=method,
-        rgb_backbone=rgb_backbone,
-        rgb_weights=rgb_weights,
-        point_weights=point_weights,
-        rgb_layers=rgb_layers,
-        point_layers=parse_layers(point_layers),
-        epochs=epochs,
-        seed=seed,
-        unit=unit.value,
-        recipe=recipe,
-        num_groups=num_groups,
-        group_size=group_size,
-        batch_norm=batch_norm,
-        aggregation=aggregation,
-        mapping=mapping,
-        pixel_stride=pixel_stride,
-        precision=precision,
-        speed=speed,
-        options=parse_settings(settings),
+    fit_request = FitRequest.of(
+        method, seed=seed, unit=unit.value, recipe=recipe, speed=speed, **chosen
     )
     measure_request = MeasureRequest(
         protocol=protocol.value,

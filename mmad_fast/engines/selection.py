@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmad_fast.engine_record import PRECISIONS
-from mmad_fast.engines import DEVICES, ENGINES, check_engine, engine_refusal
+from mmad_fast.engines import (
+    DEVICES,
+    ENGINES,
+    DeviceEngine,
+    Engine,
+    check_engine,
+    engine_refusal,
+    open_device_graph,
+    open_graph,
+)
 from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_sm, library_version
-from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.threads import resolve_num_threads
 
 AUTO = "auto"
@@ -76,12 +85,49 @@ class EngineChoice:
         precision: The files' precision.
         files: File by graph name.
         reason: Why this one, and why not each one that would have come before it.
+        device: Where the arrays lie, "cpu" or "cuda".
+        num_threads: Threads per run on the CPU; None means mmad_fast.threads.get_num_threads().
+        wrap: What is run in an opened graph's place, given its name and engine: None is the engine
+            itself. On "cpu" only.
     """
 
     engine: str
     precision: str
     files: Mapping[str, Path]
     reason: str
+    device: str = "cpu"
+    num_threads: int | None = None
+    wrap: Callable[[str, Engine], Engine] | None = None
+
+    def open(self, name: str) -> Engine:
+        """The graph of that name, ready to run on NumPy arrays.
+
+        Raises:
+            ArtifactError: there is no such graph, or its file is none that the engine can load.
+            BackendUnavailableError: the engine is not installed.
+        """
+        graph = open_graph(self._file(name), engine=self.engine, num_threads=self.num_threads)
+        return graph if self.wrap is None else self.wrap(name, graph)
+
+    def open_on_device(self, name: str, *, device_index: int, stream: int) -> DeviceEngine:
+        """The graph of that name, ready to run on buffers of a CUDA device; see
+        engines.open_device_graph.
+
+        Raises:
+            ArtifactError: there is no such graph, or its file is none that the engine can load.
+            BackendUnavailableError: the engine is not installed, or cannot use the device.
+        """
+        return open_device_graph(
+            self._file(name), engine=self.engine, device_index=device_index, stream=stream
+        )
+
+    def _file(self, name: str) -> Path:
+        if name not in self.files:
+            known = ", ".join(self.files) or "none"
+            raise ArtifactError(
+                f"the artifact has no graph {name!r} (it has: {known}); fit it again"
+            )
+        return self.files[name]
 
 
 @dataclass(frozen=True)
@@ -149,7 +195,9 @@ def choose_engine(
         if problem is None:
             left_out = [] if precision else _others(candidates, wanted, names, device)
             reason = _reason(option, engine, _listed(refused), left_out)
-            return EngineChoice(option.engine, wanted, option.files.files, reason)
+            return EngineChoice(
+                option.engine, wanted, option.files.files, reason, device, num_threads
+            )
         refused[option.label] = problem
     if refused:
         what = "no engine can" if engine == AUTO else f"engine {engine!r} cannot"

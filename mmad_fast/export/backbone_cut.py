@@ -8,31 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
 from mmad_fast.backbones.table import get_rgb_spec
 from mmad_fast.data.scan_file import ScanFile
-from mmad_fast.errors import EmptyScanError, InvalidInputError
-from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
-from mmad_fast.ops.knn_grouping import knn_grouping
-from mmad_fast.ops.point_embedding import TOKEN_CHANNELS, EmbedderWeights, point_embedding
-from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.errors import InvalidInputError
+from mmad_fast.methods.branches.point_groups.cpu import GRAPH as POINT_GRAPH
+from mmad_fast.methods.branches.point_groups.cpu import (
+    PointBackends,
+    embed_groups,
+    require_points,
+)
+from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
+from mmad_fast.methods.branches.vit_tokens.cpu import GRAPH as RGB_GRAPH
+from mmad_fast.ops.point_embedding import EmbedderWeights
 from mmad_fast.preprocess import prepare
-from mmad_fast.preprocess.recipes import RECIPES
-from mmad_fast.scan import PreparedScan, Scan, Unit
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from mmad_fast.preprocess.recipes import Recipe
+from mmad_fast.scan import Scan, Unit
+from mmad_fast.stage_clock import StageClock
 
 POINT_MAE = "point-mae"
 POINT_DEPTH = 12
-NUM_GROUPS = 1024
-GROUP_SIZE = 128
-"""Of the point clouds that a detector embeds, see CfmParameters."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class BackboneCut:
     @property
     def graph(self) -> str:
         """Which graph of a detector it would be: "rgb" or "points"."""
-        return "points" if self.backbone == POINT_MAE else "rgb"
+        return POINT_GRAPH if self.backbone == POINT_MAE else RGB_GRAPH
 
     @property
     def name(self) -> str:
@@ -100,8 +98,15 @@ class CutGraph:
     path: Path
     embedder: EmbedderWeights | None = None
 
-    def inputs_of(self, scan: ScanFile | Scan, *, unit: Unit = "m") -> dict[str, NDArray]:
+    def inputs_of(
+        self, scan: ScanFile | Scan, *, recipe: Recipe, unit: Unit = "m"
+    ) -> dict[str, NDArray]:
         """What the graph gets from a scan: array by input name.
+
+        Args:
+            scan: The scan.
+            recipe: Preprocessing of the detectors that the graph is for.
+            unit: Of the scan's file.
 
         Raises:
             DataError: the scan cannot be read.
@@ -109,24 +114,14 @@ class CutGraph:
         """
         if isinstance(scan, ScanFile):
             scan = scan.load(unit=unit)
-        if self.embedder is not None:
-            return _point_inputs(prepare(scan, RECIPES["cfm"]), self.embedder)
-        size = get_rgb_spec(self.cut.backbone).image_size
-        return {"image": prepare(scan, RECIPES["cfm"], rgb_size=size).rgb[None]}
-
-
-def _point_inputs(prepared: PreparedScan, embedder: EmbedderWeights) -> dict[str, NDArray]:
-    points = prepared.points
-    if len(points) < GROUP_SIZE:
-        raise EmptyScanError(
-            f"scan {prepared.name!r} has {len(points)} foreground points, a group takes "
-            f"{GROUP_SIZE}; check its background and unit"
-        )
-    index = PointIndex(points)
-    center_indices = farthest_point_sampling(points, NUM_GROUPS, index=index)
-    groups = knn_grouping(points, center_indices, GROUP_SIZE, index=index).groups
-    tokens = point_embedding(groups, embedder)
-    return {"tokens": tokens[None], "centers": np.ascontiguousarray(points[center_indices])[None]}
+        if self.embedder is None:
+            size = get_rgb_spec(self.cut.backbone).image_size
+            return {"image": prepare(scan, recipe, rgb_size=size).rgb[None]}
+        prepared, options = prepare(scan, recipe), PointGroupOptions()
+        require_points(prepared, options.group_size)
+        backends, clock = PointBackends.resolve(), StageClock()
+        embedded = embed_groups(prepared.points, self.embedder, options, backends, clock)
+        return embedded.graph_inputs
 
 
 def export_cut(
@@ -148,31 +143,17 @@ def export_cut(
         MissingDependencyError: torch, onnx or onnxscript is not installed.
         MmadFastError: the graph does not give what torch gives.
     """
-    module, inputs, output, embedder = _network(cut, weights, seed)
-    from mmad_fast.export.onnx_graph import export_graph
-
-    path = export_graph(module, inputs, folder / f"{cut.name}.onnx", output_name=output)
-    return CutGraph(cut, path, embedder)
-
-
-def _network(
-    cut: BackboneCut, weights: str | Path, seed: int
-) -> tuple[nn.Module, dict[str, Tensor], str, EmbedderWeights | None]:
-    """(module, example input by name, name of the output, embedder of Point-MAE)."""
-    import torch
-
     if cut.backbone != POINT_MAE:
+        from mmad_fast.methods.branches.vit_tokens.graph import export_tokens
+
         rgb = build_rgb_backbone(
             cut.backbone, num_layers=cut.num_blocks, weights=weights, seed=seed
         )
-        return rgb, {"image": torch.zeros(1, 3, rgb.image_size, rgb.image_size)}, "tokens", None
-    from mmad_fast.backbones.point_mae import PointTransformer
+        return CutGraph(cut, export_tokens(rgb, folder / f"{cut.name}.onnx"))
+    from mmad_fast.methods.branches.point_groups.graph import export_features
 
     point = build_point_backbone(layers=cut.fetched, weights=weights, seed=seed)
-    generator = torch.Generator().manual_seed(0)
-    inputs = {
-        "tokens": torch.randn((1, NUM_GROUPS, TOKEN_CHANNELS), generator=generator),
-        "centers": 0.1 * torch.randn((1, NUM_GROUPS, 3), generator=generator),
-    }
-    embedder = point.encoder.to_embedder_weights()
-    return PointTransformer(point).eval(), inputs, "features", embedder
+    path = export_features(
+        point, folder / f"{cut.name}.onnx", num_groups=PointGroupOptions().num_groups
+    )
+    return CutGraph(cut, path, point.encoder.to_embedder_weights())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.data.scan_file import ScanFile
-from mmad_fast.detector import Detector
+from mmad_fast.detector import Detector, open_detector
 from mmad_fast.engines import Engine
 from mmad_fast.errors import EmptyScanError, InvalidInputError
 from mmad_fast.scan import Scan, Unit
@@ -65,7 +66,12 @@ def record_graph_inputs(
         recorders[name] = RecordingEngine(engine)
         return recorders[name]
 
-    observed = detector.with_engines(record)
+    if detector.engine_choice.device != "cpu":
+        raise InvalidInputError(
+            f"the detector is on device {detector.engine_choice.device!r}, whose engines take no "
+            "NumPy arrays; load it with device='cpu'"
+        )
+    observed = open_detector(detector.artifact, replace(detector.engine_choice, wrap=record))
     recorded: dict[str, list[GraphInputs]] = {name: [] for name in recorders}
     num_scans = 0
     for scan in scans:

@@ -38,7 +38,9 @@ from mmad_fast.export.deployment_graph import deployment_graph
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.export.graph_cost import graph_cost
 from mmad_fast.export.graph_writer import write_graph
+from mmad_fast.methods.family import default_method, get_method
 from mmad_fast.ops.point_embedding import EmbedderWeights
+from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import Scan, Unit
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
@@ -141,6 +143,7 @@ def build_engine_set(
     rgb_weights: str | Path = "auto",
     point_weights: str | Path = "auto",
     calibration: Sequence[ScanFile | Scan] = (),
+    recipe: Recipe | None = None,
     unit: Unit = "m",
     seed: int = 0,
     cache: bool = True,
@@ -157,6 +160,8 @@ def build_engine_set(
         rgb_weights: Of all RGB cuts: checkpoint path, "auto" (download) or "random" (seeded).
         point_weights: Likewise for Point-MAE.
         calibration: Nominal scans for int8 and fp8; those without foreground are left out.
+        recipe: How the detectors that the engines are for prepare these scans; None: as the default
+            method does.
         unit: Unit of their XYZ files.
         seed: Of random weights.
         cache: Take TensorRT engines that were built before, and keep new ones.
@@ -186,7 +191,9 @@ def build_engine_set(
             tell(f"{cut.name} from torch", len(engines), total)
             graph = export_cut(cut, Path(graphs), weights=weights[cut.backbone], seed=seed)
             embedder = graph.embedder or embedder
-            inputs = calibration_inputs(graph, calibration, unit) if calibration else ()
+            inputs: Sequence[Mapping[str, NDArray]] = ()
+            if calibration:
+                inputs = calibration_inputs(graph, calibration, unit, recipe=recipe)
             deployment = DeploymentGraphs(graph, inputs)
             for request in requests:
                 tell(f"{cut.name} {request.precision} {request.target}", len(engines), total)
@@ -226,7 +233,11 @@ def _check(
 
 
 def calibration_inputs(
-    graph: CutGraph, scans: Sequence[ScanFile | Scan], unit: Unit = "m"
+    graph: CutGraph,
+    scans: Sequence[ScanFile | Scan],
+    unit: Unit = "m",
+    *,
+    recipe: Recipe | None = None,
 ) -> list[dict[str, NDArray]]:
     """What the graph gets from each scan; those without foreground are left out.
 
@@ -234,9 +245,10 @@ def calibration_inputs(
         EmptyScanError: none is left.
     """
     inputs = []
+    recipe = recipe or get_method(default_method())[0].recipe
     for scan in scans:
         try:
-            inputs.append(graph.inputs_of(scan, unit=unit))
+            inputs.append(graph.inputs_of(scan, recipe=recipe, unit=unit))
         except EmptyScanError:
             continue
     if not inputs:

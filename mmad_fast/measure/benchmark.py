@@ -6,9 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from mmad_fast.backbones.weights import resolve_weights
 from mmad_fast.data.dataset import Dataset, open_dataset
@@ -18,15 +16,16 @@ from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.detector_row import MeasureRequest, measure_artifact, reference_row
 from mmad_fast.measure.engine_of_fit import check_engine_of_fit, on_engine
 from mmad_fast.measure.tables import BenchRow, mean_row
-from mmad_fast.methods.fitting import (
+from mmad_fast.methods.family import SpeedOnlyFit, get_method
+from mmad_fast.methods.fit_request import (
+    AUTO,
+    RANDOM,
     FitRequest,
     Progress,
-    check_fit_packages,
-    check_options,
-    fit_detector,
-    training_scans,
+    resolve_options,
+    silent,
 )
-from mmad_fast.methods.variants import FAMILY_SHARED_TRAINING, FAMILY_SPEED_ONLY, get_variant
+from mmad_fast.methods.fit_run import check_fit_packages, fit_detector, training_scans
 
 CALIBRATION_SCANS = 32
 
@@ -77,11 +76,9 @@ def run_benchmark(
         MmadFastError: an exact detector differs from the published pipeline.
     """
     say = notice or (lambda line: None)
-    get_variant(fit_request.method)
     _check_few_shot(fit_request, request)
     check_engine_of_fit(request.engine, request.device, request.engine_precision)
     check_fit_packages()
-    check_options(fit_request)
     if data is None:
         data = built_in_set(None if progress is None else _stage(progress, "write procedural set"))
     dataset = open_dataset(data)
@@ -106,9 +103,8 @@ def _measure(run: _Run, shots: int | None) -> tuple[list[BenchRow], list[BenchRo
     rows: list[BenchRow] = []
     reference_rows: list[BenchRow] = []
     request = replace(run.fit_request, shots=shots)
-    cut = _speed_only_cut(run)
-    if "epochs" in cut:
-        request = replace(request, epochs=cut["epochs"])
+    cut = get_method(request.method)[0].speed_only if run.request.speed_only else SpeedOnlyFit()
+    request = replace(request, options={**request.options, **cut.values})
     request = _with_shared_training(run, request)
     for done, category in enumerate(run.categories):
         label = _label(category, shots)
@@ -118,7 +114,7 @@ def _measure(run: _Run, shots: int | None) -> tuple[list[BenchRow], list[BenchRo
             run.folder / label,
             category=category,
             request=request,
-            max_train_scans=cut.get("max_train_scans"),
+            max_train_scans=cut.train_scans,
             progress=_nested(run.progress, label),
         )
         train = training_scans(run.dataset, category, shots=shots, seed=request.seed)
@@ -147,22 +143,14 @@ def _measure(run: _Run, shots: int | None) -> tuple[list[BenchRow], list[BenchRo
     return rows, reference_rows
 
 
-def _speed_only_cut(run: _Run) -> dict[str, int]:
-    """What the fit may leave out, see FAMILY_SPEED_ONLY."""
-    if not run.request.speed_only:
-        return {}
-    return FAMILY_SPEED_ONLY.get(get_variant(run.fit_request.method).family, {})
-
-
 def _with_shared_training(run: _Run, request: FitRequest) -> FitRequest:
     """The request with what its family trains once for all categories."""
-    place = FAMILY_SHARED_TRAINING.get(get_variant(request.method).family)
-    if place is None:
+    shared = get_method(request.method)[0].shared_training
+    if shared is None or not shared.wants(resolve_options(request)):
         return request
-    module, name = place.split(":")
-    train: Any = getattr(import_module(module), name)
-    folder = run.folder / _label("shared", request.shots)
-    return train(run.dataset, run.categories, request, folder, run.progress)
+    path = run.folder / _label("shared", request.shots) / shared.file_name
+    shared.train(run.dataset, run.categories, request, path, run.progress or silent)
+    return replace(request, options={**request.options, shared.option: str(path)})
 
 
 def _check_few_shot(fit_request: FitRequest, request: MeasureRequest) -> None:
@@ -192,21 +180,19 @@ def _forget(row: BenchRow) -> None:
 
 def _with_available_weights(request: FitRequest, say: Callable[[str], None]) -> FitRequest:
     """The request with "auto" weights that cannot be had replaced by seeded random ones."""
-    variant = get_variant(request.method)
-    names = {"rgb": request.rgb_backbone or variant.rgb_backbone, "point": "point-mae"}
-    changes: dict[str, Any] = {}
-    for modality in variant.modalities:
-        field, name = f"{modality}_weights", names[modality]
-        spec = getattr(request, field)
-        if spec == "auto":
+    family, variant = get_method(request.method)
+    options, weights = resolve_options(request), dict(request.weights)
+    for branch in family.branches_of(variant):
+        name = branch.checkpoint(options)
+        if request.weights_of(branch.key) == AUTO:
             try:
-                resolve_weights(name, "auto")
+                resolve_weights(name, AUTO)
             except WeightsError as error:
                 say(f"note: {error}")
-                spec = changes[field] = "random"
-        if spec == "random":
+                weights[branch.key] = RANDOM
+        if weights.get(branch.key) == RANDOM:
             say(f"NOTE: {name} runs on seeded random weights: its accuracy means nothing")
-    return replace(request, **changes)
+    return replace(request, weights=weights)
 
 
 def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:

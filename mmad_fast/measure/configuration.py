@@ -5,59 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmad_fast.methods.variants import VARIANTS, Variant
+from mmad_fast.methods.family import Family, Variant, families, find_method
+from mmad_fast.methods.options import option_default, option_fields, todays_value
 
-_OF_BACKBONE: dict[str, tuple[str, ...]] = {
-    "rgb": ("rgb_backbone", "rgb_layers"),
-    "point": ("point_layers",),
-}
-_OF_ALL = {
-    "num_groups": 1024,
-    "group_size": 128,
-    "batch_norm": "cloud",
-}
-_OF_FAMILY: dict[str, dict[str, Any]] = {
-    "cfm": {
-        **_OF_ALL,
-        "aggregation": "product",
-        "mapping": "crossmodal",
-        "pixel_stride": 1,
-        "precision": "float32",
-    },
-    "m3dm": {
-        **_OF_ALL,
-        "point_patches": "56x56",
-        "uses_uff": True,
-        "uff_pairing": "aligned",
-        "uff_schedule": "quick",
-        "bank_norm": "published",
-        "coreset": "code",
-        "reweighting": "code",
-        "blur": "pil8bit",
-        "dlf_scores": "score_samples",
-        "dlf_schedule": "code",
-        "point_lambda": 1.0,
-        "rgb_lambda": 0.1,
-        "fusion_lambda": 1.0,
-        "bank_dtype": "float32",
-        "precision": "float32",
-    },
-}
-"""Per family the switches that a row holds, each with the method's own value."""
-_ONLY_WITH_SETTING: dict[str, tuple[str, str]] = {
-    "uses_uff": ("banks", "fusion"),
-    "dlf_scores": ("decision", "svm"),
-    "dlf_schedule": ("decision", "svm"),
-}
-"""Switches that mean nothing but where a method's setting is, or holds, that word."""
-_POINT_SETTING = ("group_size", "num_groups", "point_patches")
-_POINT_SETTINGS: dict[tuple[Any, ...], str] = {
-    (64, 784, "groups"): "64 points/784 groups, point groups",
-    (128, 1024, "groups"): "128 points/1024 groups, point groups",
-    (64, 784, "28x28"): "64 points/784 groups, 28x28 patches",
-    (128, 1024, "28x28"): "128 points/1024 groups, 28x28 patches",
-}
-"""Rows of M3DM's Table 5 besides its usual setting, by _POINT_SETTING."""
 _FIT_RECORD = "training"
 """Of a manifest's parameters, the part that only the fit read."""
 
@@ -65,21 +15,21 @@ _FIT_RECORD = "training"
 def configuration_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a manifest's parameters that a row holds, in JSON types."""
     known = {**parameters.get(_FIT_RECORD, {}), **parameters}
-    names = dict.fromkeys(
-        name for part in (*_OF_BACKBONE.values(), *_OF_FAMILY.values()) for name in part
-    )
+    names = dict.fromkeys(name for family in families() for name in _own_values(family, None))
     return {name: known[name] for name in names if name in known}
 
 
 def is_variants_own(method: str, configuration: Mapping[str, Any] | None) -> bool:
-    """It has the backbones and layers that the method's name stands for."""
-    if method not in VARIANTS or configuration is None:
+    """It has the networks that the method's name stands for."""
+    found = find_method(method)
+    if found is None or configuration is None:
         return False
-    variant = VARIANTS[method]
+    family, variant = found
+    own = _own_values(family, variant)
     return all(
-        _as_tuple(configuration.get(name)) == _as_tuple(getattr(variant, name))
-        for modality in variant.modalities
-        for name in _OF_BACKBONE[modality]
+        _as_tuple(configuration.get(name)) == _as_tuple(own[name])
+        for branch in family.branches_of(variant)
+        for name in branch.identity
     )
 
 
@@ -87,12 +37,22 @@ def describe_configuration(method: str, configuration: Mapping[str, Any] | None)
     """What differs from the method's own, e.g. "dinov2-vits14 8 layers, blocks 0"; else empty."""
     if configuration is None:
         return ""
+    configuration = _in_todays_words(configuration)
+    found = find_method(method)
+    known = (found,) if found else tuple((family, None) for family in families())
+    own = {n: v for family, variant in known for n, v in _own_values(family, variant).items()}
+    branches = {
+        branch.key: branch
+        for family, variant in known
+        for branch in (family.branches_of(variant) if variant else family.branches)
+    }
+    networks = {name for branch in branches.values() for name in branch.identity}
     parts = []
-    if not is_variants_own(method, configuration):
-        parts.append(_describe_backbones(VARIANTS.get(method), configuration))
-    for name, own in _switches(VARIANTS.get(method)).items():
+    if branches and not is_variants_own(method, configuration):
+        parts.append(", ".join(one.describe(configuration) for one in branches.values()))
+    for name, own_value in own.items():
         value = configuration.get(name)
-        if value is not None and value != own:
+        if name not in networks and value is not None and value != own_value:
             parts.append(f"{name} {value}")
     return "; ".join(parts)
 
@@ -110,43 +70,33 @@ def describe_method(
 def published_name(
     method: str, configuration: Mapping[str, Any] | None, shots: int | None = None
 ) -> str | None:
-    """Under which name measure/published.csv has this detector; None where its backbones or layers
-    are not the method's own."""
-    if configuration is None or not is_variants_own(method, configuration):
+    """Under which name measure/published.csv has this detector; None where its networks are not the
+    method's own."""
+    found = find_method(method)
+    if found is None or configuration is None or not is_variants_own(method, configuration):
         return None
-    name = VARIANTS[method].published
-    if method == "m3dm-fusion" and configuration.get("uses_uff") is False:
-        name = "M3DM (one fused bank, without UFF)"
-    if method == "m3dm-3d":
-        setting = tuple(configuration.get(key) for key in _POINT_SETTING)
-        if setting in _POINT_SETTINGS:
-            name = f"M3DM (3D only, {_POINT_SETTINGS[setting]})"
+    family, variant = found
+    name = family.published_name(variant, configuration)
     return name if shots is None else f"{name} ({shots}-shot)"
 
 
-def _switches(variant: Variant | None) -> dict[str, Any]:
-    """The switches of a method, each with its own value; of an unknown one those of all."""
+def _own_values(family: Family, variant: Variant | None) -> dict[str, Any]:
+    """The options that rows of a variant hold, each with the variant's own value; of all the
+    family's for None."""
+    names = [name for name, facts in option_fields(family.options).items() if facts.in_rows]
     if variant is None:
-        return {name: own for switches in _OF_FAMILY.values() for name, own in switches.items()}
-    settings = variant.settings
-    return {
-        name: own
-        for name, own in _OF_FAMILY[variant.family].items()
-        if name not in _ONLY_WITH_SETTING
-        or _ONLY_WITH_SETTING[name][1] in settings.get(_ONLY_WITH_SETTING[name][0], ())
-    }
+        return {name: option_default(family.options, name) for name in names}
+    own = family.options(**variant.values).with_constants()
+    used = {n for branch in family.branches_of(variant) for n in option_fields(branch.options)}
+    of_branches = {n for branch in family.branches for n in option_fields(branch.options)}
+    left_out = {*own.without_effect(), *(of_branches - used)}
+    return {name: getattr(own, name) for name in names if name not in left_out}
 
 
-def _describe_backbones(variant: Variant | None, configuration: Mapping[str, Any]) -> str:
-    parts = []
-    modalities = tuple(_OF_BACKBONE) if variant is None else variant.modalities
-    if "rgb" in modalities:
-        rgb_backbone, rgb_layers = (configuration.get(name) for name in _OF_BACKBONE["rgb"])
-        parts.append(f"{rgb_backbone} {rgb_layers} layers")
-    if "point" in modalities:
-        blocks = ", ".join(str(block) for block in configuration.get("point_layers", ()))
-        parts.append(f"blocks {blocks}")
-    return ", ".join(parts)
+def _in_todays_words(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the names that they have in this version."""
+    facts = {n: f for family in families() for n, f in option_fields(family.options).items()}
+    return {n: todays_value(v, facts[n]) if n in facts else v for n, v in configuration.items()}
 
 
 def _as_tuple(value: Any) -> Any:

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from PIL import Image
 
 from mmad_fast.data.dataset import Dataset
 from mmad_fast.data.scan_file import ScanFile
-from mmad_fast.detector import Detector, Scores
+from mmad_fast.detector import Detector
 from mmad_fast.engine_record import own_precision
 from mmad_fast.errors import DataError, MmadFastError
 from mmad_fast.measure.configuration import configuration_of, published_name
@@ -27,9 +26,9 @@ from mmad_fast.measure.memory import measure_detector_process
 from mmad_fast.measure.published import PublishedRow, published_for
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, BenchRow
 from mmad_fast.measure.timing import Timing
-from mmad_fast.methods.fitting import FitRequest, Progress
+from mmad_fast.methods.family import Scores
+from mmad_fast.methods.fit_request import FitRequest, Progress
 from mmad_fast.methods.torch_threads import torch_threads
-from mmad_fast.methods.variants import FAMILY_REFERENCES
 from mmad_fast.scan import PreparedScan, Unit
 from mmad_fast.stage_clock import StageClock
 from mmad_fast.threads import get_num_threads
@@ -207,13 +206,7 @@ def reference_row(
     Raises:
         MmadFastError: an exact detector's answer differs from the reference's.
     """
-    module, name = FAMILY_REFERENCES[detector.artifact.manifest.family].split(":")
-    make_reference: Any = getattr(import_module(module), name)
-    reference = make_reference(
-        detector.artifact,
-        rgb_weights=fit_request.rgb_weights,
-        point_weights=fit_request.point_weights,
-    )
+    reference = detector.family.reference(detector.artifact, fit_request.weights)
     scans = _test_scans(dataset, category)
     latencies_ms, stages, differences = [], [], []
     for run in range(1 + REFERENCE_RUNS):
@@ -225,7 +218,7 @@ def reference_row(
         clock = StageClock()
         # The first run warms up and is compared: it breaks ties between equally near points as the
         # detector does, which costs a sort. The others are timed as published.
-        scores = reference(prepared, clock, "any" if run else "lowest")
+        scores = reference(prepared, clock, ties="any" if run else "lowest")
         latency_ms = (time.perf_counter() - start) * 1e3
         if run == 0:
             differences.append(_differences(detector, prepared, scores))
@@ -234,7 +227,7 @@ def reference_row(
             stages.append(clock.stage_ms)
     largest = np.max(differences, axis=0)  # (2,), NaN where one is
     map_difference, score_difference = (float(value) for value in largest)
-    allowed = np.array([REFERENCE_TOLERANCE + detector.map_step, REFERENCE_TOLERANCE])
+    allowed = np.array([REFERENCE_TOLERANCE + detector.options.map_step, REFERENCE_TOLERANCE])
     if detector.is_exact and not (largest <= allowed).all():
         raise MmadFastError(
             f"{category}: the detector differs from the published pipeline by {map_difference:.2e} "
@@ -288,8 +281,8 @@ def _published(method: str | None, category: str) -> tuple[PublishedRow, ...] | 
 
 
 def _describe_weights(detector: Detector) -> str:
-    sources = detector.artifact.manifest.weight_sources
-    return ", ".join(f"{role}: {source['kind']}" for role, source in sources.items())
+    sources = detector.weight_sources.items()
+    return ", ".join(f"{role}: {source['kind']}" for role, source in sources)
 
 
 def _test_scans(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:

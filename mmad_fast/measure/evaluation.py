@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.detector import Detector
 from mmad_fast.measure.metrics import aupro, image_auroc, pixel_auroc
-from mmad_fast.methods.variants import FAMILY_AUPRO_THRESHOLDS
 from mmad_fast.scan import Unit
 
 AUPRO_LIMITS = (0.3, 0.1, 0.05, 0.01)
@@ -90,7 +89,7 @@ def evaluate(
     accuracy = partial(
         _accuracy,
         aupro_mode=aupro_mode,
-        num_thresholds=FAMILY_AUPRO_THRESHOLDS[detector.artifact.manifest.family],
+        num_thresholds=detector.family.aupro_thresholds,
     )
     good = [scan for scan in scored if scan.defect == GOOD]
     types = sorted({scan.defect for scan in scored} - {GOOD, ""})

@@ -17,17 +17,16 @@ from mmad_fast.preprocess.background_plane import (
 from mmad_fast.preprocess.clean_up import keep_largest_cluster
 from mmad_fast.preprocess.normalising import normalise_rgb
 from mmad_fast.preprocess.padding import square_padding
-from mmad_fast.preprocess.recipes import RECIPES, Recipe, get_recipe
+from mmad_fast.preprocess.recipes import NO_CLEAN_UP, Recipe
 from mmad_fast.preprocess.resizing import resize_mask, resize_rgb, resize_xyz
 from mmad_fast.scan import PreparedScan, Scan
 
 __all__ = [
     "MIN_SCAN_SIDE_PX",
-    "RECIPES",
+    "NO_CLEAN_UP",
     "Foreground",
     "Recipe",
     "check_resolution",
-    "get_recipe",
     "prepare",
     "prepare_ground_truth",
     "segment_foreground",

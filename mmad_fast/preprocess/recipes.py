@@ -1,4 +1,4 @@
-"""The published preprocessing recipes: what differs between them stands in one table."""
+"""Preprocessing recipes: what differs between the methods' preparations of a scan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Recipe:
     """How a scan becomes network input. Stored in a detector's manifest.
 
     Attributes:
-        name: Name in `RECIPES`.
+        name: As in `--recipe` and in the manifest.
         remove_background: Whether the background plane and stray components are removed from xyz.
             False for scans that come without background.
         rgb_background: "keep" the RGB of removed pixels, or make it "black".
@@ -136,28 +136,7 @@ def _is_finite(value: object) -> bool:
     return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
-# Source: method facts 1.2 (table of what is saved) and 1.3; "none" is for data that come without
-# background, such as Eyecandies converted to XYZ (method facts 1.5).
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("cfm", remove_background=True, rgb_background="keep", rgb_padding="edge"),
-        Recipe("m3dm", remove_background=True, rgb_background="black", rgb_padding="zero"),
-        Recipe("none", remove_background=False, rgb_background="keep", rgb_padding="edge"),
-    )
-}
-
-
-def get_recipe(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        InvalidInputError: no such name; the message lists the known ones.
-    """
-    try:
-        return RECIPES[name]
-    except KeyError:
-        known = ", ".join(RECIPES)
-        raise InvalidInputError(
-            f"there is no preprocessing recipe {name!r}; known are {known}"
-        ) from None
+NO_CLEAN_UP = Recipe("none", remove_background=False, rgb_background="keep", rgb_padding="edge")
+"""For data that come without background, such as Eyecandies converted to XYZ. Source: method facts
+1.5. The published recipes stand in their families' records, mmad_fast/methods/<family>/family.py.
+"""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from mmad_fast.methods.variants import VARIANTS
 
 from mmad_fast.measure.generated_pages import write_pages
-from mmad_fast.methods.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,14 @@ from PIL import Image
 from test_artifact import rewrite_manifest
 
 from mmad_fast import cli
-from mmad_fast.cli.options import parse_settings, parse_shots
+from mmad_fast.cli.options import parse_shots
 from mmad_fast.ops import all_ops
 from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
 from mmad_fast.whole_folder import fingerprint
 
-VERBS = ("bench", "fit", "infer", "eval", "export", "synth", "doctor", "weights")
+VERBS = (
+    *("bench", "fit", "train-shared", "infer", "eval", "export", "synth", "doctor", "weights"),
+)
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -71,11 +73,12 @@ def test_help_has_an_example(verb: str) -> None:
     assert "Example" in done.stdout
 
 
-def test_help_does_not_import_the_heavy_packages() -> None:
+@pytest.mark.parametrize("method", ["cfm", "m3dm"])
+def test_help_does_not_import_the_heavy_packages(method: str) -> None:
     program = (
         "import sys, contextlib\n"
         "from mmad_fast.cli import app\n"
-        "with contextlib.suppress(SystemExit): app(['bench', '--help'])\n"
+        f"with contextlib.suppress(SystemExit): app(['bench', '--method', '{method}', '--help'])\n"
         "print(sorted({'torch', 'onnxruntime', 'sklearn', 'scipy'} & set(sys.modules)),"
         " file=sys.stderr)"
     )
@@ -288,8 +291,8 @@ def test_threads_must_be_positive(tiny_artifact: Path, tmp_path: Path) -> None:
     ("option", "value", "words"),
     [
         ("--method", "cfm-xxl", "there is no method 'cfm-xxl'; known are cfm, cfm-m, cfm-s, cfm-t"),
-        ("--point-layers", "one", "'one'; it must be block numbers with commas, e.g. 1,2,3"),
-        ("--point-layers", "1,-2", "'1,-2'; it must be block numbers with commas, e.g. 1,2,3"),
+        ("--point-layers", "one", "point_layers is 'one'; it must be numbers with commas"),
+        ("--point-layers", "1,-2", "point_layers is (1, -2); it must be at least 0"),
         ("--seed", "-1", "Invalid value for '--seed'"),
     ],
 )
@@ -509,41 +512,9 @@ def test_errors_of_export_are_json_too(tiny_artifact: Path, tmp_path: Path, call
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "m3dm", "--epochs", 3], "m3dm has no option 'epochs'; it has: rgb_backbone"),
-        (["--method", "m3dm", "--pixel-stride", 2], "m3dm has no option 'pixel_stride'"),
-        (["--method", "cfm", "--set", "blur=float"], "--set NAME=VALUE: .*smoothing"),
-        (["--method", "m3dm", "--set", "nonsense=3"], "--set NAME=VALUE: .*point_patches"),
-        (["--method", "m3dm", "--set", "point-patches=7x7"], "one of 56x56, 28x28, groups"),
-        (["--method", "m3dm", "--set", "point_patches=groups"], "whose patches need a grid"),
-        (["--method", "m3dm-3d", "--set", "seed=3"], "give it as --seed, in Python as seed="),
-        (["--method", "cfm", "--set", "patience=many"], "it must be an integer or none"),
-    ],
-)
-@pytest.mark.parametrize("command", ["fit", "bench"])
-def test_an_option_that_the_method_lacks_is_answered_at_once(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    arguments: list[object],
-    words: str,
-) -> None:
-    pytest.importorskip("torch", reason="the options of a fit come with it")
-    place = ["--data", tmp_path / "absent", "--output", tmp_path / "out"]
-    assert exit_code(monkeypatch, command, *place, *arguments) == 1
-    assert re.search(words, capsys.readouterr().err)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
         (["fit", "--method", "m3d"], "no method 'm3d'"),
         (["fit", "--shots", "0"], "greater than or equal to 1"),
         (["fit", "--num-groups", "60000"], "--num-groups"),
-        (["fit", "--set", "nonsense"], "it must be NAME=VALUE"),
-        (["fit", "--set", "=3"], "it must be NAME=VALUE"),
-        (["fit", "--set", "blur=a", "--set", "blur=b"], "set twice: 'a' and 'b'"),
         (["bench", "--few-shot", "two"], "e.g. 5,10,50"),
         (["bench", "--few-shot", "0,5"], "e.g. 5,10,50"),
         (["bench", "--few-shot", "5,"], "e.g. 5,10,50"),
@@ -560,11 +531,6 @@ def test_wrong_values_are_wrong_usage(
     assert words in capsys.readouterr().err
 
 
-def test_settings_and_shots_are_read() -> None:
-    assert parse_settings(["point-patches=28x28", " uff = a=b.pth "]) == {
-        "point_patches": "28x28",
-        "uff": "a=b.pth",
-    }
-    assert parse_settings(None) == {}
+def test_shots_are_read() -> None:
     assert parse_shots(" 50,5 , 10,5") == (5, 10, 50)
     assert parse_shots(None) == ()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from mmad_fast import engines
 from mmad_fast.engines import ENGINES, selection
 from mmad_fast.engines.selection import MEASURED_WITH, EngineChoice, EngineFiles, choose_engine
-from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.measure import environment
 
 HERE = "tensorrt-rtx 1.7.1.116"
@@ -67,6 +68,40 @@ def test_an_artifacts_own_graphs_are_run_by_onnx_runtime() -> None:
         OWN.files,
         "onnxruntime (onnx fp32) is the first in the order of preference",
     )
+
+
+def test_a_choice_says_where_and_with_how_many_threads_it_was_made() -> None:
+    choice = choose_engine([OWN], num_threads=4)
+    assert (choice.device, choice.num_threads, choice.wrap) == ("cpu", 4, None)
+    choice = choose_engine([OWN], device="cuda")
+    assert (choice.device, choice.num_threads) == ("cuda", None)
+
+
+def test_a_choice_opens_graphs_and_wraps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[Any, ...]] = []
+
+    def note(path: Path, **options: Any) -> str:
+        opened.append((path, options))
+        return f"engine of {path.name}"
+
+    monkeypatch.setattr(selection, "open_graph", note)
+    monkeypatch.setattr(selection, "open_device_graph", note)
+    choice = replace(choose_engine([OWN], num_threads=4), files={"rgb": Path("a"), "b": Path("b")})
+    assert choice.open("rgb") == "engine of a"
+    wrapping = replace(choice, wrap=lambda name, engine: (name, engine))
+    assert wrapping.open("b") == ("b", "engine of b")
+    assert choice.open_on_device("rgb", device_index=1, stream=7) == "engine of a"
+    assert opened == [
+        (Path("a"), {"engine": "onnxruntime", "num_threads": 4}),
+        (Path("b"), {"engine": "onnxruntime", "num_threads": 4}),
+        (Path("a"), {"engine": "onnxruntime", "device_index": 1, "stream": 7}),
+    ]
+    for missing in (
+        lambda: choice.open("points"),
+        lambda: choice.open_on_device("points", device_index=0, stream=0),
+    ):
+        with pytest.raises(ArtifactError, match=r"no graph 'points' \(it has: rgb, b\); fit it ag"):
+            missing()
 
 
 def test_an_engine_built_for_this_gpu_comes_first(machine: dict[str, str]) -> None:

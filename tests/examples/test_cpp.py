@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mmad_fast import load
 from mmad_fast.artifact import read_artifact, write_artifact
-from mmad_fast.preprocess.recipes import RECIPES
+from mmad_fast.methods.family import get_recipe
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 CANNOT_BE_HAD = 3
@@ -166,7 +166,9 @@ def test_the_plane_search_draws_numpys_random_numbers(
     rgb, xyz = scan_with_a_cluttered_rim()
     answers = set()
     for seed in (0, 1, 4, 2**33 + 7, 2**63 - 1):
-        recipe = replace(RECIPES["cfm"], seed=seed, min_inlier_fraction=0.05, min_rim_coverage=0.05)
+        recipe = replace(
+            get_recipe("cfm"), seed=seed, min_inlier_fraction=0.05, min_rim_coverage=0.05
+        )
         artifact = rewritten(tiny_artifact, tmp_path / "artifact", preprocess=recipe.to_dict())
         answers.add(check_against_python(program, artifact, rgb, xyz, tmp_path))
     assert len(answers) > 2  # so the numbers decide
@@ -192,8 +194,8 @@ def test_every_switch(
     artifact = rewritten(
         tiny_artifact,
         tmp_path / "artifact",
-        preprocess=RECIPES[recipe].to_dict(),
-        parameters=replace(TINY_PARAMETERS, **changes).to_dict(),
+        preprocess=get_recipe(recipe).to_dict(),
+        parameters=replace(TINY_PARAMETERS, **changes).to_manifest(),
         tensors=tensors,
         threshold={"value": 1e-6} if recipe == "m3dm" else None,
     )
@@ -244,10 +246,13 @@ def test_parts_that_do_not_fit_are_refused(
     output = tensors["rgb_to_point.output.weight"]
     for changes, message in (
         (
-            {"parameters": replace(TINY_PARAMETERS, num_groups=25).to_dict()},
+            {"parameters": replace(TINY_PARAMETERS, num_groups=25).to_manifest()},
             "parameters need (1, 25, 384)",
         ),
-        ({"parameters": {**TINY_PARAMETERS.to_dict(), "smoothing": "x"}}, "one of boxes53, sigma4"),
+        (
+            {"parameters": {**TINY_PARAMETERS.to_manifest(), "smoothing": "x"}},
+            "one of boxes53, sigma4",
+        ),
         (
             {"family": "m3dm", "graphs": {"rgb": read_artifact(tiny_artifact).graph_path("rgb")}},
             "family m3dm; this program runs the family cfm only",

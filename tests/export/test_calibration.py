@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from tifffile import imwrite
 
 from mmad_fast.data.scan_file import ScanFile
-from mmad_fast.detector import Detector, load
+from mmad_fast.detector import Detector, load, open_detector
 from mmad_fast.engines import Engine
+from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import EmptyScanError, InvalidInputError
 from mmad_fast.export.calibration import record_graph_inputs
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
@@ -65,23 +67,19 @@ class _Repeated:
         return self._engine.run(inputs)
 
 
-class _RepeatingDetector:
-    """A detector whose graph "points" runs twice per scan."""
+class _RepeatingChoice(EngineChoice):
+    """A choice of engines with which the graph "points" runs twice per scan."""
 
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
-
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> Detector:
-        def repeat(name: str, engine: Engine) -> Engine:
-            engine = wrap(name, engine)
-            return _Repeated(engine) if name == "points" else engine
-
-        return self._detector.with_engines(repeat)
+    def open(self, name: str) -> Engine:
+        engine = super().open(name)
+        return _Repeated(engine) if name == "points" else engine
 
 
 def test_every_run_of_a_scan_is_recorded(detector: Detector) -> None:
     scans = [scan_of(0), empty_scan(), scan_of(1)]
-    recorded = record_graph_inputs(_RepeatingDetector(detector), scans, "m")  # type: ignore[arg-type]
+    choice = _RepeatingChoice(**vars(detector.engine_choice))
+    repeating = open_detector(detector.artifact, choice)
+    recorded = record_graph_inputs(repeating, scans, "m")
     once = record_graph_inputs(detector, scans, "m")
     assert [len(recorded[name]) for name in ("rgb", "points")] == [2, 4]
     for scan, inputs in enumerate(once["points"]):
@@ -139,7 +137,7 @@ def test_no_scans_are_refused(detector: Detector) -> None:
 
 
 def test_a_detector_of_another_device_is_refused(tiny_artifact: Path) -> None:
-    other = load(tiny_artifact)
-    other._pipeline = object()  # type: ignore[assignment]
-    with pytest.raises(InvalidInputError, match="load the detector with device='cpu'"):
+    own = load(tiny_artifact)
+    other = Detector(own.artifact, own._pipeline, replace(own.engine_choice, device="cuda"))
+    with pytest.raises(InvalidInputError, match="on device 'cuda', .*; load it with device='cpu'"):
         record_graph_inputs(other, [scan_of(0)], "m")

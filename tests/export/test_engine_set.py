@@ -26,7 +26,9 @@ from mmad_fast.export.engine_set import (
     read_engine_set,
 )
 from mmad_fast.export.export_request import ExportRequest
+from mmad_fast.methods.family import get_recipe
 from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
+from mmad_fast.preprocess import prepare
 from mmad_fast.scan import Scan
 from mmad_fast.whole_folder import read_manifest, write_manifest
 
@@ -219,6 +221,18 @@ def test_calibration_takes_what_the_graphs_get(point_graph: CutGraph, scan_array
         calibration_inputs(point_graph, scans[:1])
 
 
+def test_calibration_prepares_scans_as_the_detectors_do(point_graph: CutGraph, scan_arrays) -> None:
+    """The default method's recipe keeps the background of the picture, M3DM's blackens it."""
+    graph, scans = CutGraph(SMALL, point_graph.path), [scan_of(scan_arrays)]
+    (unasked,) = calibration_inputs(graph, scans)
+    for name, is_same in (("cfm", True), ("m3dm", False)):
+        recipe = get_recipe(name)
+        (found,) = calibration_inputs(graph, scans, recipe=recipe)
+        expected = prepare(scans[0], recipe, rgb_size=found["image"].shape[-1]).rgb[None]
+        np.testing.assert_array_equal(found["image"], expected)
+        assert np.array_equal(found["image"], unasked["image"]) == is_same
+
+
 def test_int8_engines_are_calibrated_by_scans(tmp_path: Path, scan_arrays) -> None:
     requests = [onnx_request(), onnx_request("int8")]
     built = build_engine_set(
@@ -264,7 +278,7 @@ def test_a_script_explains_itself(name: str) -> None:
         ("dino.py", ["--to", "tensorrt-rtx", "--sm", "87"], 2, "does not build for 87"),
         ("dino.py", ["--to", "onnx", "--sm", "89"], 2, "leave --sm out, or add tensorrt-rtx"),
         ("dino.py", ["--sm", "x"], 2, "must be numbers with commas, without the dot"),
-        ("point_mae.py", ["--layers", "1;2", "--to", "onnx"], 2, "block numbers with commas"),
+        ("point_mae.py", ["--layers", "1;2", "--to", "onnx"], 2, "must be numbers with commas"),
         ("point_mae.py", ["--to", "onnx", "--batch", "3,1"], 2, "batch"),
         ("point_mae.py", ["--to", "onnx", "--weights", "no.pth"], 1, "no.pth does not exist"),
     ],

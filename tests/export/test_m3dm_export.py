@@ -17,8 +17,8 @@ from mmad_fast.engines import engine_refusal
 from mmad_fast.engines.tensorrt_library import library_refusal
 from mmad_fast.export import export_detector
 from mmad_fast.golden_replays import DIFFERS, FAILS, replay_engines
-from mmad_fast.methods.m3dm.fit import fit_m3dm
-from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
+from mmad_fast.methods.fit_request import FitRequest
+from mmad_fast.methods.fit_run import fit_scans
 
 GRAPHS = {"rgb", "points", "uff_point", "uff_rgb"}
 
@@ -29,8 +29,8 @@ def dome(seed: int) -> Scan:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = M3dmFitOptions(
-        method="m3dm-fusion",
+    request = FitRequest.of(
+        "m3dm-fusion",
         rgb_backbone="dinov2-vits14",
         rgb_weights="random",
         point_weights="random",
@@ -41,11 +41,10 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe="none",
         point_patches="28x28",
         uff_schedule="paper",
+        uff_updates=2,
     )
     folder = tmp_path_factory.mktemp("m3dm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmad_fast.methods.m3dm.uff_training.PAPER_UPDATES", 2)
-        return fit_m3dm([dome(0), dome(1)], [dome(2)], folder / "artifact", options)
+    return fit_scans([dome(0), dome(1)], [dome(2)], folder / "artifact", request)
 
 
 def copy_of(fitted: Path, folder: Path) -> Path:
@@ -88,7 +87,7 @@ def test_an_exported_engine_answers_as_the_fitted_detector(
     wanted = own.infer(dome(3).rgb, dome(3).xyz)
     difference = float(np.abs(found.anomaly_map - wanted.anomaly_map).max())
     largest = float(np.abs(wanted.anomaly_map).max())
-    assert difference <= (bound or own.map_step + 1e-3) * largest
+    assert difference <= (bound or own.options.map_step + 1e-3) * largest
     assert found.image_score == pytest.approx(wanted.image_score, rel=bound or 1e-3)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from mmad_fast.measure.benchmark import run_benchmark
 from mmad_fast.measure.detector_row import MeasureRequest
 from mmad_fast.measure.engine_of_fit import check_engine_of_fit, on_engine
 from mmad_fast.measure.tables import BenchRow
-from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.fit_request import FitRequest
 from mmad_fast.threads import get_num_threads, set_num_threads
 
 torch = pytest.importorskip("torch", reason="the published pipeline needs torch")
@@ -44,9 +43,14 @@ def reference_row(
     """The reference row where the published pipeline's answer is the detector's, changed a bit."""
 
     def make(*, map_factor: float = 1.0, score_factor: float = 1.0) -> BenchRow:
-        def pipeline(artifact: Any, **weights: str) -> Callable[..., Any]:
-            def run(prepared: Any, clock: Any, knn_ties: str) -> Any:
+        asked: list[str] = []
+
+        def pipeline(artifact: Any, weights: Any) -> Callable[..., Any]:
+            assert weights == {"rgb": "random"}
+
+            def run(prepared: Any, clock: Any, *, ties: str) -> Any:
                 assert torch.get_num_threads() == get_num_threads()
+                asked.append(ties)
                 with clock.stage("all"):
                     result = detector.infer_prepared(prepared)
                 return SimpleNamespace(
@@ -56,9 +60,11 @@ def reference_row(
 
             return run
 
-        monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(pipeline=pipeline))
-        monkeypatch.setitem(detector_row.FAMILY_REFERENCES, "cfm", "stand_in:pipeline")
-        return detector_row.reference_row(detector, dataset, "disc", FitRequest(), MeasureRequest())
+        monkeypatch.setattr(detector, "_family", replace(detector.family, reference=pipeline))
+        request = FitRequest(weights={"rgb": "random"})
+        row = detector_row.reference_row(detector, dataset, "disc", request, MeasureRequest())
+        assert asked == ["lowest", "any", "any", "any"]  # compared once, timed as published
+        return row
 
     return make
 
@@ -96,7 +102,7 @@ def test_published_values_are_for_the_methods_own_networks_only(
     artifact = detector.artifact
     parameters = artifact.manifest.parameters | {"rgb_layers": 8}
     pruned = replace(artifact, manifest=replace(artifact.manifest, parameters=parameters))
-    other = SimpleNamespace(method=detector.method, artifact=pruned)
+    other = Detector(pruned, detector._pipeline, detector.engine_choice)
     row = detector_row.blank_row(other, dataset, "disc", MeasureRequest(), engine="x")
     assert row.published is None
 
@@ -126,7 +132,7 @@ def test_rows_are_handed_out_as_they_are_made(
         run_benchmark(
             dataset.root,
             ("disc",),
-            FitRequest(rgb_weights="random", point_weights="random"),
+            FitRequest(weights={"rgb": "random", "point": "random"}),
             MeasureRequest(compare_reference=True),
             on_row=kept.append,
         )

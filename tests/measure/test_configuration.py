@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from mmad_fast.measure.configuration import (
-    _OF_FAMILY,
     configuration_of,
     describe_configuration,
     describe_method,
@@ -15,9 +14,26 @@ from mmad_fast.measure.configuration import (
     published_name,
 )
 from mmad_fast.measure.published import published_for
-from mmad_fast.methods.cfm.parameters import CfmParameters
-from mmad_fast.methods.variants import FAMILY_DETECTORS, VARIANTS
+from mmad_fast.methods.family import get_family, get_method, method_names
+from mmad_fast.methods.fit_request import FitRequest, resolve_options
+from mmad_fast.methods.options import option_default, option_fields
 
+SWITCHES: dict[str, dict[str, Any]] = {
+    "cfm": {
+        **{"num_groups": 1024, "group_size": 128, "batch_norm": "cloud", "precision": "fp32"},
+        **{"aggregation": "product", "mapping": "crossmodal", "pixel_stride": 1},
+    },
+    "m3dm": {
+        **{"num_groups": 1024, "group_size": 128, "batch_norm": "cloud", "precision": "fp32"},
+        **{"point_patches": "56x56", "uses_uff": True, "bank_norm": "published"},
+        **{"uff_pairing": "aligned", "uff_schedule": "quick", "coreset": "code"},
+        **{"reweighting": "code", "blur": "pil8bit", "bank_dtype": "float32"},
+        **{"dlf_scores": "score_samples", "dlf_schedule": "code"},
+        **{"point_lambda": 1.0, "rgb_lambda": 0.1, "fusion_lambda": 1.0},
+    },
+}
+"""Per family the options that change accuracy or speed, each with the method's own value."""
+NETWORKS = ("rgb_backbone", "rgb_layers", "point_layers")
 OWN: dict[str, Any] = {
     "rgb_backbone": "dino-vitb8",
     "rgb_layers": 12,
@@ -30,18 +46,32 @@ OWN: dict[str, Any] = {
 }
 
 
-def test_every_family_has_its_switches() -> None:
-    assert set(_OF_FAMILY) == set(FAMILY_DETECTORS)
-    defaults = {name: getattr(CfmParameters, name) for name in _OF_FAMILY["cfm"]}
-    assert defaults == _OF_FAMILY["cfm"]
+def own_of(method: str) -> dict[str, Any]:
+    """What a row of the method holds where its name says all."""
+    _, variant = get_method(method)
+    return OWN | {"uses_uff": "fusion" in variant.values["banks"]}
 
 
-def test_the_own_values_of_m3dm_are_what_a_fit_takes_unasked() -> None:
-    pytest.importorskip("torch", reason="the options of a fit come with it")
-    from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
+@pytest.mark.parametrize("name", SWITCHES)
+def test_rows_hold_what_changes_accuracy_or_speed(name: str) -> None:
+    options = get_family(name).options
+    held = [option for option, facts in option_fields(options).items() if facts.in_rows]
+    own = {option: option_default(options, option) for option in held if option not in NETWORKS}
+    assert own == SWITCHES[name]
+    assert set(held) == {*SWITCHES[name], *NETWORKS}
 
-    own = {name: value for name, value in _OF_FAMILY["m3dm"].items() if name != "uses_uff"}
-    assert {name: getattr(M3dmFitOptions, name) for name in own} == own
+
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("precision", ["fp32", "float32"])
+def test_what_a_fit_takes_unasked_is_the_methods_own(method: str, precision: str) -> None:
+    """Rows of earlier versions say float32."""
+    options = resolve_options(FitRequest(method=method))
+    found = configuration_of({**options.to_manifest(), "precision": precision})
+    assert found["precision"] == precision
+    assert is_variants_own(method, found)
+    assert describe_configuration(method, found) == ""
+    assert describe_method(method, found | {"precision": "int8"}) == f"{method} (precision int8)"
+    assert published_for(published_name(method, found) or "")
 
 
 @pytest.mark.parametrize(
@@ -66,8 +96,8 @@ def test_the_own_values_of_m3dm_are_what_a_fit_takes_unasked() -> None:
 def test_what_differs_from_the_methods_own(
     method: str, changes: dict[str, Any], expected: str
 ) -> None:
-    assert describe_configuration(method, OWN | changes) == expected
-    assert describe_method(method, OWN | changes, 5).endswith(", 5-shot")
+    assert describe_configuration(method, own_of(method) | changes) == expected
+    assert describe_method(method, own_of(method) | changes, 5).endswith(", 5-shot")
 
 
 def test_a_row_holds_what_the_fit_recorded_too() -> None:
@@ -92,12 +122,12 @@ def test_a_row_holds_what_the_fit_recorded_too() -> None:
 def test_where_it_is_published(
     method: str, changes: dict[str, Any], shots: int | None, expected: str
 ) -> None:
-    assert published_name(method, OWN | changes, shots) == expected
+    assert published_name(method, own_of(method) | changes, shots) == expected
     assert published_for(expected)
 
 
 def test_other_backbones_are_not_published() -> None:
     assert published_name("m3dm", OWN | {"rgb_backbone": "dinov2-vits14"}) is None
     assert published_name("unheard-of", OWN) is None
-    for name in VARIANTS:
+    for name in method_names():
         assert is_variants_own(name, None) is False

@@ -3,27 +3,36 @@ own, and something that is trained once for all categories."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import RGB_SIZE, TINY_PARAMETERS, TOKEN_GRID
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.data.dataset import Dataset
+from mmad_fast.detector import load
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.measure import configuration, detector_row
+from mmad_fast.measure import detector_row
 from mmad_fast.measure.benchmark import run_benchmark
 from mmad_fast.measure.detector_row import MeasureRequest
 from mmad_fast.measure.tables import BenchRow
-from mmad_fast.methods import fitting, variants
-from mmad_fast.methods.fit_options import options_of
-from mmad_fast.methods.fitting import FitRequest
-from mmad_fast.whole_folder import write_manifest
+from mmad_fast.methods import family as families
+from mmad_fast.methods.branches import point_groups, vit_tokens
+from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
+from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
+from mmad_fast.methods.cfm.family import FAMILY as CFM
+from mmad_fast.methods.family import Family, SharedTraining, SpeedOnlyFit, Trained, Variant
+from mmad_fast.methods.feature_store import FeatureStore
+from mmad_fast.methods.fit_request import FitRequest, FitTask
+from mmad_fast.methods.fit_run import fit, training_scans
+from mmad_fast.methods.options import option
+from mmad_fast.scan import PreparedScan
+from mmad_fast.stage_clock import StageClock
 
 pytest.importorskip("torch", reason="fitting needs torch")
 
@@ -34,68 +43,88 @@ REPORT = {
 
 
 @dataclass(frozen=True)
-class FakeOptions:
-    method: str
-    rgb_weights: str = "auto"
-    point_weights: str = "auto"
-    threshold_quantile: float = 0.99
-    seed: int = 0
-    unit: str = "m"
-    shared: str = "train"
+class FakeOptions(VitTokenOptions, PointGroupOptions):
+    shared: str = option("train", "Where what is shared comes from.", fit_only=True)
 
-    @classmethod
-    def of(cls, request: FitRequest) -> FakeOptions:
-        return options_of(cls, request, {"exact": {}})
+    def with_constants(self) -> FakeOptions:
+        return replace(self, rgb_size=RGB_SIZE, token_grid=TOKEN_GRID, grid_size=RGB_SIZE)
 
 
 @dataclass
 class FakeFamily:
-    """Stands in for a family's modules, and notes what it was asked."""
+    """A family whose fit hands out the tiny detector, and notes what it was asked."""
 
     artifact: Path
-    request: FitRequest | None = None
-    shared: list[tuple[int | None, str]] = field(default_factory=list)
+    monkeypatch: pytest.MonkeyPatch
+    request: FitRequest = field(init=False)
+    shared: list[tuple[int | None, Path]] = field(default_factory=list)
     requests: list[FitRequest] = field(default_factory=list)
     trained_on: list[tuple[str, ...]] = field(default_factory=list)
 
-    def fit(
-        self, train: Sequence[Any], validation: Any, output: Path, request: Any, *, progress: Any
-    ) -> Path:
-        self.requests.append(request)
-        self.trained_on.append(tuple(scan.name for scan in train))
-        shutil.copytree(self.artifact, output)
-        content = asdict(read_artifact(self.artifact).manifest)
-        content |= {"method": "fake", "family": "fake", "weights": {"rgb": {"kind": "file"}}}
-        write_manifest(content, output)
-        return output
+    def register(self, **changes: Any) -> None:
+        """Makes it one of the families, with fields of its record changed."""
+        record = Family(
+            name="fake",
+            variants=(Variant("fake", "CFM", ("rgb",), {"rgb_layers": 1}),),
+            default="fake",
+            options=FakeOptions,
+            branches=(vit_tokens.BRANCH, point_groups.BRANCH),
+            recipe=CFM.recipe,
+            speeds={"exact": {}},
+            pipelines={"cpu": CFM.pipelines["cpu"]},
+            fit=lambda task: FakeFit(self, task),
+            reference=CFM.reference,
+            aupro_thresholds=100,
+            score_is_map_maximum=True,
+            shared_training=SharedTraining(
+                what="nothing",
+                option="shared",
+                file_name="shared.weights",
+                wants=lambda options: options.shared == "train",
+                train=self.train_shared,
+            ),
+        )
+        module = SimpleNamespace(FAMILY=replace(record, **changes))
+        self.monkeypatch.setitem(sys.modules, "mmad_fast.methods.fake.family", module)
+        families.get_family.cache_clear()
 
     def train_shared(
-        self, dataset: Any, categories: Any, request: Any, folder: Path, progress: Any
-    ) -> FitRequest:
+        self, dataset: Any, categories: Any, request: FitRequest, output: Path, progress: Any
+    ) -> Any:
         assert list(categories) == ["disc"]
-        self.shared.append((request.shots, folder.name))
-        return replace(request, options={**request.options, "shared": folder})
+        self.shared.append((request.shots, output))
+
+
+class FakeFit:
+    """The tiny detector, whatever the scans."""
+
+    memory_limit_mib = 0.0
+
+    def __init__(self, family: FakeFamily, task: FitTask) -> None:
+        family.requests.append(task.request)
+        family.trained_on.append(tuple(scan.name for scan in task.train))
+        self._artifact = read_artifact(family.artifact)
+        self._pipeline: Any = load(family.artifact)._pipeline
+
+    def extract(self, prepared: PreparedScan) -> Any:
+        return self._pipeline.extractor.extract(prepared, StageClock())
+
+    def train(self, train: FeatureStore[Any], held_out: FeatureStore[Any]) -> Trained:
+        artifact = self._artifact
+        graphs = {name: artifact.graph_path(name) for name in artifact.manifest.graphs}
+        return Trained(self._pipeline, {"rgb": {"kind": "file"}}, graphs, artifact.tensors(), {})
 
 
 @pytest.fixture
-def family(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFamily:
-    fake = FakeFamily(tiny_artifact)
-    module = SimpleNamespace(fit=fake.fit, train_shared=fake.train_shared, Options=FakeOptions)
-    monkeypatch.setitem(sys.modules, "fake_family", module)
-    variant = variants.Variant("fake", "fake", "dino-vitb8", 1, (0,), "CFM", modalities=("rgb",))
-    monkeypatch.setitem(variants.VARIANTS, "fake", variant)
-    for table, value in (
-        (variants.FAMILY_DETECTORS, {"cpu": variants.FAMILY_DETECTORS["cfm"]["cpu"]}),
-        (variants.FAMILY_FITS, "fake_family:fit"),
-        (variants.FAMILY_OPTIONS, "fake_family:Options"),
-        (variants.FAMILY_SHARED_TRAINING, "fake_family:train_shared"),
-        (variants.FAMILY_AUPRO_THRESHOLDS, 100),
-        (configuration._OF_FAMILY, {}),
-    ):
-        monkeypatch.setitem(table, "fake", value)
+def family(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFamily]:
+    assert TINY_PARAMETERS.grid_size == RGB_SIZE
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, "fake"))
     monkeypatch.setattr(detector_row, "measure_detector_process", lambda *_, **__: REPORT)
-    fake.request = FitRequest(method="fake", rgb_weights="random", point_weights="random")
-    return fake
+    fake = FakeFamily(tiny_artifact, monkeypatch)
+    fake.register()
+    fake.request = FitRequest(method="fake", weights={"rgb": "random", "point": "random"})
+    yield fake
+    families.get_family.cache_clear()
 
 
 def test_few_shots_are_fits_and_rows_of_their_own(
@@ -115,11 +144,15 @@ def test_few_shots_are_fits_and_rows_of_their_own(
     assert rows == kept
     assert [row.shots for row in rows] == [1, None]
     assert [len(names) for names in family.trained_on] == [1, 2]
-    assert family.shared == [(1, "shared-1shot"), (None, "shared")]
-    assert [request.options["shared"] for request in family.requests] == [
-        str(tmp_path / "out" / name) for _, name in family.shared
+    out = tmp_path / "out"
+    assert family.shared == [
+        (1, out / "shared-1shot" / "shared.weights"),
+        (None, out / "shared" / "shared.weights"),
     ]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["disc", "disc-1shot"]
+    assert [request.options["shared"] for request in family.requests] == [
+        str(path) for _, path in family.shared
+    ]
+    assert sorted(path.name for path in out.iterdir()) == ["disc", "disc-1shot"]
     assert [row.weights for row in rows] == ["rgb: file", "rgb: file"]
     assert len(notices) == 1  # about its only backbone
     assert "dino-vitb8 runs on seeded random weights" in notices[0]
@@ -127,20 +160,30 @@ def test_few_shots_are_fits_and_rows_of_their_own(
     assert [row.published and row.published[0].method for row in rows] == [(), "CFM"]
 
 
-@pytest.mark.parametrize(("cut", "num_scans"), [({}, 2), ({"max_train_scans": 1}, 1)])
+@pytest.mark.parametrize(
+    ("cut", "num_scans", "options"),
+    [
+        (SpeedOnlyFit(), 2, {}),
+        (SpeedOnlyFit(train_scans=1), 1, {}),
+        (SpeedOnlyFit(values={"shared": "none", "rgb_layers": 2}), 2, {"rgb_layers": 2}),
+    ],
+)
 def test_a_fit_for_the_speed_leaves_out_what_its_family_says(
     dataset: Dataset,
     family: FakeFamily,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    cut: dict[str, int],
+    cut: SpeedOnlyFit,
     num_scans: int,
+    options: dict[str, int],
 ) -> None:
-    monkeypatch.setitem(variants.FAMILY_SPEED_ONLY, "fake", cut)
+    family.register(speed_only=cut)
     request = MeasureRequest(speed_only=True)
     run_benchmark(dataset.root, ("disc",), family.request, request, output=tmp_path / "out")
     assert [len(names) for names in family.trained_on] == [num_scans]
-    assert family.requests[0].epochs is None
+    shared = str(tmp_path / "out" / "shared" / "shared.weights")
+    own = options | {"shared": "none" if options else shared}
+    assert family.requests[0].options == own  # and none of another family's
+    assert len(family.shared) == (0 if options else 1)
 
 
 @pytest.mark.parametrize(
@@ -161,26 +204,27 @@ def test_shots_that_cannot_be_had_are_refused_before_any_fit(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"epochs": 3}, "fake has no option 'epochs'; it has: .*: shared$"),
-        ({"options": {"point_patches": "28x28"}}, "fake has no option 'point_patches'"),
+        ({"epochs": 3}, "fake has no option 'epochs'; it has: .*, shared; and, as every method: "),
+        ({"point_patches": "28x28"}, "fake has no option 'point_patches'"),
+        ({"num_groups": 64}, "num_groups is 64, but fake has no point branch; leave it out"),
     ],
 )
 def test_options_of_another_family_are_refused_before_any_work(
     tmp_path: Path, family: FakeFamily, changes: dict[str, Any], words: str
 ) -> None:
-    request = replace(family.request, **changes)
+    """A request that holds one cannot be made."""
     with pytest.raises(InvalidInputError, match=words):
-        run_benchmark(tmp_path / "absent", (), request, MeasureRequest())
+        replace(family.request, options=changes)
     with pytest.raises(InvalidInputError, match=words):
-        fitting.fit_detector(tmp_path / "absent", tmp_path / "out", request=request)
+        fit(tmp_path / "absent", tmp_path / "out", method="fake", **changes)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_few_scans_whatever_is_fitted(dataset: Dataset) -> None:
-    everything = fitting.training_scans(dataset, "disc")
-    few = {seed: fitting.training_scans(dataset, "disc", shots=1, seed=seed) for seed in range(8)}
+    everything = training_scans(dataset, "disc")
+    few = {seed: training_scans(dataset, "disc", shots=1, seed=seed) for seed in range(8)}
     assert {len(scans) for scans in few.values()} == {1}
     assert {scans[0] for scans in few.values()} == set(everything)  # the seed chooses
     for seed, scans in few.items():
-        assert fitting.training_scans(dataset, "disc", shots=1, seed=seed) == scans
-        assert list(fitting.training_scans(dataset, "disc", shots=2, seed=seed)) == list(everything)
+        assert training_scans(dataset, "disc", shots=1, seed=seed) == scans
+        assert list(training_scans(dataset, "disc", shots=2, seed=seed)) == list(everything)

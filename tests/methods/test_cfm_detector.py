@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,27 +14,30 @@ from numpy.typing import NDArray
 
 from mmad_fast.detector import load
 from mmad_fast.errors import EmptyScanError
-from mmad_fast.methods.backbone_graphs import build_point, build_rgb
-from mmad_fast.methods.cfm.detector import CfmFeatures, CfmPipeline, FeatureExtractor
-from mmad_fast.methods.cfm.fit_options import CfmFitOptions
-from mmad_fast.methods.cfm.frozen_part import (
-    FrozenPart,
-    assemble_pipeline,
-    build_frozen_part,
+from mmad_fast.methods.branches.point_groups import network as point_groups
+from mmad_fast.methods.branches.point_groups.graph import build_point_groups
+from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
+from mmad_fast.methods.branches.vit_tokens.graph import build_vit_tokens
+from mmad_fast.methods.cfm.detector import (
+    CfmFeatures,
+    CfmPipeline,
+    FeatureExtractor,
+    mapping_networks,
 )
 from mmad_fast.methods.cfm.networks import to_tensors
-from mmad_fast.methods.cfm.parameters import MAPPINGS
+from mmad_fast.methods.cfm.options import MAPPINGS, CfmOptions
 from mmad_fast.methods.cfm.reference import (
     ReferenceNetworks,
     ReferenceOptions,
     reference_infer,
 )
 from mmad_fast.methods.cfm.training import TrainingRecipe, train_mappings
+from mmad_fast.methods.fit_request import FitRequest, FitTask, silent
 from mmad_fast.ops.registry import Backend, Op
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
-SMALL = CfmFitOptions(
+SMALL = FitRequest.of(
     rgb_backbone="dinov2-vits14",
     rgb_layers=1,
     point_layers=(0,),
@@ -51,19 +55,20 @@ FLOAT32_TOLERANCE, FLOAT64_TOLERANCE = 1e-4, 5e-5
 class Fitted:
     """A detector with little training, so that its discrepancies are neither 0 nor saturated."""
 
-    frozen: FrozenPart
+    extractor: FeatureExtractor
+    options: CfmOptions
     tensors: dict[str, NDArray]
     reference: ReferenceNetworks
     prepared: PreparedScan
 
-    def pipeline(self, **parameters: str) -> CfmPipeline:
-        frozen = replace(self.frozen, parameters=replace(self.frozen.parameters, **parameters))
-        return assemble_pipeline(frozen, self.tensors)
+    def pipeline(self, **changes: Any) -> CfmPipeline:
+        options = replace(self.options, **changes)
+        return CfmPipeline(self.extractor, mapping_networks(self.tensors, options), options)
 
     def differences(self, pipeline: CfmPipeline, dtype: str) -> tuple[float, float]:
         """Largest difference of the maps, and that of the scores, relative to the reference's."""
         fast = pipeline.score(self.prepared, StageClock())
-        options = ReferenceOptions.of(pipeline.parameters, dtype=dtype)
+        options = ReferenceOptions.of(pipeline.options, dtype=dtype)
         slow = reference_infer(self.prepared, self.reference, options)
         assert np.isfinite(slow.anomaly_map).all()
         assert slow.image_score > 0.01
@@ -75,7 +80,7 @@ class Fitted:
 
 
 def fit_a_little(
-    options: CfmFitOptions,
+    request: FitRequest,
     folder: Path,
     make_prepared_dome: Callable[..., PreparedScan],
     names: tuple[str, ...],
@@ -83,25 +88,25 @@ def fit_a_little(
     *,
     grid_size: int,
 ) -> Fitted:
-    frozen = build_frozen_part([], options, folder, progress=lambda *_: None)
-    frozen = replace(frozen, parameters=replace(frozen.parameters, grid_size=grid_size))
-    sizes = {"rgb_size": frozen.parameters.rgb_size, "grid_size": grid_size, "radius": 0.3}
+    task = FitTask.of(request, [], folder, silent)
+    options = replace(task.options, grid_size=grid_size)
+    task = replace(task, options=options)
+    rgb, point = build_vit_tokens(task), build_point_groups(task)
+    extractor = FeatureExtractor(rgb.extractor, point.extractor, options)
+    sizes = {"rgb_size": options.rgb_size, "grid_size": grid_size, "radius": 0.3}
     features = [
-        frozen.extractor.extract(make_prepared_dome(seed, **sizes), StageClock())
-        for seed in range(2)
+        extractor.extract(make_prepared_dome(seed, **sizes), StageClock()) for seed in range(2)
     ]
     networks, _ = train_mappings(features, features[:1], names, recipe=recipe)
     tensors: dict[str, NDArray] = {}
     for name, network in networks.items():
         tensors.update(to_tensors(network, f"{name}."))
-    return Fitted(
-        frozen,
+    reference = ReferenceNetworks.of_tensors(
+        vit_tokens.build_network(options, weights="random", seed=request.seed),
+        point_groups.build_network(options, weights="random", seed=request.seed),
         tensors,
-        ReferenceNetworks.of_tensors(
-            build_rgb(options, frozen.parameters), build_point(options, frozen.parameters), tensors
-        ),
-        make_prepared_dome(7, **sizes),
     )
+    return Fitted(extractor, options, tensors, reference, make_prepared_dome(7, **sizes))
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +149,8 @@ def test_ablations_equal_reference(fitted: Fitted, parameters: dict[str, str]):
 @pytest.mark.parametrize("stride", [2, 4])
 def test_a_coarser_grid_of_discrepancies_is_close_and_says_so(fitted: Fitted, stride: int):
     exact, coarse = fitted.pipeline(), fitted.pipeline(pixel_stride=stride)
-    assert exact.is_exact
-    assert not coarse.is_exact
+    assert exact.options.is_exact
+    assert not coarse.options.is_exact
     features = exact.extractor.extract(fitted.prepared, StageClock())
     expected = exact.score_features(features, StageClock()).anomaly_map
     result = coarse.score_features(features, StageClock()).anomaly_map
@@ -159,10 +164,10 @@ def test_published_size_equals_reference(
     tmp_path: Path, make_prepared_dome: Callable[..., PreparedScan]
 ):
     """CFM-S with 1024 groups of 128 points; 10 s on two idle cores."""
-    options = CfmFitOptions(method="cfm-s", rgb_weights="random", point_weights="random")
+    request = FitRequest.of("cfm-s", rgb_weights="random", point_weights="random")
     recipe = TrainingRecipe(epochs=3, pixels_per_step=256, patience=None)
     names = tuple(MAPPINGS["crossmodal"].values())
-    fitted = fit_a_little(options, tmp_path, make_prepared_dome, names, recipe, grid_size=224)
+    fitted = fit_a_little(request, tmp_path, make_prepared_dome, names, recipe, grid_size=224)
     map_difference, score_difference = fitted.differences(fitted.pipeline(), "float32")
     assert map_difference < FLOAT32_TOLERANCE
     assert score_difference < FLOAT32_TOLERANCE
@@ -228,7 +233,7 @@ def test_fewer_points_than_groups_give_a_finite_answer(fitted: Fitted, count: in
 
 def test_no_discrepancy_scores_zero(fitted: Fitted):
     """Networks of zeros against features of zeros: all unit vectors are 0, and so is psi."""
-    features = fitted.frozen.extractor.extract(fitted.prepared, StageClock())
+    features = fitted.extractor.extract(fitted.prepared, StageClock())
     nothing = CfmFeatures(
         np.zeros_like(features.tokens),
         features.token_rows,
@@ -237,16 +242,14 @@ def test_no_discrepancy_scores_zero(fitted: Fitted):
         features.pixel_indices,
     )
     tensors = {key: np.zeros_like(tensor) for key, tensor in fitted.tensors.items()}
-    pipeline = assemble_pipeline(fitted.frozen, tensors)
+    pipeline = replace(fitted, tensors=tensors).pipeline()
     scores = pipeline.score_features(nothing, StageClock())
     assert scores.image_score == 0
     assert (scores.anomaly_map == 0).all()
 
 
 def test_extractor_uses_the_parameters_of_its_detector(fitted: Fitted):
-    extractor = fitted.frozen.extractor
-    assert isinstance(extractor, FeatureExtractor)
-    features = extractor.extract(fitted.prepared, StageClock())
+    features = fitted.extractor.extract(fitted.prepared, StageClock())
     assert features.tokens.shape == (784, 384)
     assert features.point_features.shape == (128, 384)
     assert features.point_rows.num_rows == features.token_rows.num_rows

@@ -18,7 +18,7 @@ from mmad_fast.artifact import read_artifact
 from mmad_fast.engines import onnx_runtime
 from mmad_fast.engines.selection import choose_engine
 from mmad_fast.errors import BackendUnavailableError, EmptyScanError
-from mmad_fast.methods import device_extraction
+from mmad_fast.methods.branches import device_stream
 from mmad_fast.methods.cfm.detector import CfmPipeline
 from mmad_fast.methods.cfm.device_detector import DeviceCfmPipeline
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 @pytest.fixture
 def on_device(pretend_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """`load(device="cuda")` gives a detector on TEST_DEVICE."""
-    monkeypatch.setattr(device_extraction, "TORCH_DEVICE", TEST_DEVICE)
+    monkeypatch.setattr(device_stream, "TORCH_DEVICE", TEST_DEVICE)
     if TEST_DEVICE != "cuda":
         monkeypatch.setitem(onnx_runtime.PROVIDERS, "cuda", onnx_runtime.PROVIDERS["cpu"])
 
@@ -41,8 +41,8 @@ def pair(path: Path, **parameters: object) -> tuple[Detector, Detector]:
     artifact = replace(artifact, manifest=manifest)
     choice = choose_engine(artifact.engine_files(), engine="onnxruntime")
     device, host = (
-        Detector(artifact, family.from_artifact(artifact, engine=choice), choice)
-        for family in (DeviceCfmPipeline, CfmPipeline)
+        Detector(artifact, pipeline.from_artifact(artifact, choice), choice)
+        for pipeline in (DeviceCfmPipeline, CfmPipeline)
     )
     return device, host
 

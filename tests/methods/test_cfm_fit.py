@@ -6,33 +6,46 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.detector import load
-from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError
-from mmad_fast.methods.cfm import fit as fit_module
-from mmad_fast.methods.cfm.fit import fit_cfm
-from mmad_fast.methods.cfm.fit_options import CfmFitOptions
+from mmad_fast.errors import (
+    ArtifactError,
+    EmptyScanError,
+    InvalidInputError,
+    WeightsError,
+)
+from mmad_fast.methods import fit_run
+from mmad_fast.methods.cfm.fit import training_recipe
 from mmad_fast.methods.cfm.reference import reference_pipeline
-from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.cfm.training import TrainingRecipe, dense_recipe
+from mmad_fast.methods.fit_request import FitRequest, resolve_options
+from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
 
-OPTIONS = CfmFitOptions(
-    rgb_backbone="dinov2-vits14",
-    rgb_layers=1,
-    point_layers=(0,),
-    rgb_weights="random",
-    point_weights="random",
-    num_groups=64,
-    group_size=32,
-    recipe="none",
-    epochs=3,
-    pixels_per_step=256,
-)
+RANDOM = {"rgb": "random", "point": "random"}
+
+
+def small(**chosen: Any) -> FitRequest:
+    """A request of a small detector, few epochs and no background removal."""
+    values = {
+        "rgb_backbone": "dinov2-vits14",
+        "rgb_layers": 1,
+        "point_layers": (0,),
+        "rgb_weights": "random",
+        "point_weights": "random",
+        "num_groups": 64,
+        "group_size": 32,
+        "recipe": "none",
+        "epochs": 3,
+        "pixels_per_step": 256,
+    }
+    return FitRequest.of(**{**values, **chosen})
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +55,7 @@ def domes(make_dome: Callable[..., Scan]) -> list[Scan]:
 
 @pytest.fixture(scope="module")
 def artifact_path(tmp_path_factory: pytest.TempPathFactory, domes: list[Scan]) -> Path:
-    return fit_cfm(domes[:3], domes[3:], tmp_path_factory.mktemp("fit") / "dome", OPTIONS)
+    return fit_scans(domes[:3], domes[3:], tmp_path_factory.mktemp("fit") / "dome", small())
 
 
 def test_artifact_runs_and_repeats_its_golden_scan(artifact_path: Path, domes: list[Scan]):
@@ -78,33 +91,29 @@ def test_manifest_says_what_was_fitted(artifact_path: Path):
 
 def test_artifact_equals_the_published_pipeline(artifact_path: Path, domes: list[Scan]):
     detector = load(artifact_path)
-    run_reference = reference_pipeline(
-        detector.artifact, rgb_weights="random", point_weights="random"
-    )
-    slow = run_reference(detector.prepare(domes[4]), StageClock())
+    run_reference = reference_pipeline(detector.artifact, RANDOM)
+    slow = run_reference(detector.prepare(domes[4]), StageClock(), ties="lowest")
     fast = detector.infer_scan(domes[4])
     assert fast.image_score == pytest.approx(slow.image_score, rel=1e-4)
     np.testing.assert_allclose(fast.anomaly_map, slow.anomaly_map, atol=1e-4 * slow.image_score)
 
 
 def test_fit_is_repeatable(artifact_path: Path, domes: list[Scan], tmp_path: Path):
-    again = read_artifact(fit_cfm(domes[:3], domes[3:], tmp_path / "again", OPTIONS))
+    again = read_artifact(fit_scans(domes[:3], domes[3:], tmp_path / "again", small()))
     for name, tensor in read_artifact(artifact_path).tensors().items():
         np.testing.assert_array_equal(again.tensors()[name], tensor, err_msg=name)
 
 
 def test_calibrated_statistics_equal_the_published_pipeline(domes: list[Scan], tmp_path: Path):
-    options = replace(OPTIONS, batch_norm="calibrated", aggregation="psi_3d", epochs=1)
-    detector = load(fit_cfm(domes[:2], domes[3:4], tmp_path / "calibrated", options))
+    request = small(batch_norm="calibrated", aggregation="psi_3d", epochs=1)
+    detector = load(fit_scans(domes[:2], domes[3:4], tmp_path / "calibrated", request))
     assert {key.split(".")[0] for key in detector.artifact.tensors()} == {
         "rgb_to_point",
         "embedder",
         "point_statistics",
     }
-    run_reference = reference_pipeline(
-        detector.artifact, rgb_weights="random", point_weights="random"
-    )
-    slow = run_reference(detector.prepare(domes[4]), StageClock())
+    run_reference = reference_pipeline(detector.artifact, RANDOM)
+    slow = run_reference(detector.prepare(domes[4]), StageClock(), ties="lowest")
     fast = detector.infer_scan(domes[4])
     assert fast.image_score == pytest.approx(slow.image_score, rel=1e-4)
 
@@ -115,11 +124,11 @@ def test_scans_without_foreground_and_without_validation(
     empty = replace(domes[0], xyz=np.zeros_like(domes[0].xyz), name="fixture")
     stages: list[tuple[str, int, int]] = []
     with caplog.at_level(logging.WARNING, logger="mmad_fast"):
-        path = fit_cfm(
+        path = fit_scans(
             [empty, domes[1]],
             [],
             tmp_path / "one",
-            replace(OPTIONS, epochs=1),
+            small(epochs=1),
             progress=lambda *stage: stages.append(stage),
         )
     assert "skipped scan 'fixture'" in caplog.text
@@ -127,27 +136,47 @@ def test_scans_without_foreground_and_without_validation(
     np.testing.assert_array_equal(read_artifact(path).golden().rgb, domes[1].rgb)
     assert {stage for stage, _, _ in stages} == {"export", "features", "training", "threshold"}
     assert all(0 <= done <= total for _, done, total in stages)
+    assert [step for step in stages if step[0] == "export"] == [
+        ("export", done, 2) for done in range(3)
+    ]
+    training = read_artifact(path).manifest.parameters["training"]
+    assert (training["num_train_scans"], training["num_validation_scans"]) == (1, 0)
 
 
-def test_only_empty_scans_are_an_error(domes: list[Scan], tmp_path: Path):
+def test_only_empty_scans_are_an_error(
+    domes: list[Scan], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     empty = replace(domes[0], xyz=np.zeros_like(domes[0].xyz))
-    with pytest.raises(EmptyScanError, match=r"none of the 1 training scans .* 32 points; check"):
-        fit_cfm([empty], [], tmp_path / "none", OPTIONS)
+    with pytest.raises(EmptyScanError, match=r"none of the 1 training scans .*; check the unit"):
+        fit_scans([empty], [], tmp_path / "none", small())
+    assert "has 0 foreground points on the 224x224 grid, the detector needs at least 32" in (
+        caplog.text
+    )
     assert not list(tmp_path.iterdir())
 
 
-def test_no_scan_and_bad_options_are_errors(domes: list[Scan], tmp_path: Path):
+def test_no_scan_and_a_folder_of_other_files_are_errors(domes: list[Scan], tmp_path: Path):
     with pytest.raises(InvalidInputError, match="no training scan.*at least one nominal scan"):
-        fit_cfm([], [], tmp_path / "a", OPTIONS)
-    with pytest.raises(InvalidInputError, match=r"threshold_quantile is 1.5"):
-        CfmFitOptions(threshold_quantile=1.5)
-    with pytest.raises(InvalidInputError, match=r"recipe 'best'; known are cfm"):
-        CfmFitOptions(recipe="best")
-    with pytest.raises(InvalidInputError, match="epochs is 0; it must be at least 1"):
-        CfmFitOptions(epochs=0)
+        fit_scans([], [], tmp_path / "a", small())
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"holds other files"):
-        fit_cfm(domes[:1], [], tmp_path, OPTIONS)
+        fit_scans(domes[:1], [], tmp_path, small())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "words"),
+    [
+        ({"learning_rate": -1.0}, InvalidInputError, "learning_rate is -1.0; it must be positive"),
+        ({}, WeightsError, "missing.pth"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_weights_are_read(
+    domes: list[Scan], tmp_path: Path, chosen: dict[str, Any], error: type, words: str
+):
+    request = small(rgb_weights="missing.pth", **chosen)
+    with pytest.raises(error, match=words):
+        fit_scans(domes[:1], [], tmp_path / "dome", request)
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupt_leaves_no_trace(
@@ -155,7 +184,7 @@ def test_interrupt_leaves_no_trace(
 ):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(fit_module.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(fit_run.tempfile, "tempdir", str(scratch))
 
     def interrupt(stage: str, done: int, total: int) -> None:
         if stage == "training":
@@ -163,48 +192,37 @@ def test_interrupt_leaves_no_trace(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_cfm(domes[:1], domes[3:4], tmp_path / "dome", OPTIONS, progress=interrupt)
+        fit_scans(domes[:1], domes[3:4], tmp_path / "dome", small(), progress=interrupt)
     assert not any(scratch.iterdir())
     assert not (tmp_path / "dome").exists()
 
 
-def test_request_of_the_front_door_is_understood():
-    request = FitRequest(method="cfm-t", epochs=7, rgb_layers=2, point_layers=(0,), seed=3)
-    options = CfmFitOptions.of(request)
-    assert (options.method, options.epochs, options.rgb_layers, options.seed) == ("cfm-t", 7, 2, 3)
-    assert options.training.seed == 3
-    assert options.num_groups == 1024
+def test_the_trainings_part_of_the_options():
+    request = FitRequest.of("cfm-t", epochs=7, seed=3, schedule="constant", patience="none")
+    recipe = training_recipe(resolve_options(request), request.seed)
+    assert recipe == TrainingRecipe(epochs=7, seed=3, schedule="constant", patience=None)
+    assert training_recipe(resolve_options(FitRequest()), 0) == TrainingRecipe()
 
 
-def test_speed_is_a_bundle_that_single_options_override():
-    options = CfmFitOptions.of(FitRequest(speed="fast", pixel_stride=4))
-    assert (options.pixel_stride, options.precision) == (4, "int8")
-    assert CfmFitOptions.of(FitRequest(speed="fast")).pixel_stride == 2
-    assert CfmFitOptions.of(FitRequest(speed="exact")) == CfmFitOptions()
-
-
-@pytest.mark.parametrize(
-    ("switches", "message"),
-    [
-        ({"speed": "ludicrous"}, "speed is 'ludicrous'; it must be one of exact, fast"),
-        ({"pixel_stride": 3}, "pixel_stride is 3; it must be one of 1, 2, 4"),
-        ({"precision": "int4"}, "precision is 'int4'; it must be one of float32, int8"),
-    ],
-)
-def test_unknown_switches_are_errors(
-    domes: list[Scan], tmp_path: Path, switches: dict[str, str | int], message: str
-):
-    request = replace(FitRequest(rgb_weights="random", point_weights="random"), **switches)
-    with pytest.raises(InvalidInputError, match=message):
-        fit_cfm(domes[:1], domes[3:4], tmp_path / "dome", request)
-    assert not (tmp_path / "dome").exists()
+def test_every_option_of_the_training_reaches_it():
+    published = replace(dense_recipe(epochs=250, seed=5), standardize=True, batch_scans=2)
+    request = FitRequest.of(
+        "cfm",
+        seed=5,
+        epochs=250,
+        pixels_per_step="none",
+        learning_rate=1e-3,
+        schedule="constant",
+        batch_scans=2,
+        patience="none",
+    )
+    assert training_recipe(resolve_options(request), request.seed) == published
 
 
 def test_the_approximations_give_nearly_the_same_map(
     artifact_path: Path, domes: list[Scan], tmp_path: Path
 ):
-    switches = {"pixel_stride": 2, "precision": "int8"}
-    path = fit_cfm(domes[:3], domes[3:], tmp_path / "dome", replace(OPTIONS, **switches))
+    path = fit_scans(domes[:3], domes[3:], tmp_path / "dome", small(speed="fast"))
     exact, fast = load(artifact_path), load(path)
     assert exact.is_exact
     assert not fast.is_exact

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmad_fast.methods.branches.point_groups.reference import point_feature_map
 from mmad_fast.methods.cfm import reference
-from mmad_fast.methods.cfm.parameters import CfmParameters
+from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.methods.cfm.reference import ReferenceOptions
-from mmad_fast.methods.dense_features import point_feature_map
 
 
 def test_point_map_dilates_the_object_and_averages_zeros_in():
@@ -51,7 +51,7 @@ def test_normalisation_of_zeros_is_zeros():
 
 
 def test_options_of_a_detector():
-    parameters = CfmParameters(
+    parameters = CfmOptions(
         rgb_backbone="dino-vitb8",
         rgb_size=224,
         token_grid=28,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mmad_fast.errors import EmptyScanError, InvalidInputError, MmadFastError
+from mmad_fast.errors import InvalidInputError, MmadFastError
 from mmad_fast.methods.cfm import training
 from mmad_fast.methods.cfm.detector import CfmFeatures
-from mmad_fast.methods.cfm.feature_cache import FeatureCache
+from mmad_fast.methods.cfm.fit import CfmFit
 from mmad_fast.methods.cfm.networks import FeatureProjectionMLP
 from mmad_fast.methods.cfm.training import TrainingRecipe, dense_recipe, train_mappings
+from mmad_fast.methods.feature_store import FeatureStore
 from mmad_fast.ops.sparse_rows import SparseRows
 
 NAMES = ("rgb_to_point", "point_to_rgb")
@@ -159,30 +160,28 @@ def test_open_epochs_give_the_quick_number_of_steps():
     assert recipe.num_epochs(10_000) == 1
 
 
-def test_cache_on_disk_equals_cache_in_memory(tmp_path):
-    in_memory, on_disk = FeatureCache(tmp_path), FeatureCache(tmp_path, memory_limit_mib=0)
-    for cache in (in_memory, on_disk):
-        for features in TRAIN[:2]:
-            cache.append(features)
-    assert isinstance(on_disk[0].tokens, np.memmap)
-    assert not isinstance(in_memory[0].tokens, np.memmap)
-    recipe = replace(QUICK, epochs=2)
-    _, record = train_mappings(in_memory, VALIDATION, NAMES, recipe=recipe)
-    _, record_on_disk = train_mappings(on_disk, VALIDATION, NAMES, recipe=recipe)
-    assert record == record_on_disk
+def test_features_on_disk_train_the_same_networks(tmp_path: Path):
+    recipe, records = replace(QUICK, epochs=2), []
+    for limit_mib in (CfmFit.memory_limit_mib, 0.0):
+        directory = tmp_path / f"{limit_mib:g}"
+        with FeatureStore[CfmFeatures](directory, memory_limit_mib=limit_mib) as store:
+            for features in TRAIN[:2]:
+                store.append(features)
+            assert bool(list(directory.iterdir())) == (limit_mib == 0)
+            for found, features in zip(store, TRAIN[:2], strict=True):
+                assert_same(found, features)
+            networks, record = train_mappings(store, VALIDATION, NAMES, recipe=recipe)
+        records.append((record, [networks[name].output.weight.tolist() for name in NAMES]))
+    assert records[0] == records[1]
 
 
-def test_scans_without_foreground_are_skipped_with_a_warning(tmp_path, caplog):
-    def no_foreground() -> CfmFeatures:
-        raise EmptyScanError("has 3 foreground points")
-
-    cache = FeatureCache(tmp_path)
-    done: list[int] = []
-    with caplog.at_level(logging.WARNING, logger="mmad_fast"):
-        cache.extend(
-            [("scan 'a'", no_foreground), ("scan 'b'", lambda: TRAIN[0])], progress=done.append
-        )
-    assert len(cache) == 1
-    assert cache.positions == [1]
-    assert done == [1, 2]
-    assert "skipped scan 'a': has 3 foreground points" in caplog.text
+def assert_same(found: CfmFeatures, given: CfmFeatures) -> None:
+    for name in ("tokens", "point_features", "pixel_indices"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(given, name))
+        assert getattr(found, name).dtype == getattr(given, name).dtype
+    for name in ("token_rows", "point_rows"):
+        rows, expected = getattr(found, name), getattr(given, name)
+        assert rows.num_columns == expected.num_columns
+        for part in ("offsets", "columns", "values"):
+            np.testing.assert_array_equal(getattr(rows, part), getattr(expected, part))
+            assert getattr(rows, part).dtype == getattr(expected, part).dtype

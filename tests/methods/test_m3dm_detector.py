@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmad_fast.errors import ArtifactError
-from mmad_fast.methods.feature_extraction import PointGroups
+from mmad_fast.methods.branches.point_groups.cpu import PointGroups
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, distinct_rows
 from mmad_fast.methods.m3dm.detector import (
@@ -25,7 +25,7 @@ from mmad_fast.methods.m3dm.detector import (
     decide,
     read_banks,
 )
-from mmad_fast.methods.m3dm.parameters import BANKS, M3dmParameters
+from mmad_fast.methods.m3dm.options import BANKS, M3dmOptions
 from mmad_fast.ops.inverse_distance_interpolation import inverse_distance_weights
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
 from mmad_fast.stage_clock import StageClock
@@ -34,7 +34,7 @@ TOKEN_GRID, POINT_CHANNELS, RGB_CHANNELS = 7, 5, 3
 WIDTHS = {"point": POINT_CHANNELS, "rgb": RGB_CHANNELS, "fusion": POINT_CHANNELS + RGB_CHANNELS}
 
 
-def parameters(**changes: Any) -> M3dmParameters:
+def parameters(**changes: Any) -> M3dmOptions:
     values = {
         "rgb_backbone": "dinov2-vits14",
         "rgb_size": 98,
@@ -44,7 +44,7 @@ def parameters(**changes: Any) -> M3dmParameters:
         "bank_scales": dict.fromkeys(changes.get("banks", BANKS), (0.25, 1.5)),
         "blur": "float",
     }
-    return M3dmParameters(**{**values, **changes})
+    return M3dmOptions(**{**values, **changes})
 
 
 def random_rows(num_rows: int, num_channels: int, seed: int) -> NDArray[np.float32]:
@@ -74,12 +74,12 @@ def banks_of(num_rows: int = 60, dtype: str = "float32") -> dict[str, NDArray]:
     }
 
 
-def pipeline_of(params: M3dmParameters, banks: Mapping[str, NDArray]) -> M3dmPipeline:
+def pipeline_of(params: M3dmOptions, banks: Mapping[str, NDArray]) -> M3dmPipeline:
     prepared = {bank: PreparedBank(banks[bank]) for bank in params.banks}
     return M3dmPipeline(PatchExtractor(None, None, params), prepared, params)
 
 
-def dense_patches(features: PatchFeatures, params: M3dmParameters, bank: str) -> NDArray:
+def dense_patches(features: PatchFeatures, params: M3dmOptions, bank: str) -> NDArray:
     """(L, C) the feature of every patch, one by one."""
     if bank == "rgb":
         return features.tokens
@@ -99,7 +99,7 @@ def dense_patches(features: PatchFeatures, params: M3dmParameters, bank: str) ->
     return np.stack(rows)
 
 
-def dense_scores(features: PatchFeatures, params: M3dmParameters, bank: str, rows: NDArray):
+def dense_scores(features: PatchFeatures, params: M3dmOptions, bank: str, rows: NDArray):
     """(distances (L,), image score of the bank), by definition."""
     mean, std = params.bank_scales[bank]
     patches = (dense_patches(features, params, bank) - np.float32(mean)) / np.float32(std)
@@ -306,22 +306,6 @@ def test_fusion_runs_in_blocks_and_ends_with_the_background(num_rows: int, num_b
     np.testing.assert_array_equal(fused.point_rows, features.point_rows)
 
 
-def test_engines_are_wrapped_by_the_names_of_their_graphs() -> None:
-    point = FakeEngine({"rows": (1, 4, POINT_CHANNELS)})
-    rgb = FakeEngine({"rows": (1, TOKEN_GRID**2, RGB_CHANNELS)})
-    params = parameters(banks=("fusion",), decision="single")
-    extractor = PatchExtractor(None, None, params, PatchFusion(point, rgb))
-    pipeline = M3dmPipeline(extractor, {"fusion": PreparedBank(banks_of()["fusion"])}, params)
-    wrapped = {}
-
-    def wrap(name: str, engine: Any) -> Any:
-        wrapped[name] = engine
-        return engine
-
-    assert pipeline.with_engines(wrap).parameters == params
-    assert wrapped == {"uff_point": point, "uff_rgb": rgb}
-
-
 @pytest.mark.parametrize("point_patches", ["56x56", "28x28"])
 def test_point_rows_are_the_dense_pooled_map(make_prepared_dome, point_patches: str) -> None:
     prepared = make_prepared_dome(0, rgb_size=56)
@@ -352,8 +336,9 @@ def fake_artifact(tensors: dict[str, NDArray]) -> Any:
         "rgb": {"outputs": {"tokens": [1, TOKEN_GRID**2, RGB_CHANNELS]}},
         "points": {"outputs": {"features": [1, 40, POINT_CHANNELS]}},
     }
-    manifest = SimpleNamespace(graphs=graphs)
-    return SimpleNamespace(path=Path("detector"), manifest=manifest, tensors=lambda: tensors)
+    return SimpleNamespace(
+        path=Path("detector"), graph_record=graphs.__getitem__, tensors=lambda: tensors
+    )
 
 
 def test_banks_are_read_as_they_lie() -> None:

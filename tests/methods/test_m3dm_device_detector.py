@@ -22,17 +22,18 @@ from mmad_fast import Detector, load
 from mmad_fast.artifact import Artifact, Golden, read_artifact, write_artifact
 from mmad_fast.engines import onnx_runtime
 from mmad_fast.errors import EmptyScanError
-from mmad_fast.methods import device_extraction
-from mmad_fast.methods.backbone_parameters import EMBEDDER_PREFIX, BackboneParameters
+from mmad_fast.methods.branches import device_stream
+from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, PointGroupOptions
+from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
+from mmad_fast.methods.family import get_recipe
 from mmad_fast.methods.m3dm import device_detector
 from mmad_fast.methods.m3dm.device_detector import (
     distances_to_neighbors,
     mixed,
     upload_bank,
 )
-from mmad_fast.methods.m3dm.parameters import BANK_PREFIX, M3dmParameters
+from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.preprocess.recipes import RECIPES
 
 TOLERANCE = 1e-4
 """Of the map's maximum, and of the score; as between the CPU detector and the published
@@ -55,7 +56,7 @@ FUSION: dict[str, Any] = {**TWO, "banks": ("fusion",), "decision": "single"}
 @pytest.fixture
 def on_device(pretend_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Device detectors are on TEST_DEVICE."""
-    monkeypatch.setattr(device_extraction, "TORCH_DEVICE", TEST_DEVICE)
+    monkeypatch.setattr(device_stream, "TORCH_DEVICE", TEST_DEVICE)
     if TEST_DEVICE != "cuda":
         monkeypatch.setitem(onnx_runtime.PROVIDERS, "cuda", onnx_runtime.PROVIDERS["cpu"])
 
@@ -85,15 +86,17 @@ def uff_graph(num_rows: int, num_channels: int, path: Path) -> Path:
 
 @pytest.fixture
 def make_artifact(tiny_artifact: Path, tmp_path: Path) -> Callable[..., Artifact]:
-    """A function of M3dmParameters' fields: an artifact with the graphs of the tiny one, UFF graphs
+    """A function of M3dmOptions' fields: an artifact with the graphs of the tiny one, UFF graphs
     and random banks, whose rows are about as far apart as the features."""
     tiny = read_artifact(tiny_artifact)
     shared = {
-        field.name: getattr(TINY_PARAMETERS, field.name) for field in fields(BackboneParameters)
+        field.name: getattr(TINY_PARAMETERS, field.name)
+        for branch in (VitTokenOptions, PointGroupOptions)
+        for field in fields(branch)
     }
 
     def make(**changes: Any) -> Artifact:
-        parameters = M3dmParameters(
+        parameters = M3dmOptions(
             **shared,
             **changes,
             bank_scales={bank: SCALES[bank] for bank in changes["banks"]},
@@ -124,8 +127,8 @@ def make_artifact(tiny_artifact: Path, tmp_path: Path) -> Callable[..., Artifact
             tmp_path / "artifact",
             method="m3dm",
             family="m3dm",
-            preprocess=RECIPES["cfm"].to_dict(),
-            parameters=parameters.to_dict(),
+            preprocess=get_recipe("cfm").to_dict(),
+            parameters=parameters.to_manifest(),
             threshold=None,
             weights={"rgb": {"kind": "random"}, "point": {"kind": "random"}},
             graphs=graphs,

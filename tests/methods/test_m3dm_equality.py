@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from mmad_fast.detector import Detector, load
 from mmad_fast.engines import open_graph
-from mmad_fast.methods.backbone_graphs import (
-    BackboneFitOptions,
-    BackbonePart,
-    build_backbone_part,
-    build_point,
-    build_rgb,
-)
+from mmad_fast.methods.branches.point_groups import network as point_groups
+from mmad_fast.methods.branches.point_groups.cpu import PointExtractor
+from mmad_fast.methods.branches.point_groups.graph import build_point_groups
+from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
+from mmad_fast.methods.branches.vit_tokens.cpu import RgbExtractor
+from mmad_fast.methods.branches.vit_tokens.graph import build_vit_tokens
+from mmad_fast.methods.fit_request import FitRequest, FitTask, silent
+from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
 from mmad_fast.methods.m3dm.detector import (
     M3dmPipeline,
@@ -27,10 +28,8 @@ from mmad_fast.methods.m3dm.detector import (
     PatchExtractor,
     PatchFusion,
 )
-from mmad_fast.methods.m3dm.fit import fit_m3dm
-from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, export_uff_graphs, save_uff
-from mmad_fast.methods.m3dm.parameters import M3dmParameters, reweighting_constants
+from mmad_fast.methods.m3dm.options import M3dmOptions, reweighting_constants
 from mmad_fast.methods.m3dm.reference import (
     BankScores,
     DensePatches,
@@ -48,8 +47,8 @@ from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbo
 from mmad_fast.scan import PreparedScan, Scan
 from mmad_fast.stage_clock import StageClock
 
-SMALL = BackboneFitOptions(
-    method="cfm",
+SMALL = FitRequest.of(
+    "m3dm",
     recipe="cfm",
     rgb_backbone="dinov2-vits14",
     rgb_layers=1,
@@ -78,7 +77,9 @@ WEIGHTS = {"point": 0.8, "rgb": 0.07, "fusion": 1.3}
 class Setup:
     """Both halves on the same random weights, without banks."""
 
-    part: BackbonePart
+    rgb: RgbExtractor
+    point: PointExtractor
+    options: M3dmOptions
     fusion: PatchFusion
     networks: ReferenceNetworks
     scans: list[PreparedScan]
@@ -90,7 +91,7 @@ class Setup:
         """The scan that is scored; the others make the banks."""
         return self.scans[-1]
 
-    def dense(self, parameters: M3dmParameters) -> list[DensePatches]:
+    def dense(self, parameters: M3dmOptions) -> list[DensePatches]:
         """The reference's patches of all scans, computed once per kind of patch."""
         all_banks = self._all_banks(parameters)
         key = (all_banks.point_patches, all_banks.uses_uff)
@@ -101,7 +102,7 @@ class Setup:
             ]
         return self.dense_patches[key]
 
-    def features(self, parameters: M3dmParameters) -> PatchFeatures:
+    def features(self, parameters: M3dmOptions) -> PatchFeatures:
         """The detector's patches of the scored scan, likewise."""
         all_banks = self._all_banks(parameters)
         key = (all_banks.point_patches, all_banks.uses_uff)
@@ -110,21 +111,22 @@ class Setup:
             self.fast_patches[key] = extractor.extract(self.scan, StageClock())
         return self.fast_patches[key]
 
-    def _all_banks(self, parameters: M3dmParameters) -> M3dmParameters:
+    def _all_banks(self, parameters: M3dmOptions) -> M3dmOptions:
         method = "m3dm-rgb+3d" if parameters.point_patches == "groups" else "m3dm"
         return self.parameters(
             method, point_patches=parameters.point_patches, uses_uff=parameters.uses_uff
         )
 
-    def parameters(self, method: str, **switches: Any) -> M3dmParameters:
+    def parameters(self, method: str, **switches: Any) -> M3dmOptions:
         """Of a method; scalars of the banks are still to come."""
         settings = {**METHODS[method], **switches}
         banks = settings["banks"]
         epsilon, divisor = reweighting_constants(banks, settings.get("reweighting", "code"))
         weights = {name: 1.0 if len(banks) == 1 else WEIGHTS[name] for name in banks}
-        backbones = replace(self.part.parameters, grid_size=GRID_SIZE)
-        return M3dmParameters(
-            **vars(backbones),
+        return replace(
+            self.options,
+            grid_size=GRID_SIZE,
+            bank_scales={},
             **settings,
             weight_epsilon=epsilon,
             distance_divisor=divisor,
@@ -132,7 +134,7 @@ class Setup:
             map_weights=weights,
         )
 
-    def networks_of(self, parameters: M3dmParameters) -> ReferenceNetworks:
+    def networks_of(self, parameters: M3dmOptions) -> ReferenceNetworks:
         """The reference's networks that the banks read."""
         return ReferenceNetworks(
             self.networks.rgb if parameters.reads_rgb else None,
@@ -140,11 +142,11 @@ class Setup:
             self.networks.fusion if parameters.fuses else None,
         )
 
-    def extractor(self, parameters: M3dmParameters) -> PatchExtractor:
+    def extractor(self, parameters: M3dmOptions) -> PatchExtractor:
         """The fast half of the features, those that the banks read."""
         return PatchExtractor(
-            self.part.rgb if parameters.reads_rgb else None,
-            self.part.point if parameters.reads_points else None,
+            self.rgb if parameters.reads_rgb else None,
+            self.point if parameters.reads_points else None,
             parameters,
             self.fusion if parameters.fuses else None,
         )
@@ -155,16 +157,22 @@ def setup(
     tmp_path_factory: pytest.TempPathFactory, make_prepared_dome: Callable[..., PreparedScan]
 ) -> Setup:
     folder = tmp_path_factory.mktemp("graphs")
-    part = build_backbone_part([], SMALL, folder, progress=lambda *_: None)
+    task = FitTask.of(SMALL, [], folder, silent)
+    options: M3dmOptions = task.options
     fusion = FeatureFusionBlock(384, 384).eval()
     generator = torch.Generator().manual_seed(2)
     for parameter in fusion.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    graphs = export_uff_graphs(fusion, folder, num_tokens=part.parameters.token_grid**2)
-    sizes = {"rgb_size": part.parameters.rgb_size, "grid_size": GRID_SIZE, "radius": 0.3}
-    backbones = (build_rgb(SMALL, part.parameters), build_point(SMALL, part.parameters))
+    graphs = export_uff_graphs(fusion, folder, num_tokens=options.token_grid**2)
+    sizes = {"rgb_size": options.rgb_size, "grid_size": GRID_SIZE, "radius": 0.3}
+    backbones = (
+        vit_tokens.build_network(options, weights="random", seed=SMALL.seed),
+        point_groups.build_network(options, weights="random", seed=SMALL.seed),
+    )
     return Setup(
-        part,
+        build_vit_tokens(task).extractor,
+        build_point_groups(task).extractor,
+        options,
         PatchFusion(open_graph(graphs["uff_point"]), open_graph(graphs["uff_rgb"])),
         ReferenceNetworks(*backbones, fusion),
         [make_prepared_dome(seed, **sizes) for seed in (0, 1, 7)],
@@ -175,7 +183,7 @@ def setup(
 class Compared:
     """A fast detector, and what the reference says with the same banks."""
 
-    parameters: M3dmParameters
+    parameters: M3dmOptions
     pipeline: M3dmPipeline
     banks: dict[str, NDArray[np.float32]]
     patches: DensePatches
@@ -211,7 +219,7 @@ def as_tensors(banks: dict[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]
     return {name: torch.from_numpy(bank.astype(np.float32)) for name, bank in banks.items()}
 
 
-def assert_equal(fast: M3dmScores, slow: ReferenceScores, parameters: M3dmParameters) -> None:
+def assert_equal(fast: M3dmScores, slow: ReferenceScores, parameters: M3dmOptions) -> None:
     """Score and map within the tolerance. With the 8-bit blur a pixel may fall on the other side of
     a step: one of 255 of each bank's largest distance, at a few pixels."""
     assert slow.image_score != 0
@@ -321,18 +329,16 @@ def fitted(
     """A detector fitted by the front door, and its training scans."""
     folder = tmp_path_factory.mktemp("fit")
     fusion = save_uff(FeatureFusionBlock(384, 384, seed=3), folder / "uff.safetensors", {})
-    backbones = {
-        name: value for name, value in vars(SMALL).items() if name not in ("method", "recipe")
-    }
-    options = M3dmFitOptions(**backbones, point_patches="28x28", uff=fusion)
+    fitted = {"point_patches": "28x28", "uff": str(fusion)}
+    request = replace(SMALL, recipe=None, options={**SMALL.options, **fitted})
     train = [make_dome(seed, size=224) for seed in range(3)]
-    return load(fit_m3dm(train, [], folder / "artifact", options)), train
+    return load(fit_scans(train, [], folder / "artifact", request)), train
 
 
 def test_fitted_banks_are_the_published_greedy_of_dense_rows(fitted: tuple[Detector, list[Scan]]):
     """From the features that the fast half extracts: the rows, their scalars and their order."""
     detector, train = fitted
-    parameters = M3dmParameters.from_dict(detector.artifact.manifest.parameters)
+    parameters = M3dmOptions.from_manifest(detector.artifact.manifest.parameters)
     extractor = detector._pipeline.extractor
     dense = []
     for scan in train:
@@ -367,7 +373,7 @@ def test_fitted_decision_is_the_published_one(fitted: tuple[Detector, list[Scan]
             {n: BankScores(b.score, b.anomaly_map, nothing, nothing) for n, b in by_bank.items()}
         )
     expected = reference_decision(said, "svm")
-    parameters = M3dmParameters.from_dict(detector.artifact.manifest.parameters)
+    parameters = M3dmOptions.from_manifest(detector.artifact.manifest.parameters)
     assert parameters.score_weights == pytest.approx(expected.score_weights, rel=1e-6)
     assert parameters.map_weights == pytest.approx(expected.map_weights, rel=1e-6)
     assert (parameters.score_offset, parameters.map_offset) == (0, 0)
@@ -378,8 +384,8 @@ def test_reference_of_an_artifact_gives_its_answer(
 ):
     """All but the backbones from the artifact: banks, scalars, decision, UFF from its graphs."""
     detector, _ = fitted
-    parameters = M3dmParameters.from_dict(detector.artifact.manifest.parameters)
-    infer = reference_pipeline(detector.artifact, rgb_weights="random", point_weights="random")
+    parameters = M3dmOptions.from_manifest(detector.artifact.manifest.parameters)
+    infer = reference_pipeline(detector.artifact, SMALL.weights)
     prepared = detector.prepare(make_dome(9, size=224))
     slow = infer(prepared, StageClock())
     fast = detector.infer_prepared(prepared)

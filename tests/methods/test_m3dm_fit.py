@@ -6,41 +6,50 @@ import hashlib
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIT_HALF
+from numpy.typing import NDArray
 
 from mmad_fast.artifact import read_artifact
-from mmad_fast.detector import Detector, load
+from mmad_fast.detector import Detector, load, open_detector
+from mmad_fast.engines import Engine
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, WeightsError
 from mmad_fast.measure.configuration import configuration_of, describe_configuration
-from mmad_fast.methods.fitting import FitRequest
+from mmad_fast.methods.branches.branch import BranchPart
+from mmad_fast.methods.family import get_method
+from mmad_fast.methods.fit_request import FitRequest, FitTask, resolve_options, silent
+from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.methods.m3dm import fit as fit_module
-from mmad_fast.methods.m3dm.fit import fit_m3dm
-from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
+from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.methods.m3dm.reference import reference_pipeline
-from mmad_fast.methods.m3dm.uff_training import UffRecipe
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
 
-OPTIONS = M3dmFitOptions(
-    method="m3dm",
-    rgb_backbone="dinov2-vits14",
-    rgb_layers=1,
-    point_layers=(0,),
-    rgb_weights="random",
-    point_weights="random",
-    num_groups=64,
-    group_size=32,
-    point_patches="28x28",
-    uff="none",
-    recipe="none",
-)
+WEIGHTS = {"rgb": "random", "point": "random"}
+OF_BRANCH: dict[str, dict[str, Any]] = {
+    "rgb": {"rgb_backbone": "dinov2-vits14", "rgb_layers": 1},
+    "point": {"point_layers": (0,), "num_groups": 64, "group_size": 32},
+}
+
+
+def request_of(method: str, *, seed: int = 0, **changes: Any) -> FitRequest:
+    """Of a small detector: one layer, few groups and patches, no feature fusion."""
+    _, variant = get_method(method)
+    options = {name: value for key in variant.branches for name, value in OF_BRANCH[key].items()}
+    if "point" in variant.branches:
+        options["point_patches"] = "28x28"
+    if "fusion" in variant.values["banks"]:
+        options["uff"] = "none"
+    return FitRequest(
+        method=method, weights=WEIGHTS, recipe="none", seed=seed, options={**options, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +60,22 @@ def domes(make_dome: Callable[..., Scan]) -> list[Scan]:
 @pytest.fixture(scope="module", autouse=True)
 def _shared_backbones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fits with the same backbones share their exports, which take longer than the rest."""
-    build, made = fit_module.build_backbone_part, {}
+    made: dict[tuple[str, int], BranchPart[Any]] = {}
 
-    def build_once(train, options, scratch, *, modalities, progress):
-        key = (modalities, options.seed)
-        if key not in made:
-            folder = tmp_path_factory.mktemp("backbones")
-            made[key] = build(train, options, folder, modalities=modalities, progress=progress)
-        return made[key]
+    def once(name: str) -> Callable[[FitTask], BranchPart[Any]]:
+        build = getattr(fit_module, name)
+
+        def build_once(task: FitTask) -> BranchPart[Any]:
+            key = (name, task.request.seed)
+            if key not in made:
+                made[key] = build(replace(task, scratch=tmp_path_factory.mktemp("backbones")))
+            return made[key]
+
+        return build_once
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "build_backbone_part", build_once)
+        for name in ("build_vit_tokens", "build_point_groups"):
+            patch.setattr(fit_module, name, once(name))
         yield
 
 
@@ -69,12 +83,8 @@ def _shared_backbones(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def fused(tmp_path_factory: pytest.TempPathFactory, domes: list[Scan]) -> Detector:
     """Of three banks, with feature fusion trained. Its maps are float: whether a value falls to one
     or the other of two 8-bit levels may hang on its last digit."""
-    short = property(lambda options: UffRecipe(updates=2, seed=options.seed))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(M3dmFitOptions, "uff_training", short)
-        options = replace(OPTIONS, uff="train", blur="float")
-        path = fit_m3dm(domes[:3], domes[3:], tmp_path_factory.mktemp("fit") / "dome", options)
-    return load(path)
+    request = request_of("m3dm", uff="train", uff_updates=2, blur="float")
+    return load(fit_scans(domes[:3], domes[3:], tmp_path_factory.mktemp("fit") / "dome", request))
 
 
 def assert_golden_repeats(detector: Detector) -> None:
@@ -90,6 +100,29 @@ def test_artifact_runs_and_repeats_its_golden_scan(fused: Detector, domes: list[
     np.testing.assert_array_equal(fused.artifact.golden().rgb, domes[3].rgb)
     assert_golden_repeats(fused)
     assert set(fused.artifact.manifest.graphs) == {"rgb", "points", "uff_point", "uff_rgb"}
+
+
+def test_every_graph_can_be_replaced_when_it_is_opened(fused: Detector, domes: list[Scan]):
+    """As calibration does, which records what the graphs get."""
+    num_runs = dict.fromkeys(fused.artifact.manifest.graphs, 0)
+
+    class Counting:
+        def __init__(self, name: str, engine: Engine) -> None:
+            self.input_shapes, self.output_shapes = engine.input_shapes, engine.output_shapes
+            self._name, self._engine = name, engine
+
+        def run(self, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+            num_runs[self._name] += 1
+            return self._engine.run(inputs)
+
+    counting = open_detector(fused.artifact, replace(fused.engine_choice, wrap=Counting))
+    assert counting.options == fused.options
+    assert set(num_runs.values()) == {0}
+    found, wanted = (detector.infer_scan(domes[4]) for detector in (counting, fused))
+    assert found.image_score == wanted.image_score
+    np.testing.assert_array_equal(found.anomaly_map, wanted.anomaly_map)
+    assert num_runs.pop("uff_point") >= 1  # in blocks of rows
+    assert num_runs == {"rgb": 1, "points": 1, "uff_rgb": 1}
 
 
 def test_artifact_runs_without_the_fit_half(fused: Detector):
@@ -120,14 +153,14 @@ def test_manifest_says_what_was_fitted(fused: Detector):
     assert len({tuple(scale) for scale in parameters["bank_scales"].values()}) == 1
     training = parameters["training"]
     assert (training["num_train_scans"], training["num_validation_scans"]) == (3, 2)
-    assert training["uff"]["num_scans"] == 3
+    assert (training["uff"]["num_scans"], training["uff"]["updates"]) == (3, 2)
     assert training["decision"] == {"nu": 0.5, "max_iter": 1000, "seed": 42}
     assert manifest.weights["uff"]["kind"] == "trained"
     assert str(Path.home()) not in str(manifest)
 
 
 def test_rows_of_the_detector_can_name_the_options_of_its_fit(fused: Detector):
-    own = M3dmFitOptions(method="m3dm", point_patches="28x28", uff="none", blur="float")
+    own = M3dmOptions(point_patches="28x28", uff="none", blur="float")
     told = (
         *("coreset", "dlf_scores", "dlf_schedule", "uff_pairing", "uff_schedule"),
         *("point_lambda", "rgb_lambda", "fusion_lambda"),
@@ -138,7 +171,7 @@ def test_rows_of_the_detector_can_name_the_options_of_its_fit(fused: Detector):
 
 
 def test_artifact_equals_the_published_pipeline(fused: Detector, domes: list[Scan]):
-    run_reference = reference_pipeline(fused.artifact, rgb_weights="random", point_weights="random")
+    run_reference = reference_pipeline(fused.artifact, WEIGHTS)
     slow = run_reference(fused.prepare(domes[4]), StageClock())
     fast = fused.infer_scan(domes[4])
     assert fast.image_score == pytest.approx(slow.image_score, rel=1e-4)
@@ -174,8 +207,8 @@ def test_artifact_equals_the_published_pipeline(fused: Detector, domes: list[Sca
 def test_other_configurations(
     method: str, changes: dict, graphs: set, banks: dict, domes: list[Scan], tmp_path: Path
 ):
-    options = replace(OPTIONS, method=method, **changes)
-    detector = load(fit_m3dm(domes[:2], domes[3:4], tmp_path / "detector", options))
+    request = request_of(method, **changes)
+    detector = load(fit_scans(domes[:2], domes[3:4], tmp_path / "detector", request))
     assert_golden_repeats(detector)
     manifest, tensors = detector.artifact.manifest, detector.artifact.tensors()
     assert set(manifest.graphs) == graphs
@@ -197,14 +230,14 @@ def test_other_configurations(
 
 def test_fit_is_repeatable_and_progress_is_told(domes: list[Scan], tmp_path: Path):
     stages: list[tuple[str, int, int]] = []
-    options = replace(OPTIONS, method="m3dm-rgb+3d", seed=3)
+    request = request_of("m3dm-rgb+3d", seed=3)
     first, second = (
         read_artifact(
-            fit_m3dm(
+            fit_scans(
                 domes[:1],
                 domes[3:4],
                 tmp_path / name,
-                options,
+                request,
                 progress=lambda *stage: stages.append(stage),
             )
         )
@@ -233,7 +266,7 @@ def test_scans_without_foreground_and_without_validation(
 ):
     empty = replace(domes[0], xyz=np.zeros_like(domes[0].xyz), name="fixture")
     with caplog.at_level(logging.WARNING, logger="mmad_fast"):
-        path = fit_m3dm([empty, domes[1]], [], tmp_path / "one", replace(OPTIONS, method="m3dm-3d"))
+        path = fit_scans([empty, domes[1]], [], tmp_path / "one", request_of("m3dm-3d"))
     assert "skipped scan 'fixture'" in caplog.text
     assert "no validation scan" in caplog.text
     np.testing.assert_array_equal(read_artifact(path).golden().rgb, domes[1].rgb)
@@ -242,8 +275,8 @@ def test_scans_without_foreground_and_without_validation(
 def test_fusion_from_a_file(domes: list[Scan], tmp_path: Path):
     facts = {"training": {"pairing": "published_dump", "schedule": "paper", "updates": 7}}
     file = save_uff(FeatureFusionBlock(384, 384, seed=5), tmp_path / "uff.safetensors", facts)
-    options = replace(OPTIONS, method="m3dm-fusion", uff=file)
-    detector = load(fit_m3dm(domes[:1], domes[3:4], tmp_path / "detector", options))
+    request = request_of("m3dm-fusion", uff=file)
+    detector = load(fit_scans(domes[:1], domes[3:4], tmp_path / "detector", request))
     assert_golden_repeats(detector)
     weights = detector.artifact.manifest.weights["uff"]
     assert (weights["kind"], weights["detail"]) == ("file", "uff.safetensors")
@@ -261,33 +294,35 @@ def test_fusion_files_that_do_not_fit_are_errors_at_once(domes: list[Scan], tmp_
         (tmp_path / "missing.safetensors", r"missing.safetensors is not a file"),
         (file, r"RGB features of 768 channels, and this detector's have 384"),
     ):
-        options = replace(OPTIONS, method="m3dm-fusion", uff=uff)
         with pytest.raises(WeightsError, match=message):
-            fit_m3dm(
+            fit_scans(
                 domes[:1],
                 [],
                 tmp_path / "o",
-                options,
+                request_of("m3dm-fusion", uff=uff),
                 progress=lambda *call: stages.append(call[0]),
             )
     assert stages == []
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_only_empty_scans_are_an_error(domes: list[Scan], tmp_path: Path):
+def test_only_empty_scans_are_an_error(
+    domes: list[Scan], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     empty = replace(domes[0], xyz=np.zeros_like(domes[0].xyz))
-    options = replace(OPTIONS, method="m3dm-3d")
-    with pytest.raises(EmptyScanError, match=r"none of the 1 training scans .* 32 points; check"):
-        fit_m3dm([empty], [], tmp_path / "none", options)
+    with pytest.raises(EmptyScanError, match="none of the 1 training scans .* foreground; check"):
+        fit_scans([empty], [], tmp_path / "none", request_of("m3dm-3d"))
+    assert "has 0 foreground points" in caplog.text
+    assert "needs at least 32; check" in caplog.text
     assert not list(tmp_path.iterdir())
 
 
 def test_no_scan_and_a_folder_of_others_are_errors(domes: list[Scan], tmp_path: Path):
     with pytest.raises(InvalidInputError, match="no training scan.*at least one nominal scan"):
-        fit_m3dm([], [], tmp_path / "a", OPTIONS)
+        fit_scans([], [], tmp_path / "a", request_of("m3dm"))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"holds other files"):
-        fit_m3dm(domes[:1], [], tmp_path, OPTIONS)
+        fit_scans(domes[:1], [], tmp_path, request_of("m3dm"))
 
 
 @pytest.mark.parametrize(
@@ -298,26 +333,35 @@ def test_no_scan_and_a_folder_of_others_are_errors(domes: list[Scan], tmp_path: 
         ({"point_patches": "groups"}, "point_patches is 'groups' and there is a fusion bank"),
         ({"dlf_scores": "both"}, "dlf_scores is 'both'"),
         ({"dlf_schedule": "long"}, "dlf_schedule is 'long'"),
-        ({"uff_pairing": "random"}, "pairing is 'random'; it must be one of aligned, published_"),
-        ({"threshold_quantile": 2}, "threshold_quantile is 2; it must be from 0 to 1"),
+        ({"uff_pairing": "random"}, "uff_pairing is 'random'; it must be one of aligned, pub"),
+        ({"threshold_quantile": 2}, "threshold_quantile is 2; it must be a number from 0 to 1"),
         ({"recipe": "best"}, "recipe 'best'; known are"),
-        ({"rgb_lambda": float("nan")}, "rgb_lambda is nan; it must be a positive number"),
-        ({"method": "cfm"}, "cfm is no method of M3DM; choose one of m3dm, m3dm-rgb"),
+        ({"rgb_lambda": float("nan")}, "rgb_lambda is nan; it must be a number"),
+        ({"rgb_lambda": 0}, "rgb_lambda is 0.0; it must be a finite number above 0"),
+        ({"uff_updates": 0}, "uff_updates is 0; it must be at least 1"),
+        ({"method": "cfm"}, "cfm has no option 'point_patches'; it has: .*smoothing"),
     ],
 )
 def test_bad_options_are_errors_at_once(changes: dict, message: str):
+    request = request_of("m3dm")
+    of_request = {name: changes[name] for name in changes if name in vars(request)}
+    options = {name: changes[name] for name in changes if name not in of_request}
     with pytest.raises(InvalidInputError, match=message):
-        replace(OPTIONS, **changes)
+        replace(request, **of_request, options={**request.options, **options})
 
 
-def test_requests_become_options():
+def test_requests_become_options(tmp_path: Path):
     request = FitRequest(
         method="m3dm-rgb+3d",
-        speed="fast",
-        num_groups=784,
-        options={"point_patches": "28x28", "rgb_lambda": "0.5", "bank_dtype": "float32"},
+        speed="small",
+        options={
+            **{"num_groups": 784, "point_patches": "28x28", "rgb_lambda": "0.5"},
+            "bank_dtype": "float32",
+        },
     )
-    options = M3dmFitOptions.of(request)
-    assert (options.method, options.num_groups, options.recipe) == ("m3dm-rgb+3d", 784, "m3dm")
+    options = resolve_options(request)
+    assert isinstance(options, M3dmOptions)
+    assert (options.banks, options.decision, options.num_groups) == (("point", "rgb"), "svm", 784)
     assert (options.point_patches, options.lambdas) == ("28x28", {"point": 1.0, "rgb": 0.5})
-    assert (options.precision, options.bank_dtype) == ("int8", "float32")
+    assert (options.precision, options.bank_dtype) == ("int8", "float32")  # asked for wins
+    assert FitTask.of(request, [], tmp_path, silent).recipe.name == "m3dm"

@@ -159,7 +159,7 @@ def test_files_that_do_not_fit_are_refused(network: FeatureFusionBlock, tmp_path
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(WeightsError, match="cannot be read as a safetensors checkpoint"):
         load_uff(path)
-    with pytest.raises(WeightsError, match="nowhere.pth is not a file.*mmad-fast uff"):
+    with pytest.raises(WeightsError, match="nowhere.pth is not a file.*mmad-fast train-shared"):
         load_uff(tmp_path / "nowhere.pth")
 
 
@@ -195,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_refused_and_left_alone(
     assert sorted(os.listdir(tmp_path)) == ["file", "old.safetensors", "uff.safetensors"]
 
 
-@pytest.mark.parametrize(("precision", "largest"), [("float32", 1e-5), ("int8", 0.1)])
+@pytest.mark.parametrize(("precision", "largest"), [("fp32", 1e-5), ("int8", 0.1)])
 def test_graphs_give_what_the_network_gives(
     network: FeatureFusionBlock, tmp_path: Path, precision: str, largest: float
 ) -> None:
@@ -217,5 +217,5 @@ def test_graphs_give_what_the_network_gives(
 
 
 def test_an_unknown_precision_is_refused(network: FeatureFusionBlock, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="precision is 'fp16'.*'float32' or 'int8'"):
+    with pytest.raises(InvalidInputError, match="precision is 'fp16'.*'fp32' or 'int8'"):
         export_uff_graphs(network, tmp_path, num_tokens=49, precision="fp16")

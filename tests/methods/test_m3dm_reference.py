@@ -16,31 +16,51 @@ import torch
 import torch.nn.functional as F
 
 from mmad_fast.errors import ArtifactError
-from mmad_fast.methods import dense_features
+from mmad_fast.methods.branches.point_groups import network as point_groups_network
+from mmad_fast.methods.branches.point_groups import reference as point_groups_reference
+from mmad_fast.methods.branches.vit_tokens import network as vit_tokens_network
 from mmad_fast.methods.m3dm import reference, reference_banks
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, export_uff_graphs
-from mmad_fast.methods.m3dm.parameters import M3dmParameters
+from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.methods.m3dm.reference import BankScores, DensePatches, ReferenceOptions
 
+REFERENCES = (
+    *(reference, reference_banks, point_groups_reference),
+    *(point_groups_network, vit_tokens_network),
+)
 
-@pytest.mark.parametrize("module", [reference, reference_banks, dense_features])
+
+@pytest.mark.parametrize("module", REFERENCES)
 def test_references_import_nothing_of_the_fast_code(module: ModuleType):
     """Records, errors, official weights and the networks' layers are all that they share."""
     shared = {
-        *("artifact", "backbones", "backbones.point_mae", "errors", "scan", "stage_clock"),
-        *("backbones.group_embedder", "methods.backbone_parameters", "methods.dense_features"),
-        *("methods.m3dm.networks", "methods.m3dm.parameters", "methods.m3dm.reference"),
+        *("artifact", "backbones", "backbones.dino", "backbones.point_mae", "errors"),
+        *(
+            "backbones.group_embedder",
+            "methods.family",
+            "methods.fit_request",
+            "scan",
+            "stage_clock",
+        ),
+        *(f"methods.branches.point_groups.{part}" for part in ("network", "options", "reference")),
+        *(f"methods.branches.vit_tokens.{part}" for part in ("network", "options")),
+        *("methods.m3dm.networks", "methods.m3dm.options", "methods.m3dm.reference"),
     }
     tree = ast.parse(Path(module.__file__).read_text())
-    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            # Of "from a package import a module" the module counts.
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            is_part = {name.removeprefix("mmad_fast.") for name in whole} <= shared
+            imported |= whole if is_part else {node.module}
     own = {name.removeprefix("mmad_fast.") for name in imported if name.startswith("mmad_fast")}
     assert own <= shared
 
 
-def parameters_of(*banks: str, **switches: Any) -> M3dmParameters:
+def parameters_of(*banks: str, **switches: Any) -> M3dmOptions:
     """Of a detector with these banks, by default all three."""
-    return M3dmParameters(
+    return M3dmOptions(
         rgb_backbone="dinov2-vits14",
         rgb_size=392,
         token_grid=28,

@@ -73,7 +73,7 @@ def test_every_instruction_set(name: str, embedder: EmbedderWeights) -> None:
 def test_against_torch_and_the_published_order_of_work(batch_norm: str) -> None:
     torch = pytest.importorskip("torch")
     from mmad_fast.backbones import build_point_backbone
-    from mmad_fast.methods.dense_features import group_tokens
+    from mmad_fast.methods.branches.point_groups.reference import group_tokens
 
     network = build_point_backbone(layers=(0,), weights="random", batch_norm=batch_norm)
     generator = torch.Generator().manual_seed(3)

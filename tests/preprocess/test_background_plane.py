@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mmad_fast.methods.family import get_recipe
 from mmad_fast.preprocess.background_plane import (
     PIXEL_FOREGROUND,
     PIXEL_MISSING,
@@ -13,9 +14,8 @@ from mmad_fast.preprocess.background_plane import (
     find_background_plane,
     mark_background,
 )
-from mmad_fast.preprocess.recipes import RECIPES
 
-RECIPE = RECIPES["cfm"]
+RECIPE = get_recipe("cfm")
 
 
 def test_the_plane_of_a_noisy_tilted_table_is_found(make_table_scan) -> None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.methods.family import get_recipe
 from mmad_fast.preprocess.background_plane import PIXEL_FOREGROUND, PIXEL_MISSING, PIXEL_REMOVED
 from mmad_fast.preprocess.clean_up import density_clusters, keep_largest_cluster
-from mmad_fast.preprocess.recipes import RECIPES
 
 cluster = pytest.importorskip("sklearn.cluster", reason="scikit-learn (extra 'fit') is the oracle")
 
@@ -112,7 +112,7 @@ def test_the_pixels_with_the_most_frequent_label_stay(name: str) -> None:
     points = point_sets()[name].astype(np.float32)
     xyz = np.ascontiguousarray(points.reshape(1, -1, 3))
     states = np.full(xyz.shape[:2], PIXEL_FOREGROUND, np.uint8)
-    recipe = dataclasses.replace(RECIPES["cfm"], cluster_radius_m=1.0, cluster_min_points=12)
+    recipe = dataclasses.replace(get_recipe("cfm"), cluster_radius_m=1.0, cluster_min_points=12)
     kept = keep_largest_cluster(xyz, states, recipe)
     np.testing.assert_array_equal(kept[0], _largest_label_states(points, 1.0, 12))
     assert (states == PIXEL_FOREGROUND).all(), "the argument must be left as it is"
@@ -124,7 +124,7 @@ def test_noise_that_is_the_most_frequent_label_stays() -> None:
     noise = np.stack([line, line, line], axis=1)
     group = np.full((4, 3), -5, np.float32)
     xyz = np.concatenate([group, noise])[None]
-    recipe = dataclasses.replace(RECIPES["cfm"], cluster_radius_m=1.0, cluster_min_points=4)
+    recipe = dataclasses.replace(get_recipe("cfm"), cluster_radius_m=1.0, cluster_min_points=4)
     kept = keep_largest_cluster(xyz, np.full((1, 9), PIXEL_FOREGROUND, np.uint8), recipe)
     assert kept[0].tolist() == [PIXEL_REMOVED] * 4 + [PIXEL_FOREGROUND] * 5
 
@@ -132,7 +132,7 @@ def test_noise_that_is_the_most_frequent_label_stays() -> None:
 def test_a_tie_goes_to_the_lowest_label() -> None:
     first, second = np.full((5, 3), 3, np.float32), np.full((5, 3), -3, np.float32)
     xyz = np.concatenate([first, second])[None]
-    recipe = dataclasses.replace(RECIPES["cfm"], cluster_radius_m=1.0, cluster_min_points=4)
+    recipe = dataclasses.replace(get_recipe("cfm"), cluster_radius_m=1.0, cluster_min_points=4)
     kept = keep_largest_cluster(xyz, np.full((1, 10), PIXEL_FOREGROUND, np.uint8), recipe)
     assert kept[0].tolist() == [PIXEL_FOREGROUND] * 5 + [PIXEL_REMOVED] * 5
 
@@ -141,5 +141,5 @@ def test_missing_and_removed_pixels_take_no_part() -> None:
     xyz = np.full((3, 20, 3), 0.5, np.float32)
     states = np.full((3, 20), PIXEL_MISSING, np.uint8)
     states[1] = PIXEL_REMOVED
-    kept = keep_largest_cluster(xyz, states, RECIPES["cfm"])
+    kept = keep_largest_cluster(xyz, states, get_recipe("cfm"))
     np.testing.assert_array_equal(kept, states)

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmad_fast.methods.family import get_recipe
 from mmad_fast.preprocess.normalising import normalise_rgb
-from mmad_fast.preprocess.recipes import RECIPES
 
 
 def test_every_level_is_normalised_as_by_imagenet_statistics() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     rgb = np.stack([levels, levels[::-1], levels.T], axis=-1)
-    normalised = normalise_rgb(rgb, RECIPES["cfm"])
+    normalised = normalise_rgb(rgb, get_recipe("cfm"))
     assert normalised.shape == (3, 16, 16)
     assert normalised.dtype == np.float32
     assert normalised.flags.c_contiguous

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mmad_fast.errors import MissingDependencyError
-from mmad_fast.preprocess import RECIPES, segment_foreground
+from mmad_fast.methods.family import get_recipe
+from mmad_fast.preprocess import segment_foreground
 from mmad_fast.preprocess.background_plane import PIXEL_FOREGROUND
 from mmad_fast.preprocess.reference import import_open3d, published_clean_up, published_foreground
 
@@ -37,7 +38,7 @@ def test_the_foreground_is_that_of_the_published_recipe(category: str) -> None:
     assert len(paths) >= 40, "the set is incomplete"
     for path in paths[::15]:
         xyz = tifffile.imread(path)
-        states = segment_foreground(xyz, RECIPES["cfm"]).states
+        states = segment_foreground(xyz, get_recipe("cfm")).states
         agreement = iou(states == PIXEL_FOREGROUND, published_foreground(xyz))
         assert agreement >= 0.99, f"{path.parent.parent.name}/{path.name}: IoU {agreement:.4f}"
 
@@ -45,7 +46,7 @@ def test_the_foreground_is_that_of_the_published_recipe(category: str) -> None:
 def test_the_foreground_of_a_made_up_scan_is_that_of_the_published_recipe(make_table_scan) -> None:
     xyz = make_table_scan().xyz.copy()
     xyz[14:22, 14:22, 2] = 0.44  # a second, smaller object
-    states = segment_foreground(xyz, RECIPES["cfm"]).states
+    states = segment_foreground(xyz, get_recipe("cfm")).states
     assert iou(states == PIXEL_FOREGROUND, published_foreground(xyz)) >= 0.99
 
 

@@ -6,11 +6,12 @@ import json
 import pytest
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
-from mmad_fast.preprocess.recipes import RECIPES, Recipe, get_recipe
+from mmad_fast.methods.family import families, get_recipe
+from mmad_fast.preprocess.recipes import NO_CLEAN_UP, Recipe
 
 
 def test_the_published_flavours_differ_as_published() -> None:
-    cfm, m3dm, none = RECIPES["cfm"], RECIPES["m3dm"], RECIPES["none"]
+    cfm, m3dm, none = get_recipe("cfm"), get_recipe("m3dm"), get_recipe("none")
     assert (cfm.rgb_background, cfm.rgb_padding) == ("keep", "edge")
     assert (m3dm.rgb_background, m3dm.rgb_padding) == ("black", "zero")
     assert cfm.remove_background
@@ -18,14 +19,14 @@ def test_the_published_flavours_differ_as_published() -> None:
     assert not none.remove_background
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", [*(family.recipe.name for family in families()), "none"])
 def test_a_recipe_survives_the_manifest(name: str) -> None:
-    recipe = RECIPES[name]
+    recipe = get_recipe(name)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_a_missing_and_an_unknown_key_are_named() -> None:
-    record = RECIPES["cfm"].to_dict()
+    record = get_recipe("cfm").to_dict()
     record["colour"] = record.pop("rgb_padding")
     with pytest.raises(ArtifactError, match=r"missing keys \['rgb_padding'\].*\['colour'\]"):
         Recipe.from_dict(record)
@@ -52,7 +53,7 @@ def test_a_missing_and_an_unknown_key_are_named() -> None:
     ],
 )
 def test_a_value_out_of_range_is_named(key: str, value: object) -> None:
-    record = {**RECIPES["cfm"].to_dict(), key: value}
+    record = {**get_recipe("cfm").to_dict(), key: value}
     with pytest.raises(ArtifactError, match=rf"{key} is .*must be"):
         Recipe.from_dict(record)
 
@@ -65,9 +66,14 @@ def test_a_recipe_that_is_no_object_is_refused() -> None:
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InvalidInputError, match="cfm, m3dm, none"):
         get_recipe("btf")
-    assert get_recipe("m3dm") is RECIPES["m3dm"]
+
+
+def test_a_familys_recipe_is_found_by_its_name() -> None:
+    for family in families():
+        assert get_recipe(family.recipe.name) is family.recipe
+    assert get_recipe("none") is NO_CLEAN_UP
 
 
 def test_a_wrong_value_in_code_is_the_callers_mistake() -> None:
     with pytest.raises(InvalidInputError, match="rgb_background is 'grey'"):
-        dataclasses.replace(RECIPES["cfm"], rgb_background="grey")
+        dataclasses.replace(get_recipe("cfm"), rgb_background="grey")

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.methods.family import get_recipe
 from mmad_fast.preprocess import prepare_ground_truth
 from mmad_fast.preprocess.background_plane import PIXEL_FOREGROUND, PIXEL_MISSING, PIXEL_REMOVED
 from mmad_fast.preprocess.padding import pad_image, square_padding
-from mmad_fast.preprocess.recipes import RECIPES
 from mmad_fast.preprocess.resizing import resize_map_to_native, resize_rgb, resize_xyz
 
 SIZES = [(1, 1), (5, 7), (7, 5), (63, 40), (223, 224), (224, 224), (225, 225), (256, 256)]
@@ -20,7 +20,7 @@ SIZES += [(320, 320), (400, 900), (448, 448), (600, 800), (672, 100)]
 def test_rgb_is_pillows_bicubic_of_the_padded_image(size: tuple[int, int], fill: str) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     padding = square_padding(size)
-    recipe = RECIPES["cfm" if fill == "edge" else "m3dm"]
+    recipe = get_recipe("cfm" if fill == "edge" else "m3dm")
     square = np.pad(
         rgb, (padding[:2], padding[2:], (0, 0)), mode="edge" if fill == "edge" else "constant"
     )
@@ -81,7 +81,7 @@ def test_ground_truth_is_pillows_nearest_of_the_padded_mask(
     fill = "edge" if name == "cfm" else "zero"
     square = pad_image(mask, square_padding(size), fill).astype(np.uint8) * 255
     expected = Image.fromarray(square).resize((grid_size, grid_size), Image.Resampling.NEAREST)
-    prepared = prepare_ground_truth(mask, RECIPES[name], grid_size=grid_size)
+    prepared = prepare_ground_truth(mask, get_recipe(name), grid_size=grid_size)
     assert prepared.dtype == np.bool_
     np.testing.assert_array_equal(prepared, np.asarray(expected) / 255 > 0.5)
 
@@ -91,7 +91,7 @@ def test_ground_truth_is_pillows_nearest_of_the_padded_mask(
 )
 def test_a_mask_of_another_kind_is_refused(mask: np.ndarray) -> None:
     with pytest.raises(InvalidInputError, match=r"must be bool \(H, W\)"):
-        prepare_ground_truth(mask, RECIPES["cfm"])
+        prepare_ground_truth(mask, get_recipe("cfm"))
 
 
 @pytest.mark.parametrize("size", SIZES)

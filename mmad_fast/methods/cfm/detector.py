@@ -1,25 +1,25 @@
 """The run half of CFM: prepared scan in, anomaly map and score out. Needs no torch.
 
 Read `FeatureExtractor.extract` and `CfmPipeline.score_features` from top to bottom: that is the
-data flow; its first steps, which all methods share, are in methods/feature_extraction.py. The
+data flow; its first steps, which other methods share, are in methods/branches. The
 published pipeline computes the same densely, see reference.py; README.md has the algebra that
 allows the short way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
-from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
+from mmad_fast.methods.branches.point_groups.cpu import PointExtractor, require_points
+from mmad_fast.methods.branches.vit_tokens.cpu import RgbExtractor
 from mmad_fast.methods.cfm import scoring
-from mmad_fast.methods.cfm.parameters import CfmParameters
-from mmad_fast.methods.feature_extraction import PointExtractor, RgbExtractor, require_points
+from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP, pooled_interpolation_rows
 from mmad_fast.ops.pixel_mapping import OP as MAPPING_OP
 from mmad_fast.ops.pixel_mapping import (
@@ -77,7 +77,7 @@ class CfmScores:
 @dataclass(frozen=True)
 class OpBackends:
     """The backend of each of CFM's own ops by name, chosen when a detector is made; those of the
-    point groups are in feature_extraction.PointBackends."""
+    point groups are in PointBackends."""
 
     pooled_rows: str
     mapping: str
@@ -98,17 +98,11 @@ class OpBackends:
 class FeatureExtractor:
     """Both frozen backbones, and how the pixels mix their features. `extract` is thread-safe."""
 
-    def __init__(self, rgb: RgbExtractor, point: PointExtractor, parameters: CfmParameters) -> None:
+    def __init__(self, rgb: RgbExtractor, point: PointExtractor, options: CfmOptions) -> None:
         self.backends = OpBackends.resolve()
         self._rgb = rgb
         self._point = point
-        self._parameters = parameters
-
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> FeatureExtractor:
-        """The same extractor, each engine replaced by what `wrap` makes of its graph's name and
-        it."""
-        rgb, point = self._rgb.with_engines(wrap), self._point.with_engines(wrap)
-        return FeatureExtractor(rgb, point, self._parameters)
+        self._options = options
 
     def extract(self, prepared: PreparedScan, clock: StageClock) -> CfmFeatures:
         """The features of a prepared scan.
@@ -116,23 +110,21 @@ class FeatureExtractor:
         Raises:
             EmptyScanError: fewer foreground points than one group holds.
         """
-        parameters = self._parameters
-        require_points(
-            prepared, parameters.group_size
-        )  # before the RGB backbone is run for nothing
+        options = self._options
+        require_points(prepared, options.group_size)  # before the RGB backbone is run for nothing
         tokens = self._rgb.tokens(prepared, clock)  # (T, C2)
         groups = self._point.groups(prepared, clock)  # features (G, C3), weights (N, 3)
         with clock.stage("interpolation"):
             point_rows, pixel_indices = pooled_interpolation_rows(
                 groups.weights,
                 prepared.pixel_indices,
-                num_centers=parameters.num_groups,
+                num_centers=options.num_groups,
                 grid_size=prepared.grid_size,
                 output_size=prepared.grid_size,
                 backend=self.backends.pooled_rows,
             )
             token_rows = bilinear_rows(
-                pixel_indices, token_grid=parameters.token_grid, output_size=prepared.grid_size
+                pixel_indices, token_grid=options.token_grid, output_size=prepared.grid_size
             )
         return CfmFeatures(tokens, token_rows, groups.features, point_rows, pixel_indices)
 
@@ -144,48 +136,32 @@ class CfmPipeline:
         self,
         extractor: FeatureExtractor,
         networks: Mapping[str, MappingNetwork | PackedMappingNetwork],
-        parameters: CfmParameters,
+        options: CfmOptions,
     ) -> None:
-        """Takes the mapping networks by name, see parameters.MAPPINGS; use `from_artifact`."""
+        """Takes the mapping networks by name, see options.MAPPINGS; use `from_artifact`."""
         self.extractor = extractor
-        self.parameters = parameters
-        self._networks = {name: networks[name] for name in parameters.networks.values()}
+        self.options = options
+        self._networks = {name: networks[name] for name in options.networks.values()}
 
     @classmethod
-    def from_artifact(
-        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None = None
-    ) -> CfmPipeline:
-        """The pipeline in an artifact, its graphs run by the engine from the files of the choice.
+    def from_artifact(cls, artifact: Artifact, choice: EngineChoice) -> CfmPipeline:
+        """The pipeline in an artifact, its graphs run as the choice says.
 
         Raises:
             ArtifactError: a graph, tensor or parameter is missing or damaged.
             BackendUnavailableError: no such engine.
         """
-        parameters = CfmParameters.from_dict(artifact.manifest.parameters)
+        options = CfmOptions.from_manifest(artifact.manifest.parameters)
         extractor = FeatureExtractor(
-            RgbExtractor.from_artifact(
-                artifact, engine=engine, num_threads=num_threads, parameters=parameters
-            ),
-            PointExtractor.from_artifact(
-                artifact, engine=engine, num_threads=num_threads, parameters=parameters
-            ),
-            parameters,
+            RgbExtractor.from_artifact(artifact, choice, options),
+            PointExtractor.from_artifact(artifact, choice, options),
+            options,
         )
-        plain = mapping_networks(artifact.tensors(), parameters)
+        plain = mapping_networks(artifact.tensors(), options)
         if extractor.backends.mapping != "cpu":
-            return cls(extractor, plain, parameters)
+            return cls(extractor, plain, options)
         packed = {name: network.packed for name, network in plain.items()}
-        return cls(extractor, packed, parameters)
-
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> CfmPipeline:
-        """The same pipeline, each engine replaced by what `wrap` makes of its graph's name and
-        it."""
-        return CfmPipeline(self.extractor.with_engines(wrap), self._networks, self.parameters)
-
-    @property
-    def is_exact(self) -> bool:
-        """The answer is the published pipeline's, up to rounding."""
-        return self.parameters.is_exact
+        return cls(extractor, packed, options)
 
     def score(self, prepared: PreparedScan, clock: StageClock) -> CfmScores:
         """The anomaly map and image score of a prepared scan.
@@ -198,20 +174,20 @@ class CfmPipeline:
     def score_features(self, features: CfmFeatures, clock: StageClock) -> CfmScores:
         """The anomaly map and image score of extracted features."""
         with clock.stage("mapping"):
-            chosen, owner = evaluated_pixels(features.pixel_indices, self.parameters)
+            chosen, owner = evaluated_pixels(features.pixel_indices, self.options)
             evaluated = features if isinstance(chosen, slice) else features.select(chosen)
             psi = {
                 name: self._discrepancy(evaluated, network)[owner]
-                for name, network in self.parameters.networks.items()
+                for name, network in self.options.networks.items()
             }
         with clock.stage("scoring"):
-            return score_pixels(psi, features.pixel_indices, self.parameters)
+            return score_pixels(psi, features.pixel_indices, self.options)
 
     def published_evaluation_maps(
         self, anomaly_map: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
-        return published_evaluation_maps(anomaly_map, self.parameters)
+        return published_evaluation_maps(anomaly_map, self.options)
 
     def _discrepancy(self, features: CfmFeatures, network: str) -> NDArray[np.float32]:
         """(P,) distance of unit vectors: the target's features and their prediction."""
@@ -229,44 +205,43 @@ class CfmPipeline:
 
 
 def evaluated_pixels(
-    pixel_indices: NDArray[np.int64], parameters: CfmParameters
+    pixel_indices: NDArray[np.int64], options: CfmOptions
 ) -> tuple[NDArray[np.int64] | slice, NDArray[np.int64] | slice]:
     """(positions (R,) of the pixels whose discrepancy is computed, where each of the P pixels finds
     its own among them); slices of everything where all are computed."""
-    if parameters.pixel_stride == 1:
+    if options.pixel_stride == 1:
         return slice(None), slice(None)
     return scoring.representative_pixels(
-        pixel_indices, grid_size=parameters.grid_size, stride=parameters.pixel_stride
+        pixel_indices, grid_size=options.grid_size, stride=options.pixel_stride
     )
 
 
 def score_pixels(
     psi: Mapping[str, NDArray[np.float32]],
     pixel_indices: NDArray[np.int64],
-    parameters: CfmParameters,
+    options: CfmOptions,
 ) -> CfmScores:
     """The anomaly map and image score from the discrepancies psi (P,) by name, at pixel_indices."""
-    psi_pixels = scoring.aggregate(psi, aggregation=parameters.aggregation)  # (P,)
-    psi_map = scoring.scatter_to_map(psi_pixels, pixel_indices, grid_size=parameters.grid_size)
-    smoothed = scoring.smooth(psi_map, smoothing=parameters.smoothing)
-    anomaly_map = scoring.normalize(smoothed, score_norm=parameters.score_norm)
+    psi_pixels = scoring.aggregate(psi, aggregation=options.aggregation)  # (P,)
+    psi_map = scoring.scatter_to_map(psi_pixels, pixel_indices, grid_size=options.grid_size)
+    smoothed = scoring.smooth(psi_map, smoothing=options.smoothing)
+    anomaly_map = scoring.normalize(smoothed, score_norm=options.score_norm)
     return CfmScores(anomaly_map, float(anomaly_map.max()))
 
 
 def published_evaluation_maps(
-    anomaly_map: NDArray[np.float32], parameters: CfmParameters
+    anomaly_map: NDArray[np.float32], options: CfmOptions
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
-    if parameters.score_norm == "raw":
+    if options.score_norm == "raw":
         return anomaly_map, anomaly_map
     return scoring.published_evaluation_maps(anomaly_map)
 
 
 def mapping_networks(
-    tensors: Mapping[str, NDArray], parameters: CfmParameters
+    tensors: Mapping[str, NDArray], options: CfmOptions
 ) -> dict[str, MappingNetwork]:
     """The networks that the detector's aggregation reads, from tensors named "NETWORK.KEY"."""
     return {
-        name: MappingNetwork.from_tensors(tensors, f"{name}.")
-        for name in parameters.networks.values()
+        name: MappingNetwork.from_tensors(tensors, f"{name}.") for name in options.networks.values()
     }

@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines.selection import EngineChoice
+from mmad_fast.methods.branches.device_stream import DeviceStream, Tensor
+from mmad_fast.methods.branches.point_groups.cpu import PointBackends, require_points
+from mmad_fast.methods.branches.point_groups.device import DevicePointExtractor
+from mmad_fast.methods.branches.vit_tokens.device import DeviceRgbExtractor
 from mmad_fast.methods.cfm.detector import (
     CfmScores,
     OpBackends,
@@ -25,14 +29,7 @@ from mmad_fast.methods.cfm.detector import (
     published_evaluation_maps,
     score_pixels,
 )
-from mmad_fast.methods.cfm.parameters import CfmParameters
-from mmad_fast.methods.device_extraction import (
-    DevicePointExtractor,
-    DeviceRgbExtractor,
-    DeviceStream,
-    Tensor,
-)
-from mmad_fast.methods.feature_extraction import PointBackends, require_points
+from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.ops.inverse_distance_interpolation import pooled_interpolation_rows
 from mmad_fast.ops.pixel_mapping import MappingNetwork, bilinear_rows, pixel_mapping
 from mmad_fast.ops.sparse_rows import SparseRows
@@ -69,23 +66,21 @@ class DeviceCfmPipeline:
         rgb: DeviceRgbExtractor,
         point: DevicePointExtractor,
         networks: Mapping[str, MappingNetwork],
-        parameters: CfmParameters,
+        options: CfmOptions,
         stream: DeviceStream,
     ) -> None:
         """Use `from_artifact`. The extractors run in `stream`."""
-        self.parameters = parameters
+        self.options = options
         self.backends = OpBackends.resolve(device="cuda")
         self._rgb = rgb
         self._point = point
-        self._networks = {name: networks[name] for name in parameters.networks.values()}
+        self._networks = {name: networks[name] for name in options.networks.values()}
         self._stream = stream
 
     @classmethod
-    def from_artifact(
-        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None = None
-    ) -> DeviceCfmPipeline:
-        """The pipeline in an artifact, on torch's current CUDA device, its graphs run by the engine
-        from the files of the choice. `num_threads` has no use here.
+    def from_artifact(cls, artifact: Artifact, choice: EngineChoice) -> DeviceCfmPipeline:
+        """The pipeline in an artifact, on torch's current CUDA device, its graphs run as the choice
+        says.
 
         Raises:
             ArtifactError: a graph, tensor or parameter is missing or damaged.
@@ -93,21 +88,12 @@ class DeviceCfmPipeline:
         """
         for backends in (PointBackends, OpBackends):
             backends.resolve(device="cuda")  # says what is missing before torch does
-        parameters = CfmParameters.from_dict(artifact.manifest.parameters)
+        options = CfmOptions.from_manifest(artifact.manifest.parameters)
         stream = DeviceStream.new()
-        rgb = DeviceRgbExtractor.from_artifact(
-            artifact, engine=engine, parameters=parameters, stream=stream
-        )
-        point = DevicePointExtractor.from_artifact(
-            artifact, engine=engine, parameters=parameters, stream=stream
-        )
-        networks = mapping_networks(artifact.tensors(), parameters)
-        return cls(rgb, point, networks, parameters, stream)
-
-    @property
-    def is_exact(self) -> bool:
-        """The answer is the published pipeline's, up to rounding."""
-        return self.parameters.is_exact
+        rgb = DeviceRgbExtractor.from_artifact(artifact, choice, options, stream)
+        point = DevicePointExtractor.from_artifact(artifact, choice, options, stream)
+        networks = mapping_networks(artifact.tensors(), options)
+        return cls(rgb, point, networks, options, stream)
 
     def score(self, prepared: PreparedScan, clock: StageClock) -> CfmScores:
         """The anomaly map and image score of a prepared scan.
@@ -118,29 +104,29 @@ class DeviceCfmPipeline:
         Raises:
             EmptyScanError: fewer foreground points than one group holds.
         """
-        require_points(prepared, self.parameters.group_size)
+        require_points(prepared, self.options.group_size)
         with self._stream.current():
             features = self.extract(prepared, clock)
             with clock.stage("mapping"):
                 psi = {
                     name: self._discrepancy(features, network)
-                    for name, network in self.parameters.networks.items()
+                    for name, network in self.options.networks.items()
                 }
             with clock.stage("scoring"):
                 psi_pixels = {
                     name: tensor.cpu().numpy()[features.owner] for name, tensor in psi.items()
                 }
-                return score_pixels(psi_pixels, features.pixel_indices, self.parameters)
+                return score_pixels(psi_pixels, features.pixel_indices, self.options)
 
     def published_evaluation_maps(
         self, anomaly_map: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
-        return published_evaluation_maps(anomaly_map, self.parameters)
+        return published_evaluation_maps(anomaly_map, self.options)
 
     def extract(self, prepared: PreparedScan, clock: StageClock) -> DeviceFeatures:
         """The features of a prepared scan, with enough points, in the current stream."""
-        parameters = self.parameters
+        options = self.options
         with clock.stage("upload"):
             image = self._stream.upload(prepared.rgb[None])  # (1, 3, R, R)
             points = self._stream.upload(prepared.points)  # (N, 3)
@@ -150,15 +136,15 @@ class DeviceCfmPipeline:
             point_rows, pixel_indices = pooled_interpolation_rows(
                 groups.weights,
                 prepared.pixel_indices,
-                num_centers=parameters.num_groups,
+                num_centers=options.num_groups,
                 grid_size=prepared.grid_size,
                 output_size=prepared.grid_size,
                 backend=self.backends.pooled_rows,
             )
-            chosen, owner = evaluated_pixels(pixel_indices, parameters)
+            chosen, owner = evaluated_pixels(pixel_indices, options)
             token_rows = bilinear_rows(
                 pixel_indices[chosen],
-                token_grid=parameters.token_grid,
+                token_grid=options.token_grid,
                 output_size=prepared.grid_size,
             )
         return DeviceFeatures(

@@ -8,10 +8,9 @@ of `ReferenceOptions` choose.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmad_fast.artifact import Artifact
-from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
 from mmad_fast.errors import EmptyScanError
-from mmad_fast.methods.cfm.networks import from_tensors
-from mmad_fast.methods.cfm.parameters import MAPPINGS, PSI_MAPS, CfmParameters
-from mmad_fast.methods.dense_features import (
+from mmad_fast.methods.branches.point_groups import network as point_groups
+from mmad_fast.methods.branches.point_groups.reference import (
     DTYPES,
     DenseOptions,
     farthest_points,
@@ -33,6 +30,11 @@ from mmad_fast.methods.dense_features import (
     point_feature_map,
     point_mae_features,
 )
+from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
+from mmad_fast.methods.cfm.networks import from_tensors
+from mmad_fast.methods.cfm.options import MAPPINGS, PSI_MAPS, CfmOptions
+from mmad_fast.methods.family import Reference
+from mmad_fast.methods.fit_request import Weights
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -47,7 +49,7 @@ class ReferenceOptions(DenseOptions):
     Attributes:
         mask: "all_zero": background is where all smoothed point channels are 0; "sum": where their
             sum is 0, as in the code, which also drops foreground pixels whose channels cancel.
-        aggregation: As in CfmParameters; also smoothing, score_norm and mapping.
+        aggregation: As in CfmOptions; also smoothing, score_norm and mapping.
     """
 
     mask: str = "all_zero"
@@ -57,16 +59,16 @@ class ReferenceOptions(DenseOptions):
     score_norm: str = "cfm"
 
     @classmethod
-    def of(cls, parameters: CfmParameters, *, dtype: str = "float32") -> ReferenceOptions:
+    def of(cls, options: CfmOptions, *, dtype: str = "float32") -> ReferenceOptions:
         """The options that compute what a detector with these parameters computes."""
         return cls(
-            num_groups=parameters.num_groups,
-            group_size=parameters.group_size,
-            skip_near_origin=parameters.skip_near_origin,
-            aggregation=parameters.aggregation,
-            mapping=parameters.mapping,
-            smoothing=parameters.smoothing,
-            score_norm=parameters.score_norm,
+            num_groups=options.num_groups,
+            group_size=options.group_size,
+            skip_near_origin=options.skip_near_origin,
+            aggregation=options.aggregation,
+            mapping=options.mapping,
+            smoothing=options.smoothing,
+            score_norm=options.score_norm,
             dtype=dtype,
         )
 
@@ -79,7 +81,7 @@ class ReferenceNetworks:
         rgb: (1, 3, R, R) image -> (1, T, C2) tokens.
         point: Point-MAE; only its layers are used, in the published order of work, not its own
             forward.
-        mappings: Mapping networks by name, see parameters.MAPPINGS.
+        mappings: Mapping networks by name, see options.MAPPINGS.
     """
 
     rgb: nn.Module
@@ -192,36 +194,29 @@ def reference_infer(
     )
 
 
-def reference_pipeline(
-    artifact: Artifact, *, rgb_weights: str | Path, point_weights: str | Path
-) -> Callable[..., ReferenceScores]:
-    """The published pipeline with the parameters and weights of an artifact: a function of a
-    prepared scan, a StageClock and, if not "lowest", `ReferenceOptions.knn_ties`.
+def reference_pipeline(artifact: Artifact, weights: Weights) -> Reference:
+    """The published pipeline with the options and weights of an artifact.
 
     Args:
         artifact: A CFM artifact.
-        rgb_weights: What it was fitted with: a checkpoint path, "auto" or "random".
-        point_weights: Likewise.
+        weights: What it was fitted with, by branch.
 
     Raises:
         WeightsError: the weights cannot be had or do not fit.
     """
-    parameters = CfmParameters.from_dict(artifact.manifest.parameters)
+    options = CfmOptions.from_manifest(artifact.manifest.parameters)
     seed = int(artifact.manifest.weights["seed"])
-    rgb = build_rgb_backbone(
-        parameters.rgb_backbone, num_layers=parameters.rgb_layers, weights=rgb_weights, seed=seed
-    )
-    point = build_point_backbone(
-        layers=parameters.point_layers,
-        weights=point_weights,
-        batch_norm=parameters.batch_norm,
-        seed=seed,
-    )
+    rgb = vit_tokens.build_network(options, weights=weights.get("rgb", "auto"), seed=seed)
+    point = point_groups.build_network(options, weights=weights.get("point", "auto"), seed=seed)
     networks = ReferenceNetworks.of_tensors(rgb, point, artifact.tensors())
-    options = ReferenceOptions.of(parameters)
-    return lambda prepared, clock, knn_ties="lowest": reference_infer(
-        prepared, networks, replace(options, knn_ties=knn_ties), clock
-    )
+    switches = ReferenceOptions.of(options)
+
+    def infer(
+        prepared: PreparedScan, clock: StageClock, *, ties: Literal["lowest", "any"] = "lowest"
+    ) -> ReferenceScores:
+        return reference_infer(prepared, networks, replace(switches, knn_ties=ties), clock)
+
+    return infer
 
 
 def rgb_feature_map(tokens: Tensor, side: int) -> Tensor:

@@ -30,7 +30,7 @@ def aggregate(psi: Mapping[str, Map], *, aggregation: str) -> Map:
 
     Args:
         psi: (P,) float32 by name, "psi_2d" and "psi_3d" as far as the aggregation reads them.
-        aggregation: A key of parameters.PSI_MAPS.
+        aggregation: A key of options.PSI_MAPS.
 
     Source: CFM section 3.3 and Table 6.
     """

@@ -36,7 +36,7 @@ STATISTICS_PIXELS = 16384
 
 
 class ScanFeatures(Protocol):
-    """The features of scans: a list of them, or a FeatureCache."""
+    """The features of scans: a list of them, or a FeatureStore."""
 
     def __len__(self) -> int: ...
 
@@ -137,7 +137,7 @@ def train_mappings(
         train: Features of the training scans, at least one.
         validation: Features of the validation scans, at least one. With a patience, the weights of
             the epoch with the lowest loss on them are kept, without one those of the last epoch.
-        names: Networks to train, of parameters.MAPPINGS.
+        names: Networks to train, of options.MAPPINGS.
         hidden: A key of networks.MAPPING_NETWORKS.
         recipe: How; None means the quick recipe.
         progress: Called with (epochs done, epochs in all).

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.methods.m3dm.parameters import M3dmParameters
+from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.ops.inverse_distance_interpolation import PooledRows
 
 
@@ -67,9 +67,7 @@ class BankQueries(NamedTuple):
     owner: NDArray[np.int64]
 
 
-def distinct_rows(
-    patches: NDArray[np.int64], parameters: M3dmParameters, bank: str
-) -> DistinctRows:
+def distinct_rows(patches: NDArray[np.int64], options: M3dmOptions, bank: str) -> DistinctRows:
     """Which rows a bank is asked for; depends on the foreground patches alone.
 
     point: the point rows in their order, and zeros for the background where there is any. rgb: the
@@ -78,13 +76,13 @@ def distinct_rows(
 
     Args:
         patches: (P,) int64 foreground patches, as in PatchFeatures.
-        parameters: Of the detector.
-        bank: One of parameters.BANKS.
+        options: Of the detector.
+        bank: One of options.BANKS.
     """
     if bank == "rgb":
-        tokens = np.arange(parameters.token_grid**2)
+        tokens = np.arange(options.token_grid**2)
         return DistinctRows(None, tokens, tokens)
-    num_rows, patch_grid = len(patches), parameters.patch_grid
+    num_rows, patch_grid = len(patches), options.patch_grid
     if patch_grid is None:
         return DistinctRows(np.arange(num_rows), None, np.arange(num_rows))
     is_background = np.ones(patch_grid**2, bool)
@@ -93,7 +91,7 @@ def distinct_rows(
     owner[patches] = np.arange(num_rows)
     if bank == "point":
         return DistinctRows(np.arange(num_rows + bool(is_background.any())), None, owner)
-    token_of_patch = tokens_of_patches(patch_grid, parameters.token_grid)
+    token_of_patch = tokens_of_patches(patch_grid, options.token_grid)
     background_tokens, place = np.unique(token_of_patch[is_background], return_inverse=True)
     owner[is_background] = num_rows + place
     return DistinctRows(
@@ -103,7 +101,7 @@ def distinct_rows(
     )
 
 
-def bank_queries(features: PatchFeatures, parameters: M3dmParameters, bank: str) -> BankQueries:
+def bank_queries(features: PatchFeatures, options: M3dmOptions, bank: str) -> BankQueries:
     """The distinct rows (Q, C) that a bank is asked for, as `distinct_rows` says.
 
     Those of the fusion bank are [point part | RGB part], both as the feature fusion makes them
@@ -111,15 +109,15 @@ def bank_queries(features: PatchFeatures, parameters: M3dmParameters, bank: str)
 
     Args:
         features: Of one scan; what the bank reads is not None.
-        parameters: Of the detector.
-        bank: One of parameters.BANKS.
+        options: Of the detector.
+        bank: One of options.BANKS.
     """
-    point_index, token_index, owner = distinct_rows(features.patches, parameters, bank)
+    point_index, token_index, owner = distinct_rows(features.patches, options, bank)
     if point_index is None:
         assert features.tokens is not None
         return BankQueries(features.tokens, owner)
     points, tokens = features.point_rows, features.tokens
-    if bank == "fusion" and parameters.uses_uff:
+    if bank == "fusion" and options.uses_uff:
         points, tokens = features.fused_points, features.fused_tokens
     elif points is not None and len(points) < len(owner):
         background = np.zeros((1, points.shape[1]), np.float32)

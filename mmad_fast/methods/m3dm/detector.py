@@ -9,7 +9,7 @@ the formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,24 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
-from mmad_fast.engines import Engine, open_graph
+from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.heap import return_freed_memory
-from mmad_fast.methods.feature_extraction import (
-    POINT_GRAPH,
-    RGB_GRAPH,
+from mmad_fast.methods.branches.point_groups.cpu import (
     PointExtractor,
     PointGroups,
-    RgbExtractor,
+    point_channels,
 )
+from mmad_fast.methods.branches.vit_tokens.cpu import RgbExtractor, tokens_shape
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
-from mmad_fast.methods.m3dm.parameters import (
+from mmad_fast.methods.m3dm.options import (
     BANK_PREFIX,
     UFF_POINT_GRAPH,
     UFF_RGB_GRAPH,
-    M3dmParameters,
+    M3dmOptions,
 )
 from mmad_fast.ops.inverse_distance_interpolation import (
     POOLED_ROWS_OP,
@@ -87,19 +86,14 @@ class PatchFusion:
         self._rgb = rgb
 
     @classmethod
-    def from_artifact(
-        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None
-    ) -> PatchFusion:
-        """The networks in an artifact, run by the engine from the files of the choice.
+    def from_artifact(cls, artifact: Artifact, choice: EngineChoice) -> PatchFusion:
+        """The networks in an artifact, run as the choice says.
 
         Raises:
             ArtifactError: a graph does not fit the features of the backbones.
             BackendUnavailableError: no such engine.
         """
-        point, rgb = (
-            open_graph(engine.files[name], engine=engine.engine, num_threads=num_threads)
-            for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
-        )
+        point, rgb = choice.open(UFF_POINT_GRAPH), choice.open(UFF_RGB_GRAPH)
         num_channels = point_channels(artifact)
         for name, found, wanted in (
             (UFF_POINT_GRAPH, point.input_shapes["rows"][2], num_channels),
@@ -111,11 +105,6 @@ class PatchFusion:
                     f"{wanted}; fit the detector again"
                 )
         return cls(point, rgb)
-
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> PatchFusion:
-        """The same networks, each engine replaced by what `wrap` makes of its graph's name and
-        it."""
-        return PatchFusion(wrap(UFF_POINT_GRAPH, self._point), wrap(UFF_RGB_GRAPH, self._rgb))
 
     def fuse(self, features: PatchFeatures) -> PatchFeatures:
         """The features with their fused parts."""
@@ -149,25 +138,15 @@ class PatchExtractor:
         self,
         rgb: RgbExtractor | None,
         point: PointExtractor | None,
-        parameters: M3dmParameters,
+        options: M3dmOptions,
         fusion: PatchFusion | None = None,
     ) -> None:
         """Takes None for what is not read; without `fusion` the fused parts are left out."""
         self._rgb = rgb
         self._point = point
         self._fusion = fusion
-        self._parameters = parameters
+        self._options = options
         self._pooling_backend = POOLED_ROWS_OP.resolve().name
-
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> PatchExtractor:
-        """The same extractor, each engine replaced by what `wrap` makes of its graph's name and
-        it."""
-        return PatchExtractor(
-            None if self._rgb is None else self._rgb.with_engines(wrap),
-            None if self._point is None else self._point.with_engines(wrap),
-            self._parameters,
-            None if self._fusion is None else self._fusion.with_engines(wrap),
-        )
 
     def extract(self, prepared: PreparedScan, clock: StageClock) -> PatchFeatures:
         """The features of a prepared scan.
@@ -189,7 +168,7 @@ class PatchExtractor:
 
     def _pool(self, groups: PointGroups, prepared: PreparedScan) -> PatchFeatures:
         """The point features of the patches: interpolated, averaged 3 x 3 and pooled, in one."""
-        patch_grid = self._parameters.patch_grid
+        patch_grid = self._options.patch_grid
         pooled = pooled_interpolation_rows(
             groups.weights,
             prepared.pixel_indices,
@@ -212,50 +191,34 @@ class M3dmPipeline:
         self,
         extractor: PatchExtractor,
         banks: Mapping[str, PreparedBank],
-        parameters: M3dmParameters,
+        options: M3dmOptions,
     ) -> None:
         """Takes the memory banks by name, normalised; use `from_artifact`."""
         self.extractor = extractor
-        self.parameters = parameters
-        self._banks = {bank: banks[bank] for bank in parameters.banks}
+        self.options = options
+        self._banks = {bank: banks[bank] for bank in options.banks}
         self._scoring_backend = OP.resolve().name
         self._neighbors_backend = NEAREST_ROWS_OP.resolve().name
 
     @classmethod
-    def from_artifact(
-        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None = None
-    ) -> M3dmPipeline:
-        """The pipeline in an artifact, its graphs run by the engine from the files of the choice.
+    def from_artifact(cls, artifact: Artifact, choice: EngineChoice) -> M3dmPipeline:
+        """The pipeline in an artifact, its graphs run as the choice says.
 
         Raises:
             ArtifactError: a graph, tensor or parameter is missing or damaged.
             BackendUnavailableError: no such engine.
         """
-        parameters = M3dmParameters.from_dict(artifact.manifest.parameters)
+        options = M3dmOptions.from_manifest(artifact.manifest.parameters)
         rgb = point = fusion = None
-        if parameters.reads_rgb:
-            rgb = RgbExtractor.from_artifact(
-                artifact, engine=engine, num_threads=num_threads, parameters=parameters
-            )
-        if parameters.reads_points:
-            point = PointExtractor.from_artifact(
-                artifact, engine=engine, num_threads=num_threads, parameters=parameters
-            )
-        if parameters.fuses:
-            fusion = PatchFusion.from_artifact(artifact, engine=engine, num_threads=num_threads)
-        extractor = PatchExtractor(rgb, point, parameters, fusion)
+        if options.reads_rgb:
+            rgb = RgbExtractor.from_artifact(artifact, choice, options)
+        if options.reads_points:
+            point = PointExtractor.from_artifact(artifact, choice, options)
+        if options.fuses:
+            fusion = PatchFusion.from_artifact(artifact, choice)
+        extractor = PatchExtractor(rgb, point, options, fusion)
         return_freed_memory()  # what reading the graphs left would add to what the banks need
-        return cls(extractor, read_banks(artifact, parameters), parameters)
-
-    def with_engines(self, wrap: Callable[[str, Engine], Engine]) -> M3dmPipeline:
-        """The same pipeline, each engine replaced by what `wrap` makes of its graph's name and
-        it."""
-        return M3dmPipeline(self.extractor.with_engines(wrap), self._banks, self.parameters)
-
-    @property
-    def is_exact(self) -> bool:
-        """The answer is the published pipeline's, up to rounding."""
-        return self.parameters.is_exact
+        return cls(extractor, read_banks(artifact, options), options)
 
     def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
         """The anomaly map and image score of a prepared scan.
@@ -269,7 +232,7 @@ class M3dmPipeline:
         """The anomaly map and image score of extracted features."""
         by_bank = self.bank_scores(features, clock)
         with clock.stage("decision"):
-            return decide(by_bank, self.parameters)
+            return decide(by_bank, self.options)
 
     def bank_scores(self, features: PatchFeatures, clock: StageClock) -> dict[str, BankScores]:
         """What each bank says, before lambdas and decision layer: what that layer is fitted on."""
@@ -287,10 +250,10 @@ class M3dmPipeline:
     def _score_bank(
         self, name: str, bank: PreparedBank, features: PatchFeatures, clock: StageClock
     ) -> BankScores:
-        parameters = self.parameters
+        options = self.options
         with clock.stage(f"{name}_bank"):
-            queries, owner = bank_queries(features, parameters, name)
-            rows = normalize_rows(queries, parameters.bank_scales[name])  # (Q, C)
+            queries, owner = bank_queries(features, options, name)
+            rows = normalize_rows(queries, options.bank_scales[name])  # (Q, C)
             found = nearest_neighbor_scoring(rows, bank, backend=self._scoring_backend)
             distances = found.distances[owner]  # (L,), dense
         with clock.stage("reweighting"):
@@ -307,67 +270,55 @@ class M3dmPipeline:
                 float(distances.max()),
                 scoring.distances_to(query, bank.rows[others]),
                 num_channels=rows.shape[1],
-                reweighting=parameters.reweighting,
-                weight_epsilon=parameters.weight_epsilon,
-                distance_divisor=parameters.distance_divisor,
+                reweighting=options.reweighting,
+                weight_epsilon=options.weight_epsilon,
+                distance_divisor=options.distance_divisor,
             )
         with clock.stage("maps"):
-            distance_map = map_of(distances, features.spread, parameters, name)
-            return BankScores(score, scoring.blur(distance_map, blur=parameters.blur))
+            distance_map = map_of(distances, features.spread, options, name)
+            return BankScores(score, scoring.blur(distance_map, blur=options.blur))
 
 
 def map_of(
     distances: NDArray[np.float32],
     spread: PooledRows | None,
-    parameters: M3dmParameters,
+    options: M3dmOptions,
     bank: str,
 ) -> NDArray[np.float32]:
     """(S, S) float32: the distances (L,) of the patches, on the grid of the anomaly map."""
     if bank == "rgb" or spread is None:
         side = math.isqrt(len(distances))
-        return scoring.upsample(distances.reshape(side, side), parameters.grid_size)
-    pixels = np.zeros(parameters.grid_size**2, np.float32)
+        return scoring.upsample(distances.reshape(side, side), options.grid_size)
+    pixels = np.zeros(options.grid_size**2, np.float32)
     pixels[spread.pixel_indices] = spread.rows.apply(distances[:, None])[:, 0]
-    return pixels.reshape(parameters.grid_size, parameters.grid_size)
+    return pixels.reshape(options.grid_size, options.grid_size)
 
 
-def decide(by_bank: Mapping[str, BankScores], parameters: M3dmParameters) -> M3dmScores:
+def decide(by_bank: Mapping[str, BankScores], options: M3dmOptions) -> M3dmScores:
     """The weighted sums of the banks' scores and of their maps."""
-    score = parameters.score_offset + sum(
-        parameters.score_weights[bank] * scores.score for bank, scores in by_bank.items()
+    score = options.score_offset + sum(
+        options.score_weights[bank] * scores.score for bank, scores in by_bank.items()
     )
-    anomaly_map = np.full(
-        (parameters.grid_size, parameters.grid_size), parameters.map_offset, np.float32
-    )
+    anomaly_map = np.full((options.grid_size, options.grid_size), options.map_offset, np.float32)
     for bank, scores in by_bank.items():
-        anomaly_map += np.float32(parameters.map_weights[bank]) * scores.anomaly_map
+        anomaly_map += np.float32(options.map_weights[bank]) * scores.anomaly_map
     return M3dmScores(anomaly_map, float(score))
 
 
-def tokens_shape(artifact: Artifact) -> tuple[int, ...]:
-    """(1, T, C2) of the RGB tokens, by an artifact's manifest."""
-    return tuple(artifact.manifest.graphs[RGB_GRAPH]["outputs"]["tokens"])
-
-
-def point_channels(artifact: Artifact) -> int:
-    """C3 of the point features, by an artifact's manifest."""
-    return int(artifact.manifest.graphs[POINT_GRAPH]["outputs"]["features"][2])
-
-
-def read_banks(artifact: Artifact, parameters: M3dmParameters) -> dict[str, PreparedBank]:
+def read_banks(artifact: Artifact, options: M3dmOptions) -> dict[str, PreparedBank]:
     """The memory banks by name, ready to be searched; an artifact's tensors stay on disk.
 
     Raises:
-        ArtifactError: a bank is missing, of another type than the parameters say, or damaged.
+        ArtifactError: a bank is missing, of another type than the options say, or damaged.
     """
     tensors = artifact.tensors()
     banks = {}
-    for bank in parameters.banks:
+    for bank in options.banks:
         rows = tensors[BANK_PREFIX + bank]
-        if rows.dtype != parameters.bank_dtype:
+        if rows.dtype != options.bank_dtype:
             raise ArtifactError(
                 f"{artifact.path}: the bank {bank!r} is {rows.dtype}, the manifest's parameters "
-                f"say {parameters.bank_dtype}; fit the detector again"
+                f"say {options.bank_dtype}; fit the detector again"
             )
         width = (point_channels(artifact) if bank != "rgb" else 0) + (
             tokens_shape(artifact)[2] if bank != "point" else 0

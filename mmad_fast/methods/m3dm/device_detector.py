@@ -20,13 +20,10 @@ from numpy.typing import NDArray
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import DeviceEngine
 from mmad_fast.engines.selection import EngineChoice
-from mmad_fast.methods.device_extraction import (
-    DevicePointExtractor,
-    DeviceRgbExtractor,
-    DeviceStream,
-    Tensor,
-)
-from mmad_fast.methods.feature_extraction import PointBackends, PointGroups, require_points
+from mmad_fast.methods.branches.device_stream import DeviceStream, Tensor
+from mmad_fast.methods.branches.point_groups.cpu import PointBackends, PointGroups, require_points
+from mmad_fast.methods.branches.point_groups.device import DevicePointExtractor
+from mmad_fast.methods.branches.vit_tokens.device import DeviceRgbExtractor
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import DistinctRows, distinct_rows
 from mmad_fast.methods.m3dm.detector import (
@@ -36,7 +33,7 @@ from mmad_fast.methods.m3dm.detector import (
     map_of,
     read_banks,
 )
-from mmad_fast.methods.m3dm.parameters import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmParameters
+from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmOptions
 from mmad_fast.ops.inverse_distance_interpolation import (
     POOLED_ROWS_OP,
     PooledRows,
@@ -144,25 +141,23 @@ class DeviceM3dmPipeline:
         point: DevicePointExtractor | None,
         fusion: DevicePatchFusion | None,
         banks: Mapping[str, PreparedBank],
-        parameters: M3dmParameters,
+        options: M3dmOptions,
         stream: DeviceStream,
     ) -> None:
         """Use `from_artifact`. Extractors, fusion and banks are of the stream's device; None is for
         what the banks do not read."""
-        self.parameters = parameters
+        self.options = options
         self.backends = OpBackends.resolve()
         self._rgb = rgb
         self._point = point
         self._fusion = fusion
-        self._banks = {name: banks[name] for name in parameters.banks}
+        self._banks = {name: banks[name] for name in options.banks}
         self._stream = stream
 
     @classmethod
-    def from_artifact(
-        cls, artifact: Artifact, *, engine: EngineChoice, num_threads: int | None = None
-    ) -> DeviceM3dmPipeline:
-        """The pipeline in an artifact, on torch's current CUDA device, its graphs run by the engine
-        from the files of the choice. `num_threads` has no use here.
+    def from_artifact(cls, artifact: Artifact, choice: EngineChoice) -> DeviceM3dmPipeline:
+        """The pipeline in an artifact, on torch's current CUDA device, its graphs run as the choice
+        says.
 
         Raises:
             ArtifactError: a graph, tensor or parameter is missing or damaged.
@@ -170,34 +165,25 @@ class DeviceM3dmPipeline:
         """
         PointBackends.resolve(device="cuda")  # says what is missing before torch does
         OpBackends.resolve()
-        parameters = M3dmParameters.from_dict(artifact.manifest.parameters)
+        options = M3dmOptions.from_manifest(artifact.manifest.parameters)
         stream = DeviceStream.new()
         rgb, point, fusion = None, None, None
-        if parameters.reads_rgb:
-            rgb = DeviceRgbExtractor.from_artifact(
-                artifact, engine=engine, parameters=parameters, stream=stream
-            )
-        if parameters.reads_points:
-            point = DevicePointExtractor.from_artifact(
-                artifact, engine=engine, parameters=parameters, stream=stream
-            )
-        if parameters.fuses:
+        if options.reads_rgb:
+            rgb = DeviceRgbExtractor.from_artifact(artifact, choice, options, stream)
+        if options.reads_points:
+            point = DevicePointExtractor.from_artifact(artifact, choice, options, stream)
+        if options.fuses:
             fusion = DevicePatchFusion(
-                stream.open_graph(engine.files[UFF_POINT_GRAPH], engine.engine),
-                stream.open_graph(engine.files[UFF_RGB_GRAPH], engine.engine),
+                stream.open_graph(choice, UFF_POINT_GRAPH),
+                stream.open_graph(choice, UFF_RGB_GRAPH),
                 stream,
             )
         with stream.current():
             banks = {
                 name: PreparedBank(upload_bank(bank.rows, stream.device))
-                for name, bank in read_banks(artifact, parameters).items()
+                for name, bank in read_banks(artifact, options).items()
             }
-        return cls(rgb, point, fusion, banks, parameters, stream)
-
-    @property
-    def is_exact(self) -> bool:
-        """The answer is the published pipeline's, up to rounding."""
-        return self.parameters.is_exact
+        return cls(rgb, point, fusion, banks, options, stream)
 
     def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
         """The anomaly map and image score of a prepared scan.
@@ -209,7 +195,7 @@ class DeviceM3dmPipeline:
             EmptyScanError: the detector reads points, and there are fewer than one group holds.
         """
         if self._point is not None:
-            require_points(prepared, self.parameters.group_size)
+            require_points(prepared, self.options.group_size)
         with self._stream.current():
             features = self.extract(prepared, clock)
             found = {name: self._search(name, features, clock) for name in self._banks}
@@ -217,7 +203,7 @@ class DeviceM3dmPipeline:
                 name: self._bank_scores(name, found[name], features, clock) for name in found
             }
         with clock.stage("decision"):
-            return decide(by_bank, self.parameters)
+            return decide(by_bank, self.options)
 
     def published_evaluation_maps(
         self, anomaly_map: NDArray[np.float32]
@@ -249,11 +235,11 @@ class DeviceM3dmPipeline:
     ) -> tuple[Tensor, NDArray[np.int64], PooledRows | None]:
         """(points, patches, spread) of DevicePatchFeatures."""
         features: Tensor = groups.features
-        patch_grid = self.parameters.patch_grid
+        patch_grid = self.options.patch_grid
         pooled = pooled_interpolation_rows(
             groups.weights,
             prepared.pixel_indices,
-            num_centers=self.parameters.num_groups,
+            num_centers=self.options.num_groups,
             grid_size=prepared.grid_size,
             output_size=patch_grid or prepared.grid_size,
             backend=self.backends.pooled_rows,
@@ -266,10 +252,10 @@ class DeviceM3dmPipeline:
         """What the bank of that name answers, on the device."""
         bank = self._banks[name]
         with clock.stage(f"{name}_bank"):
-            wanted = distinct_rows(features.patches, self.parameters, name)
+            wanted = distinct_rows(features.patches, self.options, name)
             owner = self._stream.upload(wanted.owner)  # (L,)
             queries = self._gather(features, wanted, is_fused=name == "fusion")
-            mean, std = self.parameters.bank_scales[name]
+            mean, std = self.options.bank_scales[name]
             queries = ((queries - mean) / std).contiguous()  # (Q, C)
             nearest: tuple[Tensor, Tensor] = nearest_neighbor_scoring(
                 queries, bank, backend=self.backends.scoring
@@ -303,24 +289,24 @@ class DeviceM3dmPipeline:
         self, name: str, found: Found, features: DevicePatchFeatures, clock: StageClock
     ) -> BankScores:
         """The score and map of a bank, on the host."""
-        parameters = self.parameters
+        options = self.options
         with clock.stage("maps"):
             values = found.values.cpu().numpy()
             score = scoring.reweight(
                 float(found.distances.max()),
                 found.neighbor_distances.cpu().numpy(),
                 num_channels=self._banks[name].rows.shape[1],
-                reweighting=parameters.reweighting,
-                weight_epsilon=parameters.weight_epsilon,
-                distance_divisor=parameters.distance_divisor,
+                reweighting=options.reweighting,
+                weight_epsilon=options.weight_epsilon,
+                distance_divisor=options.distance_divisor,
             )
             if features.spread is None or name == "rgb":
-                distance_map = map_of(values, None, parameters, name)
+                distance_map = map_of(values, None, options, name)
             else:
-                side = parameters.grid_size
+                side = options.grid_size
                 distance_map = np.zeros((side, side), np.float32)
                 distance_map.ravel()[features.spread.pixel_indices] = values
-            return BankScores(score, scoring.blur(distance_map, blur=parameters.blur))
+            return BankScores(score, scoring.blur(distance_map, blur=options.blur))
 
 
 def mixed(rows: SparseRows, features: Tensor) -> Tensor:

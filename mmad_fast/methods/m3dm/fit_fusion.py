@@ -11,22 +11,18 @@ from typing import Any
 
 from mmad_fast.backbones.table import get_rgb_spec
 from mmad_fast.engines import open_graph
-from mmad_fast.methods.fitting import Progress
+from mmad_fast.methods.feature_store import FeatureStore
+from mmad_fast.methods.fit_request import FitTask, Progress
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures
 from mmad_fast.methods.m3dm.detector import PatchFusion
-from mmad_fast.methods.m3dm.fit_options import M3dmFitOptions
 from mmad_fast.methods.m3dm.networks import (
     FeatureFusionBlock,
     export_uff_graphs,
     load_uff,
     read_training_facts,
 )
-from mmad_fast.methods.m3dm.parameters import (
-    UFF_POINT_GRAPH,
-    UFF_RGB_GRAPH,
-    M3dmParameters,
-)
-from mmad_fast.methods.m3dm.patch_store import PatchStore
-from mmad_fast.methods.m3dm.uff_training import train_uff
+from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmOptions
+from mmad_fast.methods.m3dm.uff_training import UffRecipe, train_uff
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
 
 
@@ -61,64 +57,71 @@ class FusionPart:
     training: dict[str, Any]
 
 
-def load_fusion(parameters: M3dmParameters, options: M3dmFitOptions) -> FusionNetwork | None:
+def uff_recipe(options: M3dmOptions, seed: int) -> UffRecipe:
+    """The training's part of the options."""
+    return UffRecipe(
+        pairing=options.uff_pairing,
+        schedule=options.uff_schedule,
+        updates=options.uff_updates,
+        seed=seed,
+    )
+
+
+def load_fusion(options: M3dmOptions) -> FusionNetwork | None:
     """The networks in the file that the options name; None where they name none.
 
     Raises:
         WeightsError: the file is missing, damaged, or of features of other widths.
     """
-    if not parameters.fuses or options.uff == "train":
+    if not options.fuses or options.trains_uff:
         return None
     path = Path(options.uff).expanduser()
     block = load_uff(
         path,
-        point_channels=POINT_TOKEN_CHANNELS * len(parameters.point_layers),
-        rgb_channels=get_rgb_spec(parameters.rgb_backbone).dim,
+        point_channels=POINT_TOKEN_CHANNELS * len(options.point_layers),
+        rgb_channels=get_rgb_spec(options.rgb_backbone).dim,
     )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"name": "uff", "kind": "file", "detail": path.name, "sha256": sha256}
     return FusionNetwork(block, source, read_training_facts(path))
 
 
-def train_fusion(
-    store: PatchStore, parameters: M3dmParameters, options: M3dmFitOptions, progress: Progress
-) -> FusionNetwork:
+def train_fusion(store: FeatureStore[PatchFeatures], task: FitTask) -> FusionNetwork:
     """The networks, trained on the scans of the store.
 
     Raises:
         EmptyScanError: no scan has a foreground patch.
         MmadFastError: the training diverged.
     """
-    assert parameters.patch_grid is not None  # a fusion bank has one
+    options: M3dmOptions = task.options
+    assert options.patch_grid is not None  # a fusion bank has one
     block, record = train_uff(
         store,
-        options.uff_training,
-        patch_grid=parameters.patch_grid,
-        progress=partial(progress, "fusion training"),
+        uff_recipe(options, task.request.seed),
+        patch_grid=options.patch_grid,
+        progress=partial(task.progress, "fusion training"),
     )
     detail = f"on {record.num_scans} training scans"
     source = {"name": "uff", "kind": "trained", "detail": detail, "sha256": None}
     return FusionNetwork(block, source, record.to_dict())
 
 
-def export_fusion(
-    network: FusionNetwork, parameters: M3dmParameters, options: M3dmFitOptions, scratch: Path
-) -> FusionPart:
-    """The networks as graphs in `scratch`, loaded."""
+def export_fusion(network: FusionNetwork, task: FitTask) -> FusionPart:
+    """The networks as graphs in the task's scratch folder, loaded."""
+    options: M3dmOptions = task.options
     graphs = export_uff_graphs(
         network.block,
-        scratch,
-        num_tokens=parameters.token_grid**2,
-        precision=parameters.precision,
+        task.scratch,
+        num_tokens=options.token_grid**2,
+        precision=options.precision,
     )
-    point, rgb = (
-        open_graph(graphs[name], num_threads=options.num_threads)
-        for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH)
-    )
+    point, rgb = (open_graph(graphs[name]) for name in (UFF_POINT_GRAPH, UFF_RGB_GRAPH))
     return FusionPart(PatchFusion(point, rgb), graphs, {"uff": network.source}, network.training)
 
 
-def fuse_patches(stores: Iterable[PatchStore], networks: PatchFusion, progress: Progress) -> None:
+def fuse_patches(
+    stores: Iterable[FeatureStore[PatchFeatures]], networks: PatchFusion, progress: Progress
+) -> None:
     """Adds their fused parts to the patches of all scans of the stores.
 
     Raises:

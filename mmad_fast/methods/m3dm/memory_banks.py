@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
 
 from mmad_fast.errors import MmadFastError
-from mmad_fast.methods.fitting import Progress
+from mmad_fast.methods.feature_store import ArrayFile
+from mmad_fast.methods.fit_request import Progress
 from mmad_fast.methods.m3dm.bank_queries import normalize_rows
-from mmad_fast.methods.m3dm.patch_store import ArrayFile
 from mmad_fast.ops.k_center_greedy import k_center_greedy
 
 CORESETS = ("code", "paper")

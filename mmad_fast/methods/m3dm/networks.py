@@ -23,7 +23,7 @@ from mmad_fast.backbones.checkpoint import read_checkpoint
 from mmad_fast.errors import InvalidInputError, WeightsError
 from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.export.quantization import quantize_graph
-from mmad_fast.methods.m3dm.parameters import UFF_POINT_GRAPH, UFF_RGB_GRAPH
+from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH
 
 POINT_ROWS_AT_ONCE = 256
 """Rows of the graph "uff_point", which runs once per so many foreground patches."""
@@ -119,7 +119,7 @@ def uff_graph_modules(network: FeatureFusionBlock) -> dict[str, nn.Module]:
 
 
 def export_uff_graphs(
-    network: FeatureFusionBlock, folder: Path, *, num_tokens: int, precision: str = "float32"
+    network: FeatureFusionBlock, folder: Path, *, num_tokens: int, precision: str = "fp32"
 ) -> dict[str, Path]:
     """The ONNX files of both halves by graph name: input "rows", output "fused".
 
@@ -127,15 +127,15 @@ def export_uff_graphs(
         network: Trained or loaded.
         folder: Where to write uff_point.onnx and uff_rgb.onnx.
         num_tokens: T, rows of the graph "uff_rgb"; "uff_point" has POINT_ROWS_AT_ONCE.
-        precision: "float32", or "int8" for 8-bit products, which approximate.
+        precision: "fp32", or "int8" for 8-bit products, which approximate.
 
     Raises:
         InvalidInputError: an unknown precision.
         MissingDependencyError: onnx or onnxscript is not installed.
         MmadFastError: a graph does not give what torch gives.
     """
-    if precision not in ("float32", "int8"):
-        raise InvalidInputError(f"precision is {precision!r}; it must be 'float32' or 'int8'")
+    if precision not in ("fp32", "int8"):
+        raise InvalidInputError(f"precision is {precision!r}; it must be 'fp32' or 'int8'")
     shapes = {
         UFF_POINT_GRAPH: (1, POINT_ROWS_AT_ONCE, network.point_channels),
         UFF_RGB_GRAPH: (1, num_tokens, network.rgb_channels),
@@ -237,7 +237,7 @@ def load_uff(
     path = Path(path).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"UFF weights: {path} is not a file; give the path of a file that `mmad-fast uff` "
+            f"UFF weights: {path} is not a file; give the path of a file that `mmad-fast train-shared` "
             "wrote or of an official uff checkpoint (.pth), or 'train', or 'none'"
         )
     # The official files keep the command line of their training beside the weights.
@@ -255,7 +255,7 @@ def load_uff(
             raise WeightsError(
                 f"{path} fuses {modality} features of {widths[modality]} channels, and this "
                 f"detector's have {wanted}; train one for these backbones and layers with "
-                "`mmad-fast uff`, or with uff='train'"
+                "`mmad-fast train-shared`, or with uff='train'"
             )
     network = FeatureFusionBlock(widths["point"], widths["RGB"])
     _check_state(state, network, path)
@@ -263,7 +263,7 @@ def load_uff(
     return network.eval()
 
 
-_ADVICE = "give a file that `mmad-fast uff` wrote or an official uff checkpoint"
+_ADVICE = "give a file that `mmad-fast train-shared` wrote or an official uff checkpoint"
 
 
 def _check_state(state: Mapping[str, Tensor], network: FeatureFusionBlock, path: Path) -> None:

@@ -2,7 +2,7 @@
 compared with, and the baseline of its speed. Imports nothing from the fast code.
 
 Read `reference_infer` from top to bottom. Every patch of the grid is a row, background included;
-distances to a bank are one matrix. Where the paper and its public code differ, the parameters and
+distances to a bank are one matrix. Where the paper and its public code differ, the options and
 the switches of `ReferenceOptions` choose. How banks are built: reference_banks.py.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from mmad_fast.artifact import Artifact
-from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
 from mmad_fast.errors import ArtifactError, EmptyScanError
-from mmad_fast.methods.dense_features import (
+from mmad_fast.methods.branches.point_groups import network as point_groups
+from mmad_fast.methods.branches.point_groups.reference import (
     DTYPES,
     DenseOptions,
     farthest_points,
@@ -35,12 +35,15 @@ from mmad_fast.methods.dense_features import (
     point_feature_map,
     point_mae_features,
 )
+from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
+from mmad_fast.methods.family import Reference
+from mmad_fast.methods.fit_request import Weights
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
-from mmad_fast.methods.m3dm.parameters import (
+from mmad_fast.methods.m3dm.options import (
     BANK_PREFIX,
     UFF_POINT_GRAPH,
     UFF_RGB_GRAPH,
-    M3dmParameters,
+    M3dmOptions,
 )
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
@@ -65,22 +68,22 @@ class ReferenceOptions(DenseOptions):
     """The switches of the published pipeline. The defaults are what the fast detector computes.
 
     Attributes:
-        parameters: The detector's constants: banks, patches, scalars, re-weighting, blur, decision.
+        detector: What it was fitted with: banks, patches, scalars, re-weighting, blur, decision.
         cdist: "direct" differences, or "expanded" |a|^2 - 2ab + |b|^2 as in the code, whose
             rounding drowns small distances (and which is faster).
     """
 
-    parameters: M3dmParameters
+    detector: M3dmOptions
     cdist: str = "direct"
 
     @classmethod
-    def of(cls, parameters: M3dmParameters, **switches: str) -> ReferenceOptions:
+    def of(cls, detector: M3dmOptions, **switches: str) -> ReferenceOptions:
         """The options that compute what a detector with these parameters computes."""
         return cls(
-            num_groups=parameters.num_groups,
-            group_size=parameters.group_size,
-            skip_near_origin=parameters.skip_near_origin,
-            parameters=parameters,
+            num_groups=detector.num_groups,
+            group_size=detector.group_size,
+            skip_near_origin=detector.skip_near_origin,
+            detector=detector,
             **switches,
         )
 
@@ -182,12 +185,12 @@ def reference_infer(
     clock = StageClock() if clock is None else clock
     patches = reference_patches(prepared, networks, options, clock)
     scores = {}
-    for name in options.parameters.banks:
+    for name in options.detector.banks:
         bank = banks[name].to(DTYPES[options.dtype])
         with clock.stage(f"{name}_bank"):
             scores[name] = score_bank(name, patches, bank, options, prepared.grid_size)
     with clock.stage("decision"):
-        return decide(scores, options.parameters)
+        return decide(scores, options.detector)
 
 
 @torch.inference_mode()
@@ -202,7 +205,7 @@ def reference_patches(
     Source: M3DM sections 3.2 and 3.3; method facts 3, 4 and 5.2.
     """
     clock = StageClock() if clock is None else clock
-    dtype, parameters = DTYPES[options.dtype], options.parameters
+    dtype, detector = DTYPES[options.dtype], options.detector
     networks = networks.cast(dtype)
     rows: dict[str, Tensor] = {}
     geometry = None
@@ -213,10 +216,10 @@ def reference_patches(
         features, geometry = _group_features(prepared, networks.point, options, clock)
         with clock.stage("interpolation"):
             rows["point"] = _point_patches(features, geometry, options, prepared.grid_size)
-    if "fusion" in parameters.banks:
+    if "fusion" in detector.banks:
         with clock.stage("feature_fusion"):
             rows["fusion"] = fuse(rows["point"], rows["rgb"], networks.fusion)
-    return DensePatches({name: rows[name] for name in parameters.banks}, geometry)
+    return DensePatches({name: rows[name] for name in detector.banks}, geometry)
 
 
 def _group_features(
@@ -248,10 +251,10 @@ def _point_patches(
     features: Tensor, geometry: Geometry, options: ReferenceOptions, grid_size: int
 ) -> Tensor:
     """(H * W, C3) point patches of the groups' features (G, C3); these themselves for "groups"."""
-    if options.parameters.point_patches == "groups":
+    if options.detector.point_patches == "groups":
         return features
     centers, points, pixels = geometry
-    side = {"56x56": 56, "28x28": 28}[options.parameters.point_patches]
+    side = {"56x56": 56, "28x28": 28}[options.detector.point_patches]
     interpolated = interpolate(features, centers, points, options)  # (N, C3)
     return point_feature_map(interpolated, pixels, grid_size, side)
 
@@ -281,13 +284,13 @@ def score_bank(
 
     Source: M3DM equations 6-8; method facts 5.4.
     """
-    parameters = options.parameters
-    mean, std = parameters.bank_scales[name]
+    detector = options.detector
+    mean, std = detector.bank_scales[name]
     rows = (patches.banks[name] - mean) / std  # (H * W, C)
     matrix = torch.cdist(rows, bank, compute_mode=_CDIST_MODES[options.cdist])  # (H * W, M)
     distances, nearest = matrix.min(dim=1)
     score = image_score(rows, bank, distances, nearest, options)
-    if name == "point" and parameters.point_patches == "groups":
+    if name == "point" and detector.point_patches == "groups":
         patch_map = _group_map(distances, patches.geometry, options, grid_size)
     else:
         side = round(len(distances) ** 0.5)
@@ -295,7 +298,7 @@ def score_bank(
     upsampled = F.interpolate(
         patch_map[None, None], size=(grid_size, grid_size), mode="bilinear", align_corners=False
     )[0, 0]
-    blurred = blur_8bit(upsampled) if parameters.blur == "pil8bit" else blur_float(upsampled)
+    blurred = blur_8bit(upsampled) if detector.blur == "pil8bit" else blur_float(upsampled)
     return BankScores(float(score), blurred.numpy(), distances.numpy(), nearest.numpy())
 
 
@@ -311,23 +314,23 @@ def image_score(
 
     Source: M3DM equation 6, PatchCore equation 7; method facts 5.4.
     """
-    parameters = options.parameters
+    detector = options.detector
     farthest = distances.argmax()
     s_star = distances[farthest]
-    if parameters.reweighting == "none":
+    if detector.reweighting == "none":
         return s_star
     m_star = nearest[farthest]
     from_m_star = torch.cdist(bank[m_star][None], bank, compute_mode=_CDIST_MODES["direct"])[0]
     from_m_star[m_star] = -1  # first, also where it has duplicates
     neighbors = bank[from_m_star.sort(stable=True).indices[:NUM_REWEIGHTING]]
     neighbor_distances = (rows[farthest] - neighbors).norm(dim=1)  # (3,); first: s*
-    if parameters.reweighting == "paper":
+    if detector.reweighting == "paper":
         top = neighbor_distances.max()
         return s_star * (1 - (s_star - top).exp() / (neighbor_distances - top).exp().sum())
-    s_star = s_star / parameters.distance_divisor
-    scaled = neighbor_distances[1:] / parameters.distance_divisor / math.sqrt(rows.shape[1])
+    s_star = s_star / detector.distance_divisor
+    scaled = neighbor_distances[1:] / detector.distance_divisor / math.sqrt(rows.shape[1])
     numerator = (s_star / math.sqrt(rows.shape[1])).exp()
-    return s_star * (1 - numerator / (scaled.exp().sum() + parameters.weight_epsilon))
+    return s_star * (1 - numerator / (scaled.exp().sum() + detector.weight_epsilon))
 
 
 def _group_map(
@@ -372,68 +375,55 @@ def blur_float(patch_map: Tensor) -> Tensor:
     return F.conv2d(padded, (taps[:, None] * taps[None])[None, None])[0, 0]
 
 
-def decide(scores: Mapping[str, BankScores], parameters: M3dmParameters) -> ReferenceScores:
+def decide(scores: Mapping[str, BankScores], detector: M3dmOptions) -> ReferenceScores:
     """The weighted sums of the banks' scores and maps: a single bank has weight 1, "sum" the
     lambdas, "svm" the lambdas times the weights of a linear one-class SVM, whose `score_samples` is
     a dot product (and `decision_function` one with an offset).
 
     Source: M3DM equations 4 and 5; method facts 5.5.
     """
-    score = parameters.score_offset
-    anomaly_map = np.full_like(next(iter(scores.values())).map, parameters.map_offset)
+    score = detector.score_offset
+    anomaly_map = np.full_like(next(iter(scores.values())).map, detector.map_offset)
     for name, bank in scores.items():
-        score += parameters.score_weights[name] * bank.score
-        anomaly_map += parameters.map_weights[name] * bank.map
+        score += detector.score_weights[name] * bank.score
+        anomaly_map += detector.map_weights[name] * bank.map
     return ReferenceScores(anomaly_map, score, scores)
 
 
-def reference_pipeline(
-    artifact: Artifact, *, rgb_weights: str | Path, point_weights: str | Path
-) -> Callable[..., ReferenceScores]:
-    """The published pipeline with the parameters, banks and weights of an artifact: a function of a
-    prepared scan, a StageClock and, if not "lowest", `ReferenceOptions.knn_ties`. With "any", which
-    is how the code is timed, distances to the banks are the code's expanded ones, too.
+def reference_pipeline(artifact: Artifact, weights: Weights) -> Reference:
+    """The published pipeline with the options, banks and weights of an artifact. With ties="any",
+    which is how the code is timed, distances to the banks are the code's expanded ones, too.
 
     Args:
         artifact: An M3DM artifact; its graphs and tensors hold all but the backbones' weights.
-        rgb_weights: What it was fitted with: a checkpoint path, "auto" or "random".
-        point_weights: Likewise.
+        weights: What it was fitted with, by branch.
 
     Raises:
         ArtifactError: a tensor or graph is missing or damaged.
         WeightsError: the weights cannot be had or do not fit.
     """
-    parameters = M3dmParameters.from_dict(artifact.manifest.parameters)
+    detector = M3dmOptions.from_manifest(artifact.manifest.parameters)
     seed = int(artifact.manifest.weights["seed"])
     tensors = artifact.tensors()
     rgb = point = None
-    if parameters.reads_rgb:
-        rgb = build_rgb_backbone(
-            parameters.rgb_backbone,
-            num_layers=parameters.rgb_layers,
-            weights=rgb_weights,
-            seed=seed,
-        )
-    if parameters.reads_points:
-        point = build_point_backbone(
-            layers=parameters.point_layers,
-            weights=point_weights,
-            batch_norm=parameters.batch_norm,
-            seed=seed,
+    if detector.reads_rgb:
+        rgb = vit_tokens.build_network(detector, weights=weights.get("rgb", "auto"), seed=seed)
+    if detector.reads_points:
+        point = point_groups.build_network(
+            detector, weights=weights.get("point", "auto"), seed=seed
         )
         load_point_statistics(point, tensors)
-    has_uff = "fusion" in parameters.banks and parameters.uses_uff
-    networks = ReferenceNetworks(rgb, point, _fusion_of(artifact) if has_uff else None)
+    networks = ReferenceNetworks(rgb, point, _fusion_of(artifact) if detector.fuses else None)
     banks = {
         name: torch.from_numpy(np.array(tensors[BANK_PREFIX + name], np.float32))
-        for name in parameters.banks
+        for name in detector.banks
     }
 
     def infer(
-        prepared: PreparedScan, clock: StageClock, knn_ties: str = "lowest"
+        prepared: PreparedScan, clock: StageClock, *, ties: Literal["lowest", "any"] = "lowest"
     ) -> ReferenceScores:
-        cdist = "expanded" if knn_ties == "any" else "direct"
-        options = ReferenceOptions.of(parameters, knn_ties=knn_ties, cdist=cdist)
+        cdist = "expanded" if ties == "any" else "direct"
+        options = ReferenceOptions.of(detector, knn_ties=ties, cdist=cdist)
         return reference_infer(prepared, networks, banks, options, clock)
 
     return infer

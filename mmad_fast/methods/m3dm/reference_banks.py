@@ -15,7 +15,7 @@ from sklearn.linear_model import SGDOneClassSVM
 from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
 from torch import Tensor
 
-from mmad_fast.methods.m3dm.parameters import M3dmParameters
+from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.methods.m3dm.reference import BankScores, DensePatches
 
 CORESET_FRACTION = 0.1
@@ -42,7 +42,7 @@ class ReferenceBanks:
 @torch.inference_mode()
 def reference_banks(
     scans: Sequence[DensePatches],
-    parameters: M3dmParameters,
+    options: M3dmOptions,
     *,
     coreset: str = "code",
     seed: int = 0,
@@ -51,14 +51,14 @@ def reference_banks(
 
     Args:
         scans: Raw patches of each scan, float32.
-        parameters: Of which banks and bank_norm are read.
+        options: Of which banks and bank_norm are read.
         coreset: "code" or "paper", see `coreset_sizes`.
         seed: Of the random projection; the public code does not set one.
 
     Source: method facts 5.3, 5.6.
     """
-    dense = {name: torch.cat([scan.banks[name] for scan in scans]) for name in parameters.banks}
-    scales = bank_scales(dense, parameters.bank_norm)
+    dense = {name: torch.cat([scan.banks[name] for scan in scans]) for name in options.banks}
+    scales = bank_scales(dense, options.bank_norm)
     sizes = coreset_sizes({name: len(rows) for name, rows in dense.items()}, coreset)
     chosen, kept = {}, {}
     for name, rows in dense.items():
@@ -127,7 +127,7 @@ def reference_coreset(rows: Tensor, num_samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceDecision:
-    """Weights of the decision's two sums, as in M3dmParameters."""
+    """Weights of the decision's two sums, as in M3dmOptions."""
 
     score_weights: Mapping[str, float]
     map_weights: Mapping[str, float]

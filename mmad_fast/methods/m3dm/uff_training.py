@@ -40,7 +40,7 @@ WEIGHT_DECAY = 0.01
 
 
 class ScanStore(Protocol):
-    """The patches of a set of scans: a list of them, or a PatchStore."""
+    """The patches of a set of scans: a list of them, or a FeatureStore."""
 
     def __len__(self) -> int: ...
 

@@ -1,0 +1,1 @@
+"""Frozen extractors with their graphs, one folder each: what the methods' detectors begin with."""

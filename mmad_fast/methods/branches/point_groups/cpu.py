@@ -1,0 +1,187 @@
+"""The run half of the branch on the CPU: from points to the features of their groups. Needs no
+torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmad_fast.artifact import Artifact
+from mmad_fast.engines import Engine
+from mmad_fast.engines.selection import EngineChoice
+from mmad_fast.errors import EmptyScanError
+from mmad_fast.methods.branches.branch import check_inputs
+from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, PointGroupOptions
+from mmad_fast.ops.farthest_point_sampling import OP as SAMPLING_OP
+from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.inverse_distance_interpolation import OP as INTERPOLATION_OP
+from mmad_fast.ops.inverse_distance_interpolation import (
+    InterpolationWeights,
+    inverse_distance_weights,
+)
+from mmad_fast.ops.knn_grouping import OP as GROUPING_OP
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.ops.point_embedding import OP as EMBEDDING_OP
+from mmad_fast.ops.point_embedding import TOKEN_CHANNELS, EmbedderWeights, point_embedding
+from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.scan import PreparedScan
+from mmad_fast.stage_clock import StageClock
+
+GRAPH = "points"
+
+
+@dataclass(frozen=True)
+class PointGroups:
+    """The features of a scan's point groups, and how each of its points mixes them.
+
+    Attributes:
+        features: (G, C3) float32.
+        weights: Of the N points: the three nearest groups' centres and their weights.
+    """
+
+    features: NDArray[np.float32]
+    weights: InterpolationWeights
+
+
+@dataclass(frozen=True)
+class PointBackends:
+    """The backend of each op by name: chosen when a detector is made, not anew for every scan."""
+
+    sampling: str
+    grouping: str
+    embedding: str
+    interpolation: str
+
+    @classmethod
+    def resolve(cls, *, device: str = "cpu") -> PointBackends:
+        """The first of each op that can run on the device ("cpu" or "cuda").
+
+        Raises:
+            BackendUnavailableError: an op has none.
+        """
+        return cls(
+            sampling=SAMPLING_OP.resolve(device=device).name,
+            grouping=GROUPING_OP.resolve(device=device).name,
+            embedding=EMBEDDING_OP.resolve(device=device).name,
+            interpolation=INTERPOLATION_OP.resolve(device=device).name,
+        )
+
+
+@dataclass(frozen=True)
+class EmbeddedGroups:
+    """The groups of a scan's points, each as a token.
+
+    Attributes:
+        tokens: (G, 384) float32.
+        centers: (G, 3) float32 metres.
+        index: Of the points.
+    """
+
+    tokens: NDArray[np.float32]
+    centers: NDArray[np.float32]
+    index: PointIndex
+
+    @property
+    def graph_inputs(self) -> dict[str, NDArray]:
+        """What the graph "points" takes."""
+        return {"tokens": self.tokens[None], "centers": self.centers[None]}
+
+
+def embed_groups(
+    points: NDArray[np.float32],
+    embedder: EmbedderWeights,
+    options: PointGroupOptions,
+    backends: PointBackends,
+    clock: StageClock,
+) -> EmbeddedGroups:
+    """The groups of points (N, 3), N at least `group_size`."""
+    with clock.stage("sampling"):
+        index = PointIndex(points)
+        center_indices = farthest_point_sampling(
+            points,
+            options.num_groups,
+            skip_near_origin=options.skip_near_origin,
+            index=index,
+            backend=backends.sampling,
+        )
+    with clock.stage("grouping"):
+        groups = knn_grouping(
+            points, center_indices, options.group_size, index=index, backend=backends.grouping
+        ).groups
+    with clock.stage("point_embedding"):
+        tokens = point_embedding(groups, embedder, backend=backends.embedding)
+    return EmbeddedGroups(tokens, points[center_indices], index)
+
+
+class PointExtractor:
+    """The frozen point backbone and the geometry around it. `groups` is thread-safe."""
+
+    def __init__(
+        self, engine: Engine, embedder: EmbedderWeights, options: PointGroupOptions
+    ) -> None:
+        """Takes the graph "points" (tokens (1, G, 384), centers (1, G, 3) -> features
+        (1, G, C3)), and the embedder that makes its tokens."""
+        self.backends = PointBackends.resolve()
+        self._engine = engine
+        self._embedder = embedder
+        self._options = options
+
+    @classmethod
+    def from_artifact(
+        cls, artifact: Artifact, choice: EngineChoice, options: PointGroupOptions
+    ) -> PointExtractor:
+        """The point backbone in an artifact, run as the choice says.
+
+        Raises:
+            ArtifactError: the graph does not fit the options, or a tensor is missing.
+            BackendUnavailableError: no such engine, or an op cannot run here.
+        """
+        graph = choice.open(GRAPH)
+        check_graph(artifact, graph, options)
+        embedder = EmbedderWeights.from_tensors(artifact.tensors(), EMBEDDER_PREFIX)
+        return cls(graph, embedder, options)
+
+    def groups(self, prepared: PreparedScan, clock: StageClock) -> PointGroups:
+        """The features of a prepared scan's point groups.
+
+        Raises:
+            EmptyScanError: fewer foreground points than one group holds.
+        """
+        options, points, backends = self._options, prepared.points, self.backends
+        require_points(prepared, options.group_size)
+        embedded = embed_groups(points, self._embedder, options, backends, clock)
+        with clock.stage("point_features"):
+            features = self._engine.run(embedded.graph_inputs)["features"][0]  # (G, C3)
+        with clock.stage("interpolation"):
+            weights = inverse_distance_weights(
+                points, embedded.centers, index=embedded.index, backend=backends.interpolation
+            )
+        return PointGroups(features, weights)
+
+
+def check_graph(artifact: Artifact, graph: Engine, options: PointGroupOptions) -> None:
+    """Raises ArtifactError where the graph "points" does not fit the manifest's options."""
+    num_groups = options.num_groups
+    wanted = {"tokens": (1, num_groups, TOKEN_CHANNELS), "centers": (1, num_groups, 3)}
+    check_inputs(artifact, graph, wanted)
+
+
+def require_points(prepared: PreparedScan, group_size: int) -> None:
+    """Raises EmptyScanError where a scan has fewer foreground points than one group holds."""
+    num_points = len(prepared.points)
+    if num_points >= group_size:
+        return
+    label = f"scan {prepared.name!r}" if prepared.name else "the scan"
+    raise EmptyScanError(
+        f"{label} has {num_points} foreground points on the {prepared.grid_size}x"
+        f"{prepared.grid_size} grid, the detector needs at least {group_size}; check that the part "
+        "is in view (an empty fixture is no scan), that the unit is right (unit='mm' for "
+        "millimetres), and that the background plane is not the part itself"
+    )
+
+
+def point_channels(artifact: Artifact) -> int:
+    """C3 of the point features, by an artifact's manifest."""
+    return int(artifact.graph_record(GRAPH)["outputs"]["features"][2])

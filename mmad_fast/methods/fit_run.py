@@ -1,0 +1,314 @@
+"""The front door of fitting: from a data set to an artifact, what every family's fit does. Needs
+torch once a fit begins."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmad_fast.artifact import Golden, check_target, write_artifact
+from mmad_fast.data.dataset import Dataset, open_dataset
+from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.data.selection import pick_category
+from mmad_fast.detector import Detector, load
+from mmad_fast.errors import (
+    DataError,
+    EmptyScanError,
+    InvalidInputError,
+    MissingDependencyError,
+)
+from mmad_fast.methods.family import Fit, FittedPipeline, Scores, get_method
+from mmad_fast.methods.feature_store import FeatureStore
+from mmad_fast.methods.fit_request import FitRequest, FitTask, Progress, silent
+from mmad_fast.methods.options import OptionValue
+from mmad_fast.methods.torch_threads import torch_threads
+from mmad_fast.preprocess.recipes import NO_CLEAN_UP
+from mmad_fast.scan import Scan, Unit
+from mmad_fast.stage_clock import StageClock
+
+logger = logging.getLogger("mmad_fast")
+
+Scans = Sequence[ScanFile | Scan]
+
+_FIT_PACKAGES = ("torch", "sklearn", "onnx", "onnxscript")
+
+
+def fit(
+    data: str | Path,
+    output: str | Path,
+    *,
+    method: str | None = None,
+    category: str | None = None,
+    threshold_quantile: float = 0.99,
+    seed: int = 0,
+    unit: Unit = "m",
+    recipe: str | None = None,
+    speed: str = "exact",
+    shots: int | None = None,
+    progress: Progress | None = None,
+    **options: OptionValue,
+) -> Detector:
+    """The detector fitted on a data set's nominal scans, loaded from the artifact it wrote.
+
+    Args:
+        data: Data set (MVTec 3D-AD or Eyecandies layout) or one category's folder.
+        output: Folder for the artifact; an artifact there is replaced.
+        method: As `mmad-fast fit --method`; None: the default. An unknown one is answered with the
+            known ones.
+        category: Which category, where the data set has several.
+        threshold_quantile: Quantile of the validation scores that becomes the threshold, 0-1.
+        seed: Seed of everything random.
+        unit: Unit of the XYZ files, "m" or "mm".
+        recipe: Preprocessing recipe; None: the method's own, and "none" for raw Eyecandies, whose
+            published conversion removes no background.
+        speed: "exact", or a bundle of approximations, "fast" or "small", that trades some accuracy
+            for time or memory. Options that are set win over it.
+        shots: Fit on so many of the training scans only, chosen by the seed; None: on all.
+        progress: Called with (what, done, total).
+        options: What the method has beside these, as `mmad-fast fit --method NAME --help` lists it:
+            its options, e.g. `rgb_backbone="dinov2-vits14"`, and weights, e.g.
+            `rgb_weights="random"`: a checkpoint's path, "auto" (download) or "random" (seeded, for
+            trials). None leaves one open. An unknown name is answered with the known ones.
+
+    Raises:
+        InvalidInputError: an unknown method or option, one that the method does not have, of the
+            wrong type or out of range, or more shots than training scans.
+        DataError: the data set is missing, unreadable or has no training scans.
+        WeightsError: the weights cannot be had or do not fit.
+        ArtifactError: the artifact cannot be written there.
+        MissingDependencyError: torch and the other packages of the fit half are not installed.
+    """
+    request = FitRequest.of(
+        method,
+        threshold_quantile=threshold_quantile,
+        seed=seed,
+        unit=unit,
+        recipe=recipe,
+        speed=speed,
+        shots=shots,
+        **options,
+    )
+    return fit_detector(data, output, category=category, request=request, progress=progress)
+
+
+def fit_detector(
+    data: str | Path | Dataset,
+    output: str | Path,
+    *,
+    category: str | None = None,
+    request: FitRequest,
+    max_train_scans: int | None = None,
+    progress: Progress | None = None,
+) -> Detector:
+    """As `fit`, with the options as a record, and on the first `max_train_scans` scans if given."""
+    if not isinstance(data, (str, os.PathLike, Dataset)):
+        raise InvalidInputError(f"data is {data!r}; it must be the path of a data set's folder")
+    check_fit_packages()
+    check_target(output)
+    dataset = data if isinstance(data, Dataset) else open_dataset(Path(data))
+    request = request_on(dataset, request)
+    name = pick_category(dataset, category)
+    train = training_scans(dataset, name, shots=request.shots, seed=request.seed)
+    path = fit_scans(
+        train[:max_train_scans],
+        validation_scans(dataset, name),
+        output,
+        request,
+        progress=progress,
+    )
+    return load(path)
+
+
+def fit_scans(
+    train: Scans,
+    validation: Scans,
+    output: Path | str,
+    request: FitRequest,
+    *,
+    progress: Progress | None = None,
+) -> Path:
+    """The path of the fitted detector's artifact.
+
+    The features of each scan are extracted once, by the graphs that the detector will run. Nothing
+    is written to `output` before everything is computed: an interrupted fit leaves it as it was.
+    Only a killed process leaves its temporary folder behind.
+
+    Args:
+        train: Nominal scans, at least one with foreground.
+        validation: Nominal scans for the threshold, and for early stopping where the method has it;
+            without any, the training scans serve, which makes the threshold too tight.
+        output: The artifact's folder; an artifact there is replaced.
+        request: What to fit.
+        progress: Called with (stage, done, total); the stages are "export", "features", those of
+            the family's training, and "threshold".
+
+    Raises:
+        InvalidInputError: no training scan, or an option is out of range.
+        EmptyScanError: no training scan has enough foreground.
+        ArtifactError: `output` holds something else.
+        WeightsError: weights are missing or do not fit.
+        MmadFastError: the training diverged, or the disk is full.
+    """
+    progress = silent if progress is None else progress
+    if not train:
+        raise InvalidInputError(
+            f"there is no training scan; {request.method} needs at least one nominal scan (20 or "
+            "more are better)"
+        )
+    check_target(output)
+    with torch_threads(), tempfile.TemporaryDirectory(prefix="mmad-fast-fit-") as folder:
+        task = FitTask.of(request, train, Path(folder), progress)
+        family, _ = get_method(request.method)
+        family_fit = family.fit(task)
+        limit = family_fit.memory_limit_mib
+        with (
+            FeatureStore[Any](task.scratch / "train", memory_limit_mib=limit) as train_store,
+            FeatureStore[Any](task.scratch / "held-out", memory_limit_mib=limit) as held_out_store,
+        ):
+            stores = (train_store, held_out_store)
+            extract_features(train, validation, stores, family_fit, task)
+            held_out: Scans = validation
+            store = held_out_store
+            if not len(held_out_store):
+                logger.warning(
+                    "no validation scan: the training scans serve instead, so the threshold may be "
+                    "too tight; set some nominal scans aside"
+                )
+                held_out, store = train, train_store
+            trained = family_fit.train(train_store, store)
+            scores = _scores(store, trained.pipeline, progress)
+            golden = task.load(held_out[store.positions[0]])
+            facts = {
+                **trained.facts,
+                "num_train_scans": len(train_store),
+                "num_validation_scans": len(held_out_store),
+            }
+        return write_artifact(
+            Path(output),
+            method=request.method,
+            family=family.name,
+            preprocess=task.recipe.to_dict(),
+            parameters={**trained.pipeline.options.to_manifest(), "training": facts},
+            threshold=threshold_record(
+                [score.image_score for score in scores], request.threshold_quantile
+            ),
+            weights={**trained.weights, "seed": request.seed},
+            graphs=trained.graphs,
+            tensors=trained.tensors,
+            golden=Golden(golden.rgb, golden.xyz, scores[0].anomaly_map, scores[0].image_score),
+        )
+
+
+def extract_features(
+    train: Scans,
+    validation: Scans,
+    stores: tuple[FeatureStore[Any], FeatureStore[Any]],
+    family_fit: Fit,
+    task: FitTask,
+) -> None:
+    """Fills the stores of the training and the validation scans with their features.
+
+    Raises:
+        EmptyScanError: no training scan has enough foreground.
+        MmadFastError: the disk is full.
+    """
+    total, before = len(train) + len(validation), 0
+    for scans, store in zip((train, validation), stores, strict=True):
+        for scan in scans:
+            before += 1
+            try:
+                store.append(family_fit.extract(task.prepare(scan)))
+            except EmptyScanError as error:
+                logger.warning("skipped %s: %s", _label(scan), error)
+                store.skip()
+            task.progress("features", before, total)
+    if not len(stores[0]):
+        raise EmptyScanError(
+            f"none of the {len(train)} training scans has enough foreground; check the unit of the "
+            "files and the background plane (the warnings above name each scan)"
+        )
+
+
+def request_on(dataset: Dataset, request: FitRequest) -> FitRequest:
+    """The request on a data set: raw Eyecandies without an explicit recipe is prepared by "none",
+    as its published conversion neither looks for a background plane nor cleans up."""
+    if dataset.layout == "eyecandies" and request.recipe is None:
+        return replace(request, recipe=NO_CLEAN_UP.name)
+    return request
+
+
+def training_scans(
+    dataset: Dataset, category: str, *, shots: int | None = None, seed: int = 0
+) -> Sequence[ScanFile]:
+    """The nominal scans that a category is fitted on, in the data set's order.
+
+    With `shots` a subset that depends on the seed alone, so that it is the same for every method;
+    that of fewer shots is part of that of more.
+
+    Raises:
+        DataError: the category has no training scans.
+        InvalidInputError: fewer training scans than shots.
+    """
+    if "train" not in dataset.splits(category):
+        raise DataError(
+            f"{dataset.root}: category {category!r} has no training scans; put nominal scans into "
+            "train/good/rgb and train/good/xyz"
+        )
+    scans = dataset.scans(category, "train")
+    if shots is None:
+        return scans
+    if shots > len(scans):
+        raise InvalidInputError(
+            f"shots is {shots}, but category {category!r} has {len(scans)} training scans; ask for "
+            f"at most {len(scans)}, or leave it out to fit on all"
+        )
+    order = np.random.default_rng(seed).permutation(len(scans))
+    return [scans[index] for index in sorted(order[:shots].tolist())]
+
+
+def validation_scans(dataset: Dataset, category: str) -> Sequence[ScanFile]:
+    """The nominal scans of a category that are held out; none where it has no such split."""
+    has_validation = "validation" in dataset.splits(category)
+    return dataset.scans(category, "validation") if has_validation else ()
+
+
+def check_fit_packages() -> None:
+    """Raises if the packages of the fit half are not installed.
+
+    Raises:
+        MissingDependencyError: names what is missing and the command that installs it.
+    """
+    missing = [name for name in _FIT_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"fitting needs {', '.join(missing)}, not installed here; install with: "
+            "pip install 'mmad-fast[fit]'"
+        )
+
+
+def threshold_record(image_scores: Sequence[float], quantile: float) -> dict[str, Any]:
+    """What the manifest says of the threshold: the quantile of the scores, rounded up to one of
+    them."""
+    value = np.quantile(np.array(image_scores), quantile, method="higher")
+    return {"value": float(value), "quantile": quantile, "num_scans": len(image_scores)}
+
+
+def _scores(store: FeatureStore[Any], pipeline: FittedPipeline, progress: Progress) -> list[Scores]:
+    scores = []
+    for done, features in enumerate(store, start=1):
+        scores.append(pipeline.score_features(features, StageClock()))
+        progress("threshold", done, len(store))
+    return scores
+
+
+def _label(scan: ScanFile | Scan) -> str:
+    """What messages call a training scan."""
+    return f"scan {scan.name!r}" if scan.name else "an unnamed scan"
