@@ -11,7 +11,7 @@ GPU ?=
 # Arguments for `make bench`, e.g. make bench ARGS="--method cfm --data mvtec3d"
 ARGS ?= --method cfm-s
 
-.PHONY: bench gpu peers test lint typecheck format sanitize other-processors clean
+.PHONY: bench gpu peers test lint typecheck format generate sanitize other-processors clean
 
 bench: $(VENV)/.installed-fit
 	$(BIN)/mmad-fast bench $(ARGS)
@@ -35,6 +35,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	test ! -x $(BIN)/hadolint || $(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/python tools/kernel_stubs.py --check
+	$(BIN)/python tools/api_page.py --check
 	$(BIN)/python bench/tables/readme.py --check
 	$(BIN)/python bench/tables/install_size.py --check
 	$(BIN)/python bench/tables/peers.py --check
@@ -52,6 +54,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
+
+# What is generated from the sources: the kernels' types and the page of public names.
+generate: $(VENV)/.installed-dev
+	$(BIN)/python tools/kernel_stubs.py
+	$(BIN)/python tools/api_page.py
 
 # Optional jobs: see CONTRIBUTING.md.
 sanitize: $(VENV)/.installed-dev

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -70,6 +70,7 @@ _SAFETENSORS_TYPES = {
     "I64": np.int64,
     "F64": np.float64,
 }
+Entry = TypeVar("Entry")
 _RECORDED_PACKAGES = ("mmad-fast", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -127,6 +128,24 @@ class Manifest:
     measured: dict[str, Any] | None = None
 
 
+class ArtifactEntries(dict[str, Entry]):
+    """Entries of an artifact by name. To look up one that it has not is an ArtifactError, where a
+    dict has KeyError: fitting again mends it, which a slip in the code must not suggest."""
+
+    def __init__(self, entries: Mapping[str, Entry], *, path: Path, kind: str) -> None:
+        """Takes the artifact's path and what an entry is, e.g. "tensor", for the message."""
+        super().__init__(entries)
+        self._path = path
+        self._kind = kind
+
+    def __missing__(self, name: str) -> NoReturn:
+        known = ", ".join(self) or "none"
+        raise ArtifactError(
+            f"{self._path}: the artifact has no {self._kind} {name!r} (it has: {known}); it is "
+            "incomplete or of another version, fit it again"
+        )
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A verified artifact on disk."""
@@ -134,19 +153,14 @@ class Artifact:
     path: Path
     manifest: Manifest
 
-    def graph_record(self, name: str) -> Mapping[str, Any]:
-        """What the manifest says of the graph of that name.
+    def output_shape(self, graph: str, output: str) -> tuple[int, ...]:
+        """The shape of an output of a graph.
 
         Raises:
-            ArtifactError: the artifact has no such graph.
+            ArtifactError: the artifact has no such graph, or the graph no such output.
         """
-        if name not in self.manifest.graphs:
-            known = ", ".join(self.manifest.graphs) or "none"
-            raise ArtifactError(
-                f"{self.path}: the artifact has no graph {name!r} (it has: {known}); fit it again"
-            )
-        record: Mapping[str, Any] = self.manifest.graphs[name]
-        return record
+        outputs = self._entries(self.manifest.graphs, "graph")[graph]["outputs"]
+        return tuple(self._entries(outputs, f"output of graph {graph!r} named")[output])
 
     def graph_path(self, name: str) -> Path:
         """The file of the graph of that name.
@@ -154,8 +168,8 @@ class Artifact:
         Raises:
             ArtifactError: the artifact has no such graph.
         """
-        file: str = self.graph_record(name)["file"]
-        return self.path / file
+        graph = self._entries(self.manifest.graphs, "graph")[name]
+        return self.path / graph["file"]
 
     def engine_files(self) -> tuple[EngineFiles, ...]:
         """What engines can open: the artifact's own graphs, then those exported, in the order of
@@ -167,7 +181,9 @@ class Artifact:
             batch_max=1,
             sms=(),
             library="",
-            files={name: self.graph_path(name) for name in self.manifest.graphs},
+            files=self._entries(
+                {name: self.graph_path(name) for name in self.manifest.graphs}, "graph"
+            ),
             measured=self.manifest.measured,
         )
         return (own, *(self.files_of(record) for record in self.manifest.engines))
@@ -181,12 +197,15 @@ class Artifact:
             batch_max=record.batch["max"],
             sms=tuple(record.sms),
             library=record.library,
-            files={name: self.path / names[0] for name, names in record.graphs.items()},
+            files=self._entries(
+                {name: self.path / names[0] for name, names in record.graphs.items()}, "graph"
+            ),
             measured=record.measured,
         )
 
-    def tensors(self) -> dict[str, NDArray]:
-        """All tensors by name, checked against the manifest's shapes and dtypes.
+    def tensors(self) -> ArtifactEntries[NDArray]:
+        """All tensors by name, checked against the manifest's shapes and dtypes; to look up another
+        name is an ArtifactError.
 
         They are read-only and stay on disk: pages are read when they are used, and the memory they
         take is the system's file cache. A memory bank of hundreds of megabytes costs nothing twice.
@@ -206,7 +225,7 @@ class Artifact:
                     f"{self.path}: tensor {name!r} is {found['dtype']} {found['shape']}, the "
                     f"manifest says {wanted['dtype']} {wanted['shape']}; fit it again"
                 )
-        return tensors
+        return self._entries(tensors, "tensor")
 
     def golden(self) -> Golden:
         """The golden scan and its expected result.
@@ -223,6 +242,9 @@ class Artifact:
             raise ArtifactError(
                 f"{self.path / GOLDEN_FILE}: the golden scan is incomplete ({error}); fit it again"
             ) from error
+
+    def _entries(self, entries: Mapping[str, Entry], kind: str) -> ArtifactEntries[Entry]:
+        return ArtifactEntries(entries, path=self.path, kind=kind)
 
 
 def write_artifact(

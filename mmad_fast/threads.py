@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.errors import BackendUnavailableError
-from mmad_fast.ops.registry import kernels_refusal
-from mmad_fast.ops.validation import check_integer
+from mmad_fast.validation import check_integer
 
 MAX_THREADS = 1024
 

@@ -47,6 +47,24 @@ def test_round_trip(tiny_artifact: Path) -> None:
     assert own.files == {name: tiny_artifact / f"{name}.onnx" for name in ("rgb", "points")}
 
 
+@pytest.mark.parametrize(
+    ("look_up", "words"),
+    [
+        (lambda artifact: artifact.tensors()["bank.rgb"], "tensor 'bank.rgb' .*embedder.*fit"),
+        (lambda artifact: artifact.graph_path("uff_rgb"), "graph 'uff_rgb' .*has: rgb, points"),
+        (lambda artifact: artifact.engine_files()[0].files["uff_rgb"], "graph 'uff_rgb' .*fit"),
+        (lambda artifact: artifact.output_shape("uff_rgb", "fused"), "graph 'uff_rgb' .*fit"),
+        (
+            lambda artifact: artifact.output_shape("rgb", "fused"),
+            "output of .* named 'fused' .*tokens.*fit",
+        ),
+    ],
+)
+def test_an_entry_that_is_not_there_is_named(tiny_artifact: Path, look_up, words: str) -> None:
+    with pytest.raises(ArtifactError, match=f"{tiny_artifact}: the artifact has no .*{words}"):
+        look_up(read_artifact(tiny_artifact))
+
+
 def test_tensors_stay_on_disk_and_cannot_be_changed(tmp_path: Path) -> None:
     given = {
         "half": np.arange(7, dtype=np.float16),
@@ -206,9 +224,9 @@ def test_a_precision_as_earlier_versions_called_it(
 
 def test_the_record_of_a_graph(tiny_artifact: Path) -> None:
     artifact = read_artifact(tiny_artifact)
-    assert artifact.graph_record("points")["outputs"] == {"features": [1, 24, 6]}
+    assert artifact.output_shape("points", "features") == (1, 24, 6)
     with pytest.raises(ArtifactError, match="no graph 'uff_rgb'"):
-        artifact.graph_record("uff_rgb")
+        artifact.output_shape("uff_rgb", "fused")
 
 
 def test_no_such_folder_and_no_manifest(tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_engines_get_the_threads_that_were_asked_for(tiny_artifact, monkeypatch)
     assert asked == [3, 3, None, None]
 
 
+def test_a_slip_of_the_code_is_not_taken_for_a_damaged_artifact(detector, monkeypatch) -> None:
+    def from_artifact(*arguments: object, **options: object) -> None:
+        raise KeyError("a slip")
+
+    monkeypatch.setattr("mmad_fast.methods.cfm.detector.CfmPipeline.from_artifact", from_artifact)
+    with pytest.raises(KeyError, match="a slip"):
+        open_detector(detector.artifact, detector.engine_choice)
+
+
 def test_the_golden_scan_is_answered_as_recorded(detector) -> None:
     replay = detector.replay_golden()
     assert replay.agrees

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +34,10 @@ def test_another_name_is_an_attribute_error() -> None:
 
 def test_the_version_is_that_of_the_distribution() -> None:
     assert mmad_fast.__version__ == metadata.version("mmad-fast")
+
+
+def test_types_and_lint_are_checked_for_the_oldest_python() -> None:
+    settings = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
+    (oldest,) = re.findall(r'^requires-python = ">=3\.(\d+)"$', settings, re.MULTILINE)
+    assert re.findall(r'^python_version = "3\.(\d+)"$', settings, re.MULTILINE) == [oldest]
+    assert re.findall(r'^target-version = "py3(\d+)"$', settings, re.MULTILINE) == [oldest]

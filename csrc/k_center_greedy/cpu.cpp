@@ -32,7 +32,7 @@ namespace mmad_fast {
 namespace k_center_kernels {
 
 constexpr int64_t kVector = 16;
-constexpr int64_t kLanes = 64;  // active rows of a group: four chains of sums
+constexpr int64_t kLanes = 64;  // active rows of a group: four independent sums in registers
 constexpr int64_t kDepthStep = 16;
 constexpr int64_t kGroupCenters = 16;
 
@@ -130,7 +130,7 @@ float float_above(double value) {
 
 float distance_of(double squared) { return static_cast<float>(std::sqrt(squared)); }
 
-// The rows as the bounds see them: themselves, or projected.
+// The rows that bounds are computed from: the rows themselves, or projected ones.
 struct BoundRows {
   const float* rows;
   int64_t width;

@@ -150,16 +150,18 @@ namespace {
 
 using namespace nearest_neighbor_kernels;
 
-constexpr int64_t kTileColumns = 48;       // queries of a tile, about: it stays in L1
+constexpr int64_t kTileColumns = 48;       // queries of a tile, about: the tile stays in L1
 constexpr int64_t kMaxBlock = 1024;        // queries of a block
 constexpr int64_t kMinBlock = 96;          //
 constexpr int64_t kBoundBytes = 12 << 20;  // of a block's bounds
 constexpr double kRounding = FLT_EPSILON / 2;
 constexpr double kOverflow = 1e37;  // squared lengths from here on may overflow in float32
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kShortening =
-    1 - 1e-9;  // of the directions; more than their orthonormality is off
-// A term of a dot product costs about this many times more outside of the matrix product.
+// Scales the basis, whose columns are orthonormal up to 1e-12 (projection.py), so that a projected
+// distance is never longer than the true one.
+constexpr double kBasisScale = 1 - 1e-9;
+// Cost of one multiply-add where a row is measured on its own, in multiply-adds of the matrix
+// product.
 constexpr int64_t kScatteredCost = 32;
 
 int64_t round_up(int64_t count, int64_t multiple) {
@@ -172,7 +174,8 @@ const float* row_of(const BankRows& rows, int64_t row, float* scratch) {
   return scratch;
 }
 
-// The beginning of a row and of its next pages; the hardware goes on from there.
+// Prefetches the beginning of a row and of each further page that it spans; from there the
+// hardware prefetcher, which stops at the end of a page, goes on.
 void prefetch_row(const BankRows& rows, int64_t row) {
   const int64_t bytes = rows.width * (rows.floats ? sizeof(float) : sizeof(uint16_t));
   const char* begin = rows.floats ? reinterpret_cast<const char*>(rows.floats)
@@ -258,24 +261,25 @@ struct Nearest {
   }
 };
 
-// The queries of a block as the bounds see them: themselves, or projected.
+// The queries of a block that bounds are computed from: the queries themselves, or projected ones.
 struct BoundQueries {
   const float* rows;  // count x width
   int64_t count;
   int64_t width;
-  double coordinate_error;      // of a projected row, relative to its length
-  std::vector<double> lengths;  // that coordinate_error refers to
+  double coordinate_error;      // of a projected query, relative to its entry in `lengths`
+  std::vector<double> lengths;  // of the queries relative to the projection's mean
   std::vector<double> squared_norms;
 };
 
-// What a row as near as a given distance cannot be beyond.
+// A bank row within a given distance of a query satisfies both limits; one that misses a limit is
+// further away.
 struct Limits {
-  float threshold = -std::numeric_limits<float>::infinity();  // of q.m - |m|^2 / 2, from below
-  double rough = kInfinity;                                   // of rough_squared_distance
+  float threshold = -std::numeric_limits<float>::infinity();  // lower, of q.m - |m|^2 / 2
+  double rough = kInfinity;                                   // upper, of rough_squared_distance
 };
 
-// The bounds' rounding, README.md. The query is given by the squared norm of its bound row and the
-// length that coordinate_error refers to.
+// The limits with the rounding errors of README.md. `squared_norm` is that of the query's row in
+// BoundQueries, `length` its entry in `lengths`.
 Limits limits_of(double squared_distance, double squared_norm, double length,
                  double coordinate_error, int64_t bound_width) {
   Limits limits;
@@ -567,7 +571,7 @@ Projection make_projection(const double* mean, const double* basis, int64_t widt
   projection.basis.assign(width * stride, 0.0);
   for (int64_t d = 0; d < width; ++d) {
     for (int64_t j = 0; j < rank; ++j) {
-      projection.basis[d * stride + j] = basis[d * rank + j] * kShortening;
+      projection.basis[d * stride + j] = basis[d * rank + j] * kBasisScale;
     }
   }
   return projection;

@@ -17,9 +17,9 @@ struct BankRows {
   std::vector<float> half_norms;  // |row|^2 / 2
 };
 
-// Coordinates of a row relative to `mean` in `rank` directions, and the length of what is left of
-// it. Made of orthonormal directions that are shortened by a trace (see cpu.cpp), so that no two
-// rows are further apart here than they are.
+// Coordinates of a row relative to `mean` along `rank` orthonormal directions, and the norm of the
+// remainder. The directions are scaled by kBasisScale (cpu.cpp), so that two projected rows are
+// never further apart than the rows.
 struct Projection {
   int64_t rank = 0;  // 0: none
   std::vector<double> mean;
@@ -35,7 +35,7 @@ Projection make_projection(const double* mean, const double* basis, int64_t widt
 void project_all(const Projection& projection, const BankRows& rows, float* target,
                  double* lengths);
 
-// How far a projected row may be from where exact arithmetic has it, relative to its length.
+// Bound on the rounding error of a projected row, relative to its length.
 double coordinate_error(int64_t rank, int64_t width);
 
 struct Bank {

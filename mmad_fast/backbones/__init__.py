@@ -9,7 +9,6 @@ from mmad_fast.backbones.table import RGB_BACKBONES, RgbSpec
 from mmad_fast.backbones.weights import (
     KnownWeights,
     WeightsSource,
-    cache_root,
     known_weights,
     resolve_weights,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "WeightsSource",
     "build_point_backbone",
     "build_rgb_backbone",
-    "cache_root",
     "known_weights",
     "resolve_weights",
 ]

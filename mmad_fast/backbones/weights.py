@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, WeightsError
 
 CONNECT_TIMEOUT_S = 20
@@ -129,17 +130,6 @@ class KnownWeights:
     licence: str
     cached_path: Path | None
     option: str
-
-
-def cache_root() -> Path:
-    """The user's cache folder of mmad-fast: $MMAD_FAST_CACHE, else $XDG_CACHE_HOME/mmad-fast, else
-    ~/.cache/mmad-fast. Not created here."""
-    explicit = os.environ.get("MMAD_FAST_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    base = Path(xdg) if xdg else Path.home() / ".cache"
-    return base / "mmad-fast"
 
 
 def cached_path(name: str) -> Path:

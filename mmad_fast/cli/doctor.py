@@ -90,12 +90,9 @@ def _num_threads() -> int | None:
 
 
 def _op_rows() -> list[dict[str, Any]]:
-    from mmad_fast.ops import all_ops
-    from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
+    from mmad_fast.ops import all_tables
 
-    return [
-        row for op in (*all_ops(), POOLED_ROWS_OP) for device in ARRAYS for row in _rows(op, device)
-    ]
+    return [row for op in all_tables() for device in ARRAYS for row in _rows(op, device)]
 
 
 def _rows(op: Op, device: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, get_type_hints
@@ -14,7 +15,7 @@ from typer.core import TyperCommand
 
 from mmad_fast.cli.options import checked
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.methods.family import default_method, get_method
+from mmad_fast.methods.family import get_method
 from mmad_fast.methods.options import chosen_options, option_default, option_type, read_option
 
 CHOSEN = "chosen"
@@ -27,31 +28,42 @@ class MethodCommand(TyperCommand):
     Its function takes a mapping `chosen`, which is no flag.
     """
 
-    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
         """The context of the command with the flags."""
-        function = inspect.unwrap(self.callback)  # type: ignore[arg-type]
-        command = _command(function.function, _named_method(args))
-        return command.make_context(info_name, args, *more, **extra)
+        function = inspect.unwrap(self.callback).function  # type: ignore[arg-type]
+        own = typer.Context(self, info_name=info_name, parent=parent)
+        method = _named_method(args, _default_of(function), own)
+        command = _command(function, method)
+        _check_flags(args, method, command.params, own)
+        return command.make_context(info_name, args, parent, **extra)
 
 
 def add_method_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
     """Adds a command with a method's flags to the command line."""
-    app.command(name, cls=MethodCommand)(_with_flags(function, default_method()))
+    app.command(name, cls=MethodCommand)(_with_flags(function, _default_of(function)))
 
 
-def command_line(method: str, chosen: Mapping[str, str]) -> str:
-    """The flags as they would be given, for messages."""
-    flags = [f"--method {method}", *(f"{_flag(name)} {value}" for name, value in chosen.items())]
-    return " ".join(flags)
+def command_line(command: str, chosen: Mapping[str, str]) -> str:
+    """The command with flags as they would be given, for messages."""
+    flags = [part for name, value in chosen.items() for part in (_flag(name), value)]
+    return f"{command} {shlex.join(flags)}"
 
 
-def _named_method(args: Sequence[str]) -> str:
+def _default_of(function: Callable[..., None]) -> str:
+    """The method that a command takes where none is named."""
+    default: str = inspect.signature(function).parameters["method"].default
+    return default
+
+
+def _named_method(args: Sequence[str], default: str, context: Any) -> str:
     """The value of the last --method, or the default.
 
     Raises:
         BadParameter: an unknown one; wrong usage, exit code 2.
     """
-    method = default_method()
+    method = default
     for argument, following in zip(args, [*args[1:], ""], strict=True):
         if argument == "--method" and following:
             method = following
@@ -60,8 +72,23 @@ def _named_method(args: Sequence[str]) -> str:
     try:
         get_method(method)
     except InvalidInputError as error:
-        raise typer.BadParameter(str(error), param_hint="'--method'") from None
+        raise typer.BadParameter(str(error), context, param_hint="'--method'") from None
     return method
+
+
+def _check_flags(args: Sequence[str], method: str, params: Sequence[Any], context: Any) -> None:
+    """Raises for a flag that neither the command nor the method has.
+
+    Raises:
+        BadParameter: names it, and those of the method; wrong usage, exit code 2.
+    """
+    known = {"--help", "--", *(flag for param in params for flag in param.opts)}
+    own = ", ".join(map(_flag, _flags_of(method)))
+    for argument in args:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            message = f"{method} has no such option; it has: {own}"
+            raise typer.BadParameter(message, context, param_hint=f"'{flag}'")
 
 
 def _command(function: Callable[..., None], method: str) -> Any:

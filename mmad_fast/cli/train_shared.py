@@ -10,7 +10,6 @@ import typer
 
 from mmad_fast.cli.method_options import command_line
 from mmad_fast.cli.options import (
-    DEFAULT_METHOD,
     Json,
     Method,
     Recipe,
@@ -23,6 +22,15 @@ from mmad_fast.cli.options import (
 from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
 from mmad_fast.methods.family import families
 
+SHARING = tuple(
+    variant.name
+    for family in families()
+    for variant in family.variants
+    if family.shared_training is not None
+    and family.shared_training.wants(family.options(**variant.values).with_constants())
+)
+"""The methods that train something for several categories."""
+
 
 def train_shared(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set with training scans.")],
@@ -31,7 +39,7 @@ def train_shared(
         list[str] | None,
         typer.Option("--category", help="Only this category; repeatable; default: all."),
     ] = None,
-    method: Method = DEFAULT_METHOD,
+    method: Method = SHARING[0],
     recipe: Recipe = None,
     seed: Seed = 0,
     unit: UnitOption = UnitName.m,
@@ -57,11 +65,8 @@ def train_shared(
     check_fit_packages()
     shared = get_method(method)[0].shared_training
     if shared is None:
-        having = [
-            v.name for family in families() if family.shared_training for v in family.variants
-        ]
         raise InvalidInputError(
-            f"{method} trains nothing for several categories; methods that do: {', '.join(having)}"
+            f"{method} trains nothing for several categories; methods that do: {', '.join(SHARING)}"
         )
     request = FitRequest.of(method, seed=seed, unit=unit.value, recipe=recipe, **chosen)
     dataset = open_dataset(data)
@@ -80,5 +85,7 @@ def train_shared(
         table.add_row(*row)
     print_table(table)
     notice(f"wrote {output} ({', '.join(categories)})")
-    flags = command_line(method, {**chosen, shared.option: str(output)})
-    notice(f"next: mmad-fast bench --data {data} {flags}")
+    given = {"data": str(data), "method": method, "seed": str(seed), "unit": unit.value}
+    given |= {} if recipe is None else {"recipe": recipe}
+    given |= {**chosen, shared.option: str(output)}
+    notice(f"next: {command_line('mmad-fast bench', given)}")

@@ -8,7 +8,7 @@ from mmad_fast.errors import DataError
 
 PNG = (".png",)
 TIFF = (".tiff", ".tif")
-_SHOWN = 5
+_MAX_NAMES_SHOWN = 5
 
 
 def require_folder(folder: Path) -> Path:
@@ -88,8 +88,12 @@ def paired_stems(
     for ours, theirs, where in ((first, second, second_at), (second, first, first_at)):
         alone = sorted(set(ours) - set(theirs))
         if alone:
-            names = ", ".join(str(ours[stem]) for stem in alone[:_SHOWN])
-            more = f" and {len(alone) - _SHOWN} more" if len(alone) > _SHOWN else ""
+            names = ", ".join(str(ours[stem]) for stem in alone[:_MAX_NAMES_SHOWN])
+            more = (
+                f" and {len(alone) - _MAX_NAMES_SHOWN} more"
+                if len(alone) > _MAX_NAMES_SHOWN
+                else ""
+            )
             raise DataError(
                 f"{names}{more}: no file of the same name in {where}; every scan needs both. "
                 "Add the partner or remove the file"

@@ -40,24 +40,24 @@ class EngineEntry(NamedTuple):
 
 _ONNX_RUNTIME = ("mmad_fast.engines.onnx_runtime", "OnnxRuntimeEngine")
 _TENSORRT = ("mmad_fast.engines.tensorrt", "TensorRtEngine")
-_BOTH = ("cpu", "cuda")
+DEVICES: tuple[str, ...] = ("cpu", "cuda")
 
 ENGINES: dict[str, EngineEntry] = {
     "tensorrt-rtx": EngineEntry(
         *_TENSORRT,
         "pip install 'mmad-fast[tensorrt-rtx]'",
-        _BOTH,
+        DEVICES,
         ("tensorrt-rtx",),
         {"library": "tensorrt-rtx"},
     ),
     "tensorrt": EngineEntry(
         *_TENSORRT,
         "pip install tensorrt 'mmad-fast[gpu]'",
-        _BOTH,
+        DEVICES,
         ("tensorrt",),
         {"library": "tensorrt"},
     ),
-    "onnxruntime": EngineEntry(*_ONNX_RUNTIME, "pip install onnxruntime", _BOTH),
+    "onnxruntime": EngineEntry(*_ONNX_RUNTIME, "pip install onnxruntime", DEVICES),
     "openvino": EngineEntry(
         "mmad_fast.engines.openvino",
         "OpenVinoEngine",
@@ -67,19 +67,17 @@ ENGINES: dict[str, EngineEntry] = {
     "onnxruntime-tensorrt-rtx": EngineEntry(
         *_ONNX_RUNTIME,
         "pip install onnxruntime onnxruntime-ep-nv-tensorrt-rtx",
-        _BOTH,
+        DEVICES,
         options={"provider": "tensorrt-rtx"},
     ),
     "onnxruntime-tensorrt": EngineEntry(
         *_ONNX_RUNTIME,
         "pip uninstall onnxruntime && pip install onnxruntime-gpu tensorrt",
-        _BOTH,
+        DEVICES,
         options={"provider": "tensorrt"},
     ),
 }
 """The engines by name, in the order of preference (docs/decisions.md has the reasons)."""
-
-DEVICES: tuple[str, ...] = ("cpu", "cuda")
 
 
 class Engine(Protocol):

@@ -19,7 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
-from mmad_fast.backbones.weights import cache_root
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.engines import batch_one_shape, checked_inputs
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.threads import resolve_num_threads
@@ -31,7 +31,8 @@ PROVIDERS: dict[str, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
-"""ONNX Runtime's name for what runs on a device by default, and for what an engine asks for."""
+"""ONNX Runtime's names of execution providers: the default one of each device ("cpu", "cuda"), and
+those that the engines onnxruntime-tensorrt and onnxruntime-tensorrt-rtx ask for."""
 INSTALL: dict[str, str] = {
     "cpu": "onnxruntime",
     "cuda": "onnxruntime-gpu",
@@ -338,9 +339,9 @@ def session_options(num_threads: int) -> onnxruntime.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # One arena for all graphs: they run one after the other, so the largest one's need is enough.
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # The pattern of the first run is laid out in a second block beside the arena that already
-    # serves it; the planned reuse keeps a buffer until the last of its tensors is dead. Without
-    # both, a tensor is returned to the arena when it is dead: less memory at the same speed.
+    # A memory pattern allocates a second block, of the size that the first run took, beside the
+    # arena; planned reuse of a buffer keeps it until the last tensor in it is no longer read.
+    # Without both a tensor returns to the arena after its last reader: less memory, same speed.
     options.enable_mem_pattern = False
     options.enable_mem_reuse = False
     return options

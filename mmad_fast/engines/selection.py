@@ -21,19 +21,20 @@ from mmad_fast.engines import (
     open_graph,
 )
 from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_sm, library_version
-from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
+from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.processor import cpu_model
 from mmad_fast.threads import resolve_num_threads
 
 AUTO = "auto"
-MEASURED_WITH: dict[str, str] = {
+ENGINE_BY_TARGET: dict[str, str] = {
     "onnx": "onnxruntime",
     "openvino": "openvino",
     "tensorrt-rtx": "tensorrt-rtx",
     "tensorrt": "tensorrt",
 }
-"""The engine that the time measured at export is of, by the files' target."""
-NO_KERNELS: dict[tuple[str, str], tuple[str, ...]] = {("onnxruntime", "cpu"): ("bf16",)}
-"""By engine and device the precisions that it opens no graph in."""
+"""The engine that an export tries and times the files of a target with."""
+UNSUPPORTED_PRECISIONS: dict[tuple[str, str], tuple[str, ...]] = {("onnxruntime", "cpu"): ("bf16",)}
+"""By (engine, device): the precisions that the engine has no kernels for there."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class EngineChoice:
             ArtifactError: there is no such graph, or its file is none that the engine can load.
             BackendUnavailableError: the engine is not installed.
         """
-        graph = open_graph(self._file(name), engine=self.engine, num_threads=self.num_threads)
+        graph = open_graph(self.files[name], engine=self.engine, num_threads=self.num_threads)
         return graph if self.wrap is None else self.wrap(name, graph)
 
     def open_on_device(self, name: str, *, device_index: int, stream: int) -> DeviceEngine:
@@ -116,18 +117,16 @@ class EngineChoice:
         Raises:
             ArtifactError: there is no such graph, or its file is none that the engine can load.
             BackendUnavailableError: the engine is not installed, or cannot use the device.
+            InvalidInputError: the choice has a `wrap`, which takes NumPy arrays.
         """
-        return open_device_graph(
-            self._file(name), engine=self.engine, device_index=device_index, stream=stream
-        )
-
-    def _file(self, name: str) -> Path:
-        if name not in self.files:
-            known = ", ".join(self.files) or "none"
-            raise ArtifactError(
-                f"the artifact has no graph {name!r} (it has: {known}); fit it again"
+        if self.wrap is not None:
+            raise InvalidInputError(
+                f"the engine of {name!r} on device {self.device!r} cannot be wrapped, since it "
+                "takes no NumPy arrays; choose device='cpu'"
             )
-        return self.files[name]
+        return open_device_graph(
+            self.files[name], engine=self.engine, device_index=device_index, stream=stream
+        )
 
 
 @dataclass(frozen=True)
@@ -286,13 +285,11 @@ def _measured_ms(
     were measured: otherwise the fact of a measurement alone would decide.
     """
     measured = files.measured
-    if measured is None or device != "cpu" or MEASURED_WITH.get(files.target) != engine:
+    if measured is None or device != "cpu" or ENGINE_BY_TARGET.get(files.target) != engine:
         return None
     is_copy = (files.target, files.precision) == (own.target, own.precision) and files is not own
     if is_copy and own.measured is None:
         return None
-    from mmad_fast.measure.environment import cpu_model
-
     is_here = (
         measured["machine"] == cpu_model()
         and measured["threads"] == resolve_num_threads(num_threads)
@@ -321,7 +318,7 @@ def _files_refusal(option: _Option, device: str, device_index: int) -> str | Non
 
 def _kernel_refusal(engine: str, device: str, precision: str) -> str | None:
     """Why no graph of a precision can be run by an engine; None where one can."""
-    if precision not in NO_KERNELS.get((engine, device), ()):
+    if precision not in UNSUPPORTED_PRECISIONS.get((engine, device), ()):
         return None
     return (
         f"it has no {precision} kernels for device {device!r}; take engine 'openvino' (--engine "
@@ -386,7 +383,7 @@ def _nothing_to_run(
     if problem is not None:
         return BackendUnavailableError(f"the artifact has nothing in {wanted}{what}: {problem}")
     target = candidates[0].target if engine == AUTO else ENGINES[engine].reads[0]
-    if engine == AUTO and _kernel_refusal(MEASURED_WITH[target], device, wanted) is not None:
+    if engine == AUTO and _kernel_refusal(ENGINE_BY_TARGET[target], device, wanted) is not None:
         target = "openvino"
     others = _others(candidates, wanted, names, device)
     instead = f" (or name the precision of what it holds: {', '.join(others)})" * bool(others)

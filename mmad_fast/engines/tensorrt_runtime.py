@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmad_fast.backbones.weights import cache_root
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.engines import batch_one_shape
 from mmad_fast.engines.tensorrt_log import library_log
 from mmad_fast.errors import ArtifactError
@@ -71,7 +71,7 @@ class LoadedEngine:
         self._log.lines.clear()
         try:
             self._runtime = self._trt.Runtime(self._log)
-        except TypeError as error:  # the binding's word for: the library gave none
+        except TypeError as error:  # what the binding raises where the library returns null
             raise DriverError(
                 f"{self._path}: {self._title()} does not start: {self._said()}; check that "
                 "`nvidia-smi` shows a driver that is new enough for this version"

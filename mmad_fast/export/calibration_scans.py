@@ -44,7 +44,7 @@ class Calibration:
     notices: tuple[str, ...]
 
 
-NOT_CALIBRATED = Calibration({}, 0, ())
+EMPTY_CALIBRATION = Calibration({}, 0, ())
 
 
 def calibrate(
@@ -76,9 +76,10 @@ def calibrate(
     detector = open_detector(artifact, choose_engine(artifact.engine_files()[:1]))
 
     def with_progress() -> Iterator[Scan | ScanFile]:
-        for done, scan in enumerate(scans):
-            progress("calibration", done, len(scans))
+        progress("calibration", 0, len(scans))
+        for done, scan in enumerate(scans, start=1):
             yield scan
+            progress("calibration", done, len(scans))
 
     inputs = record_graph_inputs(detector, with_progress(), unit)
     used = min(map(len, inputs.values()))  # a backbone runs once per scan, a fusion more often

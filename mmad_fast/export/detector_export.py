@@ -14,7 +14,7 @@ from mmad_fast.engine_record import EngineKey, EngineRecord, own_precision
 from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.export.artifact_update import add_engine, fitted_files
 from mmad_fast.export.batch import SINGLE, Batch
-from mmad_fast.export.calibration_scans import NOT_CALIBRATED, calibrate
+from mmad_fast.export.calibration_scans import EMPTY_CALIBRATION, calibrate
 from mmad_fast.export.deployment_graph import deployment_graph
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.export.graph_writer import WrittenGraph, write_graph
@@ -167,7 +167,7 @@ def export_detector(
     _check_calibration(request, calibration, category)
     base, target = _base_and_target(artifact, output, request.key)
     tell = progress or (lambda what, done, total: None)
-    calibrated = NOT_CALIBRATED
+    calibrated = EMPTY_CALIBRATION
     if request.needs_calibration:
         calibrated = calibrate(base, calibration, category=category, unit=unit, progress=tell)
     with new_folder_beside(target, KIND) as (scratch, target):

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmad_fast.backbones.weights import cache_root
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import ArtifactError
 from mmad_fast.export.engine_layers import EngineLayer
 from mmad_fast.whole_folder import fingerprint
 
 SCHEMA = 1
-"""Of an entry, and of how an engine is built: another one misses the older entries."""
+"""Version of the entries and of how engines are built. It is part of the key, so that entries of
+another version are not found."""
 ENGINE_FILE = "engine.bin"
 RECORD_FILE = "record.json"
 

@@ -17,7 +17,7 @@ from mmad_fast.errors import InvalidInputError
 # An engine's compiler (Myelin) calls a kernel after the operators fused in it, by four letters
 # each: __myl_ReshTranSlicMul_myl0_3.
 OPERATORS = re.compile(r"[A-Z][a-z0-9]*")
-OPERATORS_OF_NAME = re.compile(r"^__myl_([A-Za-z0-9]+)_myl\d+_\d+$")
+GENERATED_KERNEL_NAME = re.compile(r"^__myl_([A-Za-z0-9]+)_myl\d+_\d+$")
 MOVES = frozenset({"Cast", "Conc", "Copy", "Expa", "Gath", "Move", "Resh", "Slic", "Tran"})
 """Operators that compute nothing."""
 MOVE_KINDS = frozenset({"copy", "reformat", "shuffle", "concat", "slice", "cast", "constant"})
@@ -243,7 +243,7 @@ def summarize(layers: Sequence[EngineLayer]) -> LayerSummary:
 
 def _operators(layer: EngineLayer) -> tuple[str, ...]:
     """The operators in a generated kernel, abbreviated; none where its name does not list them."""
-    name = OPERATORS_OF_NAME.match(layer.name)
+    name = GENERATED_KERNEL_NAME.match(layer.name)
     return () if name is None else tuple(OPERATORS.findall(name[1]))
 
 

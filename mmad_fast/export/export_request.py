@@ -12,7 +12,7 @@ from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_refusal, library_r
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError, MissingDependencyError
 from mmad_fast.export.batch import Batch
 from mmad_fast.export.deployment_graph import QUANTIZED_PRECISIONS, TARGETS
-from mmad_fast.ops.validation import check_integer
+from mmad_fast.validation import check_integer
 
 
 @dataclass(frozen=True)

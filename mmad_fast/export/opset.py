@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     import onnx
 
 IR_VERSIONS = {19: 9, 21: 10, 22: 10, 23: 11}
-"""The file format that each opset came with."""
+"""By opset: the IR version that ONNX introduced it with."""
 
 
 def require_opset(model: onnx.ModelProto, opset: int) -> None:
-    """Makes the graph one of at least that opset, one of IR_VERSIONS.
+    """Raises the graph's opset to at least this one, a key of IR_VERSIONS.
 
     No operator of the backbones has changed its meaning between 18, which `export_graph` writes,
     and these; they have only learned more types.

@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError, MissingDependencyError
-from mmad_fast.export.quantized_product import LARGEST, TINY, NewParts, Product, add_product
+from mmad_fast.export.quantized_product import (
+    LARGEST,
+    MIN_CHANNEL_RANGE,
+    NewParts,
+    Product,
+    add_product,
+)
 from mmad_fast.threads import get_num_threads
 
 if TYPE_CHECKING:
@@ -315,8 +321,10 @@ def _balance(model: onnx.ModelProto, products: Sequence[Product]) -> None:
     readers = [name for node in graph.node for name in node.input]
     readers += [value.name for value in graph.output]
     for product in products:
-        weight_ranges = np.maximum(np.abs(product.weight).max(axis=1), TINY)
-        spread = np.maximum(product.ranges, TINY) ** BALANCE / weight_ranges ** (1 - BALANCE)
+        weight_ranges = np.maximum(np.abs(product.weight).max(axis=1), MIN_CHANNEL_RANGE)
+        spread = np.maximum(product.ranges, MIN_CHANNEL_RANGE) ** BALANCE / weight_ranges ** (
+            1 - BALANCE
+        )
         factors = (np.exp(np.log(spread).mean()) / spread).astype(np.float32)  # (K,)
         product.weight = product.weight / factors[:, None]
         product.ranges = product.ranges * factors

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 """Largest magnitude of the 8-bit numbers, by precision; -128 is not used, zero stays zero."""
 
-TINY = 1e-6
-"""Stands for the range of channels that are always 0."""
+MIN_CHANNEL_RANGE = 1e-6
+"""The range that channels of constant 0 are given, so that no scale is 0."""
 
 SMALLEST_FACTOR = 2.0**-10
-"""Of a column's range among those of a weight; an empty column has none."""
+"""Smallest factor of a column of a weight: its range relative to the widest column's. A column of
+zeros has range 0."""
 
 LARGEST_FP16 = 65504.0
 
 SMALLEST_SCALE = {"fp32": 1e-12, "fp16": 2.0**-14}
-"""Of an activation, by rest; engines multiply by the inverse, which fp16 has to hold."""
+"""Smallest scale of an activation, by the precision of the graph around the product: engines
+multiply by the inverse, which fp16 must be able to hold."""
 
 
 @dataclass
@@ -147,7 +149,7 @@ def _round_weight(
     of fp8, whose rounding is relative, are a single 1.
     """
     column_ranges = np.abs(weight).max(axis=0)  # (N,)
-    widest = max(float(column_ranges.max()), TINY)
+    widest = max(float(column_ranges.max()), MIN_CHANNEL_RANGE)
     scale = _as_rest(max(widest / LARGEST[precision], SMALLEST_SCALE[rest]), rest)
     if precision == "fp8":
         factors = np.ones((), np.float32)
@@ -160,7 +162,7 @@ def _round_weight(
 
 
 def _as_rest(values: NDArray | float, rest: str) -> NDArray[np.float32]:
-    """float32 numbers that the rest's type holds exactly: what is rounded by a scale must be
-    multiplied by the same."""
+    """The values rounded to the precision of the graph around the product, as float32: what is
+    divided by a scale must be multiplied by the same number."""
     narrow = np.float16 if rest == "fp16" else np.float32
     return np.asarray(values, np.float32).astype(narrow).astype(np.float32)

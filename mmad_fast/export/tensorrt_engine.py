@@ -288,7 +288,7 @@ def _build(
     with ONE_BUILD_AT_A_TIME, taking_stderr() as spilled, build_messages(log) as messages:
         try:
             builder = trt.Builder(log)
-        except TypeError as error:  # the binding's word for: the library gave no builder
+        except TypeError as error:  # what the binding raises where the library returns null
             raise build_error(library, "does not start", messages.errors, spilled()) from error
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, log)

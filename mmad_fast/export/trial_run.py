@@ -16,10 +16,10 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.detector import GOLDEN_TOLERANCE, Detector, GoldenReplay, open_detector
 from mmad_fast.engine_record import EngineKey, EngineRecord, own_precision
 from mmad_fast.engines import Engine, open_graph
-from mmad_fast.engines.selection import MEASURED_WITH, EngineChoice, EngineFiles, choose_engine
+from mmad_fast.engines.selection import ENGINE_BY_TARGET, EngineChoice, EngineFiles, choose_engine
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, MmadFastError
-from mmad_fast.measure.environment import cpu_model
 from mmad_fast.measure.timing import time_interleaved
+from mmad_fast.processor import cpu_model
 from mmad_fast.threads import get_num_threads
 
 TIMING_BUDGET_S = 10.0
@@ -52,7 +52,7 @@ def try_engine(artifact: Artifact, files: EngineFiles) -> Trial:
         MmadFastError: it runs, and its answer is not that of the detector (fp32), or no number.
         ArtifactError: the engine cannot load the graphs, though they are fp32.
     """
-    engine, is_exact = MEASURED_WITH[files.target], files.precision == "fp32"
+    engine, is_exact = ENGINE_BY_TARGET[files.target], files.precision == "fp32"
     try:
         choice = choose_engine([files], engine=engine, precision=files.precision)
     except BackendUnavailableError as error:
@@ -127,7 +127,7 @@ def time_engines(
     facts = {"machine": cpu_model(), "threads": get_num_threads()}
     return {
         key: {
-            "engine": MEASURED_WITH[candidates[key].target],
+            "engine": ENGINE_BY_TARGET[candidates[key].target],
             **facts,
             "p50_ms": round(sum(graph_ms.values()), 4),
             "graph_ms": {name: round(ms, 4) for name, ms in graph_ms.items()},
@@ -138,11 +138,11 @@ def time_engines(
 
 def _open(files: EngineFiles) -> dict[str, Engine] | None:
     """The graphs by name, opened; None where no engine can run them here."""
-    if files.target not in MEASURED_WITH:  # of a newer version
+    if files.target not in ENGINE_BY_TARGET:  # of a newer version
         return None
     try:
         choice: EngineChoice = choose_engine(
-            [files], engine=MEASURED_WITH[files.target], precision=files.precision
+            [files], engine=ENGINE_BY_TARGET[files.target], precision=files.precision
         )
         return {name: open_graph(path, engine=choice.engine) for name, path in choice.files.items()}
     except (BackendUnavailableError, ArtifactError):

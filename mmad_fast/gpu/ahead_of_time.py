@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmad_fast.backbones.weights import cache_root
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
 from mmad_fast.gpu.architectures import ARCHITECTURES, WARP_SIZE
 from mmad_fast.gpu.kernel_folder import (

@@ -117,7 +117,7 @@ class DeviceArray:
             owner = self._buffer(
                 owner.data_ptr(), tuple(owner.shape), _torch_dtype(owner), keep=owner
             )
-        from_dlpack = _from_dlpack_of(self.owner)
+        from_dlpack = _find_from_dlpack(self.owner)
         return owner if from_dlpack is None else from_dlpack(owner)
 
     def tensor(self) -> Any:
@@ -240,7 +240,8 @@ def _read_tensor(tensor: Any, name: str) -> DeviceArray:
 
 
 def _read_other(array: Any, name: str, like: DeviceArray | None) -> DeviceArray:
-    """By the interface that says on which stream the array is ready; else by the one there is."""
+    """The record of an array that is no torch tensor: from `__cuda_array_interface__` where that
+    names the stream on which the array is ready or is all there is, else from DLPack."""
     location, device = CUDA, None
     if hasattr(array, "__dlpack_device__"):
         location, device = (int(part) for part in array.__dlpack_device__())
@@ -340,8 +341,8 @@ def _torch_dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _from_dlpack_of(array: Any) -> Any:
-    """How the library of an array takes others over; None if it does not."""
+def _find_from_dlpack(array: Any) -> Any:
+    """The function `from_dlpack` of the array's library, None if it has none."""
     namespace = getattr(array, "__array_namespace__", None)
     if namespace is not None:
         return namespace().from_dlpack

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mmad_fast
-from mmad_fast.backbones.weights import cache_root
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.data.synthetic import CATEGORIES, write_synthetic
 from mmad_fast.errors import DataError
 

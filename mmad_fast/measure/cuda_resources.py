@@ -17,7 +17,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmad_fast.backbones.weights import cache_root
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import MissingDependencyError, MmadFastError
 from mmad_fast.gpu.architectures import ARCHITECTURES, WARP_SIZE
 

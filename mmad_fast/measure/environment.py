@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmad_fast
+from mmad_fast.processor import cpu_model
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "scikit-learn", "scipy", "pillow")
 _GIT_TIMEOUT_S = 5.0
@@ -40,19 +41,6 @@ def environment() -> dict[str, Any]:
         "commit_is_clean": is_clean,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def cpu_model() -> str | None:
-    """The processor's name, None if it cannot be known; nothing is started for it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or None
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip().lower() in ("model name", "hardware"):
-            return value.strip()
-    return platform.processor() or None
 
 
 def _usable_cores() -> int | None:

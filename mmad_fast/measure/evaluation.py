@@ -75,17 +75,18 @@ def evaluate(
         scans: Test scans with their defect types and masks.
         aupro_mode: "published" or "exact".
         unit: Unit of the XYZ files.
-        progress: Called with (done, total).
+        progress: Called with (done, total) before the first scan and after each.
 
     Raises:
         DataError: a scan cannot be read.
         InvalidInputError: a scan cannot be scored.
     """
-    scored = []
-    for done, file in enumerate(scans):
-        if progress is not None:
-            progress(done, len(scans))
+    tell = progress or (lambda done, total: None)
+    scored: list[_Scored] = []
+    tell(0, len(scans))
+    for file in scans:
         scored.append(_score(detector, file, aupro_mode, unit))
+        tell(len(scored), len(scans))
     accuracy = partial(
         _accuracy,
         aupro_mode=aupro_mode,

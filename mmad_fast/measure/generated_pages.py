@@ -29,7 +29,7 @@ def write_pages(description: str, render: Callable[[], Mapping[Path, str]]) -> i
     }
     for file, text in changed.items():
         if options.check:
-            print(f"{file.name} is not what its rows say; write it with: python {parser.prog}")
+            print(f"{file.name} is out of date; write it with: python {parser.prog}")
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")

@@ -67,7 +67,7 @@ def published_for(
     Speed and memory are printed for the whole data set only; they are included for any category.
 
     Args:
-        method: The published name, e.g. "CFM-S" (methods.variants.Variant.published).
+        method: The published name, e.g. "CFM-S" (methods.family.Variant.published).
         dataset: "MVTec 3D-AD" or "Eyecandies".
         category: A category of the data set, or "mean".
     """

@@ -22,13 +22,14 @@ from mmad_fast.methods.options import (
     MethodOptions,
     OptionValue,
     chosen_options,
+    may_be_none,
     option_fields,
     read_option,
 )
-from mmad_fast.ops.validation import check_integer
 from mmad_fast.preprocess import check_resolution, prepare
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Scan, Unit
+from mmad_fast.validation import check_integer
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
@@ -85,7 +86,7 @@ class FitRequest:
     @classmethod
     def of(cls, method: str | None = None, **chosen: Any) -> FitRequest:
         """The request from keywords alone: fields of the request, `<branch>_weights`, and options
-        of the method's family; None leaves one open.
+        of the method's family; None leaves one open, but for an option of which it is a value.
 
         Raises:
             InvalidInputError: as for the record.
@@ -94,7 +95,11 @@ class FitRequest:
         family, _ = get_method(method)
         of_branch = {branch.key + _WEIGHTS_SUFFIX: branch.key for branch in family.branches}
         common = {one.name for one in fields(cls)} - {"method", "weights", "options"}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
+        chosen = {
+            name: value
+            for name, value in chosen.items()
+            if value is not None or may_be_none(family.options, name)
+        }
         return cls(
             method=method,
             weights={key: chosen.pop(name) for name, key in of_branch.items() if name in chosen},
@@ -161,8 +166,8 @@ def _check_branches(request: FitRequest, family: Family, variant: Variant) -> No
         for name, value in given.items():
             if name not in used:
                 raise InvalidInputError(
-                    f"{name} is {value!r}, but {request.method} has no {branch.key} branch; leave "
-                    "it out"
+                    f"{name} is {value!r}, but {request.method} uses no {branch.key} features; "
+                    "leave it out"
                 )
 
 

@@ -76,7 +76,8 @@ def fit(
         options: What the method has beside these, as `mmad-fast fit --method NAME --help` lists it:
             its options, e.g. `rgb_backbone="dinov2-vits14"`, and weights, e.g.
             `rgb_weights="random"`: a checkpoint's path, "auto" (download) or "random" (seeded, for
-            trials). None leaves one open. An unknown name is answered with the known ones.
+            trials). None leaves one open, but for an option of which it is a value
+            (`patience=None`). An unknown name is answered with the known ones.
 
     Raises:
         InvalidInputError: an unknown method or option, one that the method does not have, of the

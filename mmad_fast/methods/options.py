@@ -40,6 +40,7 @@ class FieldFacts(NamedTuple):
         help: What is chosen; None for a constant, which follows from the options or is fitted.
         choices: All values that it may have; empty: any.
         minimum, maximum: Of a number, or of each number.
+        above: What a number must be above.
         fit_only: The detector does not read it, so that the manifest has it only where the family
             records what its training did.
         in_rows: Rows of measurements hold it, since it changes accuracy or speed.
@@ -50,6 +51,7 @@ class FieldFacts(NamedTuple):
     choices: tuple[Any, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+    above: float | None = None
     fit_only: bool = False
     in_rows: bool = False
     earlier_names: Mapping[str, str] = types.MappingProxyType({})
@@ -62,6 +64,7 @@ def option(
     choices: tuple[Any, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    above: float | None = None,
     fit_only: bool = False,
     in_rows: bool = False,
     earlier_names: Mapping[str, str] = types.MappingProxyType({}),
@@ -70,7 +73,7 @@ def option(
 
     Choices of a field of type Literal need not be repeated.
     """
-    facts = FieldFacts(help, choices, minimum, maximum, fit_only, in_rows, earlier_names)
+    facts = FieldFacts(help, choices, minimum, maximum, above, fit_only, in_rows, earlier_names)
     return field(default=default, metadata={_FACTS: facts})
 
 
@@ -190,6 +193,12 @@ def option_default(options_class: type, name: str) -> Any:
     return found.default
 
 
+def may_be_none(options_class: type, name: str) -> bool:
+    """None is a value of the option, not only the lack of one."""
+    hint = _hints(options_class).get(name)
+    return type(None) in get_args(hint)
+
+
 def option_type(options_class: type, name: str) -> str:
     """What an option takes, in words: "an integer", "one of a, b"."""
     facts = option_fields(options_class)[name]
@@ -207,7 +216,7 @@ def read_option(options_class: type, name: str, value: Any) -> Any:
     value = _plain_value(value)
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for kind in kinds:
-        is_read, found = _read(value, kind, takes_text=bool({str, Path} & set(kinds)))
+        is_read, found = _read(value, kind, takes_text=str in kinds)
         if is_read:
             _check_value(name, found, facts)
             return found
@@ -234,20 +243,22 @@ def _check_value(name: str, value: Any, facts: FieldFacts) -> None:
     if facts.choices and value not in facts.choices:
         listed = ", ".join(map(str, facts.choices))
         raise InvalidInputError(f"{name} is {value!r}; it must be one of {listed}")
-    if value is None or (facts.minimum is None and facts.maximum is None):
+    if value is None or {facts.minimum, facts.maximum, facts.above} == {None}:
         return
     for number in value if isinstance(value, tuple) else (value,):
         if facts.minimum is not None and number < facts.minimum:
             raise InvalidInputError(f"{name} is {value}; it must be at least {facts.minimum}")
         if facts.maximum is not None and number > facts.maximum:
             raise InvalidInputError(f"{name} is {value}; it must be at most {facts.maximum}")
+        if facts.above is not None and not facts.above < number < math.inf:
+            raise InvalidInputError(f"{name} is {value}; it must be above {facts.above:g}")
 
 
 def _plain_value(value: Any) -> Any:
-    """A path as text, a NumPy number as Python's."""
+    """A path as text, NumPy's numbers and arrays as Python's."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _read(value: Any, kind: Any, *, takes_text: bool) -> tuple[bool, Any]:
@@ -256,13 +267,14 @@ def _read(value: Any, kind: Any, *, takes_text: bool) -> tuple[bool, Any]:
     if kind is type(None):
         return value is None or (text == "none" and not takes_text), None
     if get_origin(kind) is Literal:
-        found = [one for one in get_args(kind) if str(value) == str(one)]
+        is_number = not isinstance(value, (bool, str))
+        found = [o for o in get_args(kind) if str(o) == str(value) or (is_number and o == value)]
         return bool(found), found[0] if found else None
     if kind is bool:
         if text is not None:
             return text in _TRUTH, _TRUTH.get(text)
         return isinstance(value, bool), value
-    if kind is str or kind is Path:
+    if kind is str:
         return isinstance(value, str), value
     if kind in (int, float):
         return _read_number(value, kind)
@@ -301,8 +313,8 @@ def _describe(kind: Any) -> str:
     if kind is type(None):
         return "none"
     if get_origin(kind) is tuple:
-        return "numbers with commas"
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "text"}
+        return "one or more numbers with commas, e.g. 1,2,3"
+    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
     return names.get(kind, str(kind))
 
 
@@ -330,7 +342,11 @@ def _from_json(value: Any, hint: Any, name: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and is_number:
         return float(value)
-    is_integer = is_number and isinstance(value, int)
-    if origin is tuple or is_mapping or hint is float or (hint is int and not is_integer):
+    is_one = {
+        int: is_number and isinstance(value, int),
+        bool: isinstance(value, bool),
+        str: isinstance(value, str),
+    }
+    if origin is tuple or is_mapping or hint is float or not is_one.get(hint, True):
         raise InvalidInputError(f"{name} is {value!r}; it must be of type {hint}")
     return value

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmad_fast.ops.registry import Op
 
+STEMS = (
+    "farthest_point_sampling",
+    "knn_grouping",
+    "point_embedding",
+    "inverse_distance_interpolation",
+    "nearest_neighbor_scoring",
+    "pixel_mapping",
+    "k_center_greedy",
+)
+"""The ops in the order in which a scan meets them; last, what only the fit does."""
+
 
 def all_ops() -> tuple[Op, ...]:
-    """Every op with its table of backends, in the order in which a scan meets them; last, what
-    only the fit does."""
-    from mmad_fast.ops import (
-        farthest_point_sampling,
-        inverse_distance_interpolation,
-        k_center_greedy,
-        knn_grouping,
-        nearest_neighbor_scoring,
-        pixel_mapping,
-        point_embedding,
-    )
+    """Every op with its table of backends, in the order of STEMS."""
+    return tuple(import_module(f"mmad_fast.ops.{stem}.backends").OP for stem in STEMS)
 
-    return (
-        farthest_point_sampling.OP,
-        knn_grouping.OP,
-        point_embedding.OP,
-        inverse_distance_interpolation.OP,
-        nearest_neighbor_scoring.OP,
-        pixel_mapping.OP,
-        k_center_greedy.OP,
+
+def all_tables() -> tuple[Op, ...]:
+    """Every table of backends, in the order of STEMS: an op has one per function with backends of
+    its own."""
+    from mmad_fast.ops.registry import Op
+
+    return tuple(
+        table
+        for stem in STEMS
+        for table in vars(import_module(f"mmad_fast.ops.{stem}.backends")).values()
+        if isinstance(table, Op)
     )

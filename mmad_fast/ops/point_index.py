@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.device_arrays import is_device_array
-from mmad_fast.ops.validation import check_float_matrix
+from mmad_fast.validation import check_float_matrix
+
+if TYPE_CHECKING:
+    from mmad_fast import _kernels
 
 __all__ = ["PointIndex"]
 
@@ -37,7 +40,7 @@ class PointIndex:
             )
         self.points = check_float_matrix(points, "points", num_columns=3)
         self._given = points
-        self._kernel_index: Any = None
+        self._kernel_index: _kernels.PointIndex | None = None
 
     @classmethod
     def of(cls, points: NDArray[np.float32], index: PointIndex | None = None) -> PointIndex:
@@ -75,7 +78,7 @@ class PointIndex:
             )
 
     @property
-    def kernel_index(self) -> Any:
+    def kernel_index(self) -> _kernels.PointIndex:
         """The compiled kernels' index; keeps `points` alive."""
         # No lock: two threads may both build it, but a forked child never waits for one of its
         # parent's threads.

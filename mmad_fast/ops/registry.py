@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -37,19 +36,6 @@ class Backend:
 
 def always() -> str | None:
     """The refusal of a backend that runs everywhere."""
-    return None
-
-
-@cache
-def kernels_refusal() -> str | None:
-    """None if the compiled kernels can be imported, else why not."""
-    try:
-        import mmad_fast._kernels  # noqa: F401
-    except ImportError as error:
-        return (
-            f"the compiled kernels do not load ({error}); reinstall with: "
-            "pip install --force-reinstall --no-deps mmad-fast"
-        )
     return None
 
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.ops.registry import kernels_refusal
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def resize_map_to_native(
     size = len(anomaly_map)
     low, high, weights = _bilinear_taps(side, size)
     rows, columns = slice(top, top + height), slice(left, left + width)
-    # Rows first: (H, S) is smaller than (S, W) is wide to read.
+    # Rows first: whole rows are added up, which lie contiguous in memory.
     weight = weights[rows, None]
     by_row = anomaly_map[low[rows]] * (1 - weight) + anomaly_map[high[rows]] * weight  # (H, S)
     weight = weights[columns]

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mmad_fast.backbones import known_weights, resolve_weights, weights
+from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import InvalidInputError, WeightsError
 
 CONTENT = b"weights" * 100
@@ -144,7 +145,7 @@ def test_random_weights_say_their_seed():
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("MMAD_FAST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert weights.cache_root() == tmp_path / "mmad-fast"
+    assert cache_root() == tmp_path / "mmad-fast"
 
 
 def test_known_weights_are_listed_without_torch():

@@ -15,7 +15,7 @@ from mmad_fast import cli
 from mmad_fast.cli.bench import bench
 from mmad_fast.cli.fit import fit
 from mmad_fast.cli.method_options import CHOSEN
-from mmad_fast.cli.train_shared import train_shared
+from mmad_fast.cli.train_shared import SHARING, train_shared
 from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.family import default_method, families, get_method, method_names
 from mmad_fast.methods.fit_request import FitRequest, resolve_options
@@ -68,7 +68,7 @@ def test_help_shows_the_options_of_the_method_and_of_no_other(
 ) -> None:
     named = () if method is None else ("--method", method)
     code, printed = call(command, *named, "--help")
-    method = method or default_method()
+    method = method or (SHARING[0] if command == "train-shared" else default_method())
     found = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", printed))
     assert code == 0
     assert f"Options of {method}" in printed
@@ -101,19 +101,40 @@ def test_an_unknown_method_is_answered_with_the_known_ones(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--method", "m3dm", "--epochs", 3], "No such option: --epochs"),
-        (["--method", "m3dm", "--pixel-stride", 2], "No such option: --pixel-stride"),
-        (["--method", "cfm", "--blur", "float"], "No such option: --blur"),
-        (["--blur", "float", "--method", "m3dm", "--method", "cfm"], "No such option: --blur"),
-        (["--method", "m3dm", "--set", "blur=float"], "No such option: --set"),
-        (["--method", "m3dm", "--banks", "rgb"], "No such option: --banks"),
+        (
+            ["--method", "m3dm", "--epochs", 3],
+            "'--epochs': m3dm has no such option; it has",
+        ),
+        (
+            ["--method", "m3dm", "--pixel-stride", 2],
+            "'--pixel-stride': m3dm has no such option; it has",
+        ),
+        (
+            ["--method", "cfm", "--blur", "float"],
+            "'--blur': cfm has no such option; it has",
+        ),
+        (
+            ["--blur", "float", "--method", "m3dm", "--method", "cfm"],
+            "'--blur': cfm has no such option; it has",
+        ),
+        (
+            ["--method", "m3dm", "--set", "blur=float"],
+            "'--set': m3dm has no such option; it has",
+        ),
+        (
+            ["--method", "m3dm", "--banks", "rgb"],
+            "'--banks': m3dm has no such option; it has",
+        ),
         (
             ["--method", "m3dm", "--point-patches", "7x7"],
             "Invalid value for '--point-patches': point_patches is '7x7'; it must be one of 56x56, "
             "28x28, groups",
         ),
         (["--method", "cfm", "--patience", "many"], "'many'; it must be an integer or none"),
-        (["--method", "m3dm", "--rgb-lambda", "x"], "rgb_lambda is 'x'; it must be a number"),
+        (
+            ["--method", "m3dm", "--rgb-lambda", "x"],
+            "'x'; it must be a finite number",
+        ),
         (["--skip-near-origin", "maybe"], "'maybe'; it must be true or false"),
         (["--rgb-backbone", "resnet"], "one of dino-vitb8, dinov2-vits14, dinov2-vitb14"),
         (["--num-groups", 60000], "num_groups is 60000; it must be at most 4096"),
@@ -133,7 +154,7 @@ def test_wrong_flags_and_values_are_wrong_usage(
     ("arguments", "words"),
     [
         (["--method", "m3dm", "--point-patches", "groups"], "whose patches need a grid"),
-        (["--method", "m3dm-rgb", "--num-groups", 64], "m3dm-rgb has no point branch; leave it"),
+        (["--method", "m3dm-rgb", "--num-groups", 64], "m3dm-rgb uses no point features"),
         (["--method", "m3dm-rgb", "--rgb-lambda", 2], "rgb_lambda changes nothing in m3dm-rgb"),
         (["--speed", "quick"], "speed is 'quick'; it must be one of exact, fast, small"),
     ],

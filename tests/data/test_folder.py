@@ -107,8 +107,9 @@ def test_the_rendered_set_is_recognised() -> None:
         pytest.skip(f"{rendered} is not here (set MMAD_FAST_SHARED)")
     dataset = open_dataset(rendered)
     assert (dataset.layout, dataset.categories()) == ("mvtec3d", ("cookie", "gear", "potato"))
-    assert len(dataset.scans("gear", "train")) == 24
-    assert len(dataset.scans("gear", "test")) == 33
+    for split in ("train", "test"):
+        images = list((rendered / "gear" / split).glob("*/rgb/*.png"))
+        assert len(dataset.scans("gear", split)) == len(images) > 0
     mask = dataset.scans("gear", "test")[-1].load_ground_truth()
     assert mask is not None
     assert 0 < mask.mean() < 0.1

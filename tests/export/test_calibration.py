@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import imwrite
 
+from mmad_fast.artifact import read_artifact
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.detector import Detector, load, open_detector
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import EmptyScanError, InvalidInputError
 from mmad_fast.export.calibration import record_graph_inputs
+from mmad_fast.export.calibration_scans import calibrate
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
 from mmad_fast.scan import Scan
 
@@ -53,6 +55,18 @@ def test_each_graph_has_its_inputs_of_each_scan(detector: Detector) -> None:
         assert np.isfinite(inputs["tokens"]).all()
     first, second = (recorded["points"][scan]["centers"] for scan in (0, 1))
     assert (first != second).any()
+
+
+def test_progress_is_told_up_to_the_last_scan(tiny_artifact: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    calibrate(
+        read_artifact(tiny_artifact),
+        [scan_of(seed) for seed in range(2)],
+        category=None,
+        unit="m",
+        progress=lambda *told_now: told.append(told_now),
+    )
+    assert told == [("calibration", done, 2) for done in range(3)]
 
 
 class _Repeated:

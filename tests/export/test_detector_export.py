@@ -135,7 +135,7 @@ def test_a_precision_that_onnx_runtime_has_no_kernels_for(copied: Path) -> None:
         load(copied, engine="onnxruntime", precision="bf16")
     if engine_refusal("openvino") is None:
         assert load(copied, precision="bf16").engine_choice.engine == "openvino"
-    # Where this fails, ONNX Runtime has got them: take bf16 out of NO_KERNELS.
+    # Where this fails, ONNX Runtime has got them: take bf16 out of UNSUPPORTED_PRECISIONS.
     words = "cannot load the graph: .*; export it in another precision, or take another engine"
     with pytest.raises(ArtifactError, match=words):
         open_graph(copied / "rgb.bf16.onnx")

@@ -341,8 +341,8 @@ def _host_view(array: Any) -> Any:
 
 
 def test_the_library_of_an_array_takes_results_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device_arrays._from_dlpack_of(Exporter(POINTS)) is None
+    assert device_arrays._find_from_dlpack(Exporter(POINTS)) is None
     library = SimpleNamespace(from_dlpack=lambda other: ("taken over", other))
     monkeypatch.setitem(sys.modules, "old_library", library)
     kind = type("ndarray", (Exporter,), {"__module__": "old_library.core"})
-    assert device_arrays._from_dlpack_of(kind(POINTS))(1) == ("taken over", 1)
+    assert device_arrays._find_from_dlpack(kind(POINTS))(1) == ("taken over", 1)

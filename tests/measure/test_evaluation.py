@@ -74,6 +74,12 @@ def test_good_scans_alone_have_no_accuracy(detector, scans) -> None:
     assert (overall.i_auroc, overall.p_auroc) == (None, None)
 
 
+def test_progress_is_told_up_to_the_last_scan(detector, scans) -> None:
+    told: list[tuple[int, int]] = []
+    evaluate(detector, scans[:3], progress=lambda *numbers: told.append(numbers))
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
 def _mask_on_grid(detector: Detector, scan: ScanFile) -> NDArray[np.bool_]:
     mask = scan.load_ground_truth()
     assert mask is not None

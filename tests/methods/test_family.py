@@ -82,6 +82,17 @@ def test_the_records_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_precisions_that_messages_advise_can_be_asked_of_a_fit() -> None:
+    advised = {
+        name
+        for path in PACKAGE.rglob("*.py")
+        for name in re.findall(r"precision='(\w+)'", path.read_text())
+    }
+    assert "fp32" in advised
+    for name in advised:
+        assert FitRequest.of(precision=name).options == {"precision": name}
+
+
 def test_no_other_file_has_a_familys_name_as_code() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {text}"

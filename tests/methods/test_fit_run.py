@@ -18,7 +18,7 @@ from mmad_fast.data.dataset import open_dataset
 from mmad_fast.errors import DataError, EmptyScanError, InvalidInputError
 from mmad_fast.methods import fit_run
 from mmad_fast.methods.feature_store import FeatureStore
-from mmad_fast.methods.fit_request import FitRequest, FitTask
+from mmad_fast.methods.fit_request import FitRequest, FitTask, resolve_options
 from mmad_fast.scan import PreparedScan, Scan
 
 RAW_FILES = ("image_4.png", "depth.png", "info_depth.yaml", "pose.txt")
@@ -214,3 +214,15 @@ def test_the_threshold_is_a_quantile_rounded_up_to_a_score() -> None:
     assert record == {"value": 3.0, "quantile": 0.5, "num_scans": 4}
     assert fit_run.threshold_record([1.0, 2.0], 0.99)["value"] == 2.0
     assert fit_run.threshold_record([1.0, 2.0], 0.0)["value"] == 1.0
+
+
+def test_none_is_taken_where_an_option_may_be_none_and_leaves_the_others_open() -> None:
+    request = FitRequest.of("cfm-s", patience=None, pixels_per_step=None, num_groups=None)
+    assert request.options == {"patience": None, "pixels_per_step": None}
+    assert resolve_options(request).patience is None
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "-0.5"])
+def test_a_learning_rate_that_is_not_positive_is_refused_before_any_work(value: object) -> None:
+    with pytest.raises(InvalidInputError, match="learning_rate is .*; it must be above 0"):
+        FitRequest.of("cfm-s", learning_rate=value)

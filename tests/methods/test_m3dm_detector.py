@@ -332,12 +332,11 @@ def test_point_rows_are_the_dense_pooled_map(make_prepared_dome, point_patches: 
 
 
 def fake_artifact(tensors: dict[str, NDArray]) -> Any:
-    graphs = {
-        "rgb": {"outputs": {"tokens": [1, TOKEN_GRID**2, RGB_CHANNELS]}},
-        "points": {"outputs": {"features": [1, 40, POINT_CHANNELS]}},
-    }
+    shapes = {"tokens": (1, TOKEN_GRID**2, RGB_CHANNELS), "features": (1, 40, POINT_CHANNELS)}
     return SimpleNamespace(
-        path=Path("detector"), graph_record=graphs.__getitem__, tensors=lambda: tensors
+        path=Path("detector"),
+        tensors=lambda: tensors,
+        output_shape=lambda graph, output: shapes[output],
     )
 
 

@@ -33,6 +33,7 @@ from mmad_fast.methods.m3dm.device_detector import (
     upload_bank,
 )
 from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
+from mmad_fast.ops import nearest_neighbor_scoring
 from mmad_fast.ops.sparse_rows import SparseRows
 
 TOLERANCE = 1e-4
@@ -143,6 +144,23 @@ def make_artifact(tiny_artifact: Path, tmp_path: Path) -> Callable[..., Artifact
 def pair(artifact: Artifact) -> tuple[Detector, Detector]:
     """The detectors on the device and on the CPU."""
     return load(artifact.path, device="cuda"), load(artifact.path)
+
+
+def test_banks_are_projected_where_the_host_searches_them_only(
+    make_artifact: Callable[..., Artifact], on_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projected: list[int] = []
+    choose = nearest_neighbor_scoring.choose_projection
+    monkeypatch.setattr(
+        nearest_neighbor_scoring,
+        "choose_projection",
+        lambda rows: projected.append(len(rows)) or choose(rows),
+    )
+    artifact = make_artifact(**TWO)
+    load(artifact.path, device="cuda")
+    assert projected == []
+    load(artifact.path)
+    assert projected == [BANK_ROWS] * 2
 
 
 @pytest.mark.filterwarnings("error:The given NumPy array is not writable")

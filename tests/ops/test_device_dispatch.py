@@ -26,11 +26,9 @@ from ops.plain_float32 import nearest_in_float32, sample_in_float32, weights_in_
 
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.gpu import cuda_kernels as found_kernels
-from mmad_fast.ops import all_ops
+from mmad_fast.ops import all_tables
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.inverse_distance_interpolation import (
-    DENSE_OP,
-    POOLED_ROWS_OP,
     InterpolationWeights,
     inverse_distance_interpolation,
     inverse_distance_weights,
@@ -443,7 +441,7 @@ class OnCuda:
         return 2, 0
 
 
-@pytest.mark.parametrize("op", [*all_ops(), DENSE_OP, POOLED_ROWS_OP], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", all_tables(), ids=lambda op: op.name)
 def test_device_arrays_never_fall_back_to_the_cpu(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
     for problem in ("_cuda_problem", "_torch_problem"):
         monkeypatch.setattr(found_kernels, problem, lambda: "none in this test")

@@ -33,7 +33,7 @@ from mmad_fast.ops.inverse_distance_interpolation import (
 
 ALL_BACKENDS = [backend.name for backend in OP.backends_of("cpu")]
 FAST_BACKENDS = [name for name in ALL_BACKENDS if name != "reference"]
-CLOUDS_OF_THREE = [cloud for cloud in CLOUDS if len(cloud.points) >= 3]
+CLOUDS_WITH_THREE_POINTS = [cloud for cloud in CLOUDS if len(cloud.points) >= 3]
 law = settings(derandomize=True, deadline=None, max_examples=30)
 
 
@@ -42,7 +42,7 @@ def centers_of(points: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
-@pytest.mark.parametrize("cloud", CLOUDS_OF_THREE, ids=by_name)
+@pytest.mark.parametrize("cloud", CLOUDS_WITH_THREE_POINTS, ids=by_name)
 def test_the_nearest_centres_are_found(cloud: Cloud, backend: str) -> None:
     centers = centers_of(cloud.points)
     indices, _ = inverse_distance_weights(cloud.points, centers, backend=backend)
@@ -62,7 +62,7 @@ def test_the_nearest_centres_are_found(cloud: Cloud, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
-@pytest.mark.parametrize("cloud", CLOUDS_OF_THREE, ids=by_name)
+@pytest.mark.parametrize("cloud", CLOUDS_WITH_THREE_POINTS, ids=by_name)
 def test_weights_are_as_good_as_weights_in_float32(cloud: Cloud, backend: str) -> None:
     centers = centers_of(cloud.points)
     indices, weights = inverse_distance_weights(cloud.points, centers, backend=backend)

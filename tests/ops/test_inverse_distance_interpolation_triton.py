@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 from mmad_fast.ops.inverse_distance_interpolation import triton_kernel  # noqa: E402
 
-CLOUDS_OF_THREE = [cloud for cloud in CLOUDS if len(cloud.points) >= 3]
+CLOUDS_WITH_THREE_POINTS = [cloud for cloud in CLOUDS if len(cloud.points) >= 3]
 GUARD = 64
 SENTINEL = -77
 
@@ -52,7 +52,7 @@ def weights_of(
     return indices.cpu().numpy(), weights.cpu().numpy()
 
 
-@pytest.mark.parametrize("cloud", CLOUDS_OF_THREE, ids=by_name)
+@pytest.mark.parametrize("cloud", CLOUDS_WITH_THREE_POINTS, ids=by_name)
 def test_weights_are_those_of_plain_float32(cloud: Cloud) -> None:
     centers = centers_of(cloud.points)
     indices, weights = weights_of(cloud.points, centers)

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from ops.feature_cases import low_rank_queries_and_bank, queries_and_bank
 
-from mmad_fast import _kernels
+from mmad_fast import _kernels, validation
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.measure.memory import peak_working_mib
-from mmad_fast.ops import validation
 from mmad_fast.ops.k_center_greedy import backends, k_center_greedy
 from mmad_fast.ops.k_center_greedy import reference as definition
 from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mmad_fast.ops import all_ops
+from mmad_fast.ops import STEMS
 
 ROOT = Path(__file__).parents[2]
-STEMS = [op.name for op in all_ops()]
 
 
 @pytest.mark.parametrize("stem", STEMS)

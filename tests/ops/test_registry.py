@@ -5,8 +5,7 @@ import logging
 import pytest
 
 from mmad_fast.errors import BackendUnavailableError
-from mmad_fast.ops import all_ops
-from mmad_fast.ops.inverse_distance_interpolation import DENSE_OP, POOLED_ROWS_OP
+from mmad_fast.ops import STEMS, all_ops, all_tables
 from mmad_fast.ops.registry import Backend, Op, always
 
 
@@ -55,7 +54,7 @@ def test_a_backend_that_was_not_written_is_answered_with_the_reason() -> None:
     assert op.resolve("auto").name == "cpu"
 
 
-@pytest.mark.parametrize("op", [*all_ops(), DENSE_OP, POOLED_ROWS_OP], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", all_tables(), ids=lambda op: op.name)
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_every_op_runs_on_a_gpu_or_says_why_not(op: Op, name: str) -> None:
     if name not in [backend.name for backend in op.backends]:
@@ -135,8 +134,7 @@ def test_always_never_refuses() -> None:
 
 
 def test_every_op_has_its_kernel_and_a_reference_that_runs_everywhere() -> None:
-    names = [op.name for op in all_ops()]
-    assert len(set(names)) == len(names) == 7
+    assert tuple(op.name for op in all_ops()) == STEMS
     for op in all_ops():
         backends = [backend.name for backend in op.backends_of("cpu")]
         assert backends[-1] == "reference", f"{op.name}: 'auto' must try the reference last"

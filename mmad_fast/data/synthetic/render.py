@@ -17,7 +17,7 @@ from mmad_fast.errors import InvalidInputError
 CATEGORIES: tuple[str, ...] = tuple(CATALOGUE)
 DEFECTS: tuple[str, ...] = (*SURFACE_DEFECTS, MISMATCH)
 MIN_SIZE = 64
-_GOLDEN = 0.6180339887498949
+_GOLDEN_RATIO_FRACTION = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def render_scan(
 
 def _severity(index: int) -> float:
     """0 to 1, spread evenly for any number of scans; index 0 is moderately strong."""
-    return (0.55 + index * _GOLDEN) % 1.0
+    return (0.55 + index * _GOLDEN_RATIO_FRACTION) % 1.0
 
 
 def _check(category: str, split: str, defect: str, index: int, size: int, seed: int) -> None:

@@ -68,7 +68,7 @@ class CfmOptions(VitTokenOptions, PointGroupOptions):
     pixels_per_step: int | None = option(
         512, "Foreground pixels per step; none: all, as published.", minimum=1, fit_only=True
     )
-    learning_rate: float = option(3e-3, "Of Adam, at the start.", fit_only=True)
+    learning_rate: float = option(3e-3, "Of Adam, at the start.", above=0, fit_only=True)
     schedule: Literal["cosine", "constant"] = option(
         "cosine", "Of the learning rate; constant is the published one.", fit_only=True
     )

@@ -218,7 +218,8 @@ class M3dmPipeline:
             fusion = PatchFusion.from_artifact(artifact, choice)
         extractor = PatchExtractor(rgb, point, options, fusion)
         return_freed_memory()  # what reading the graphs left would add to what the banks need
-        return cls(extractor, read_banks(artifact, options), options)
+        banks = read_banks(artifact, options)
+        return cls(extractor, {name: bank.prepare() for name, bank in banks.items()}, options)
 
     def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
         """The anomaly map and image score of a prepared scan.
@@ -306,7 +307,7 @@ def decide(by_bank: Mapping[str, BankScores], options: M3dmOptions) -> M3dmScore
 
 
 def read_banks(artifact: Artifact, options: M3dmOptions) -> dict[str, PreparedBank]:
-    """The memory banks by name, ready to be searched; an artifact's tensors stay on disk.
+    """The memory banks by name, checked, not yet measured; an artifact's tensors stay on disk.
 
     Raises:
         ArtifactError: a bank is missing, of another type than the options say, or damaged.
@@ -329,7 +330,7 @@ def read_banks(artifact: Artifact, options: M3dmOptions) -> dict[str, PreparedBa
                 f"{width} channels; fit the detector again"
             )
         try:
-            banks[bank] = PreparedBank(rows).prepare()
+            banks[bank] = PreparedBank(rows)
         except InvalidInputError as error:
             raise ArtifactError(
                 f"{artifact.path}: the bank {bank!r} cannot be searched ({error}); fit the "

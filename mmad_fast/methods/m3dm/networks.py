@@ -237,8 +237,9 @@ def load_uff(
     path = Path(path).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"UFF weights: {path} is not a file; give the path of a file that `mmad-fast train-shared` "
-            "wrote or of an official uff checkpoint (.pth), or 'train', or 'none'"
+            f"UFF weights: {path} is not a file; give the path of a file that "
+            "`mmad-fast train-shared` wrote or of an official uff checkpoint (.pth), or 'train', "
+            "or 'none'"
         )
     # The official files keep the command line of their training beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):

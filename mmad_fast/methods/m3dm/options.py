@@ -106,9 +106,13 @@ class M3dmOptions(VitTokenOptions, PointGroupOptions):
     dlf_schedule: Literal["code", "paper"] = option(
         "code", "How the decision layer is trained.", fit_only=True, in_rows=True
     )
-    point_lambda: float = option(1.0, "Factor of the point bank.", fit_only=True, in_rows=True)
-    rgb_lambda: float = option(0.1, "Factor of the RGB bank.", fit_only=True, in_rows=True)
-    fusion_lambda: float = option(1.0, "Factor of the fusion bank.", fit_only=True, in_rows=True)
+    point_lambda: float = option(
+        1.0, "Factor of the point bank.", above=0, fit_only=True, in_rows=True
+    )
+    rgb_lambda: float = option(0.1, "Factor of the RGB bank.", above=0, fit_only=True, in_rows=True)
+    fusion_lambda: float = option(
+        1.0, "Factor of the fusion bank.", above=0, fit_only=True, in_rows=True
+    )
     bank_dtype: Literal["float32", "float16"] = option(
         "float32", "Of the banks; float16 approximates, at half the memory.", in_rows=True
     )
@@ -165,12 +169,7 @@ class M3dmOptions(VitTokenOptions, PointGroupOptions):
             )
 
     def _check_numbers(self) -> None:
-        positive: dict[str, float] = {
-            "distance_divisor": self.distance_divisor,
-            "point_lambda": self.point_lambda,
-            "rgb_lambda": self.rgb_lambda,
-            "fusion_lambda": self.fusion_lambda,
-        }
+        positive: dict[str, float] = {"distance_divisor": self.distance_divisor}
         numbers = {
             "weight_epsilon": self.weight_epsilon,
             "score_offset": self.score_offset,

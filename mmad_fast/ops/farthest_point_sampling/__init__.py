@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
 from mmad_fast.ops.farthest_point_sampling.backends import OP
 from mmad_fast.ops.point_index import PointIndex
-from mmad_fast.ops.validation import check_integer, check_rows
+from mmad_fast.validation import check_integer, check_rows
 
 __all__ = ["OP", "farthest_point_sampling"]
 

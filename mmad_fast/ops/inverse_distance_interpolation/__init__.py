@@ -12,7 +12,7 @@ from mmad_fast.gpu.device_arrays import DeviceArray, is_device_array, read_devic
 from mmad_fast.ops.inverse_distance_interpolation.backends import DENSE_OP, OP, POOLED_ROWS_OP
 from mmad_fast.ops.point_index import PointIndex
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.ops.validation import check_float_matrix, check_indices, check_integer, check_rows
+from mmad_fast.validation import check_float_matrix, check_indices, check_integer, check_rows
 
 __all__ = [
     "DENSE_OP",

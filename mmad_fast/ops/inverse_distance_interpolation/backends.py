@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.inverse_distance_interpolation import reference
 from mmad_fast.ops.inverse_distance_interpolation.pixel_windows import KERNEL_WINDOW, pixel_windows
 from mmad_fast.ops.point_index import PointIndex
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always
 
 
 def _cpu_weights(
@@ -136,7 +137,7 @@ OP = Op(
     ),
 )
 DENSE_OP = Op(
-    "inverse_distance_interpolation",
+    "inverse_distance_interpolation, dense",
     (
         Backend("cpu", _cpu_dense, kernels_refusal),
         Backend("triton", _triton_dense, cuda_kernels.triton_refusal, device="cuda"),

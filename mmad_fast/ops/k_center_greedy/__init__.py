@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
 from mmad_fast.ops.k_center_greedy.backends import OP
-from mmad_fast.ops.validation import check_float_matrix, check_integer, check_rows
+from mmad_fast.validation import check_float_matrix, check_integer, check_rows
 
 __all__ = ["OP", "k_center_greedy"]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.k_center_greedy import reference
@@ -16,11 +17,11 @@ from mmad_fast.ops.nearest_neighbor_scoring.projection import (
     choose_projection,
     no_projection,
 )
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always
 
 MIN_TERMS_TO_PROJECT = 1e11
-"""Fewer coordinates of pairs of a row and a selected row are multiplied before a projection is
-found."""
+"""Multiply-adds of a selection without pruning (rows x columns x selected rows) from which on a
+projection is looked for."""
 
 Report = Callable[[int], None]
 

@@ -33,12 +33,13 @@ from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.triton_kernels import DEFAULT_SM, LaunchConfig, TritonKernel, compute_capability
 
 MAX_ROWS = 2**30
-"""Rows are counted in 32 bits, also those that a program has room for behind the last one."""
+"""Row numbers are int32, also those of the padding behind the last row."""
 MAX_PROGRAMS = 1024
-"""Each reads what all of them found in the launch before."""
+"""Most programs of a launch: each of them reads the farthest row that every program of the launch
+before has found."""
 RESIDENT_WARPS = {torch.float32: 20, torch.float16: 16}
-"""Per multiprocessor: so many have room on every architecture, and programs are made for as many,
-since those that wait for others to end would end late."""
+"""Warps that a multiprocessor runs at a time on every architecture. A launch has no more programs
+than fit: further ones would start only when the first end."""
 INTERPRETED_MULTIPROCESSORS = 1
 REPORT_STEPS = 1024
 """Launches between two reports: about as many as a device's queue holds."""

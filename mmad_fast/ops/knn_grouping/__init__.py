@@ -12,7 +12,7 @@ from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
 from mmad_fast.ops.knn_grouping.backends import OP
 from mmad_fast.ops.point_index import PointIndex
-from mmad_fast.ops.validation import check_indices, check_integer
+from mmad_fast.validation import check_indices, check_integer
 
 __all__ = ["OP", "KnnGroups", "knn_grouping"]
 

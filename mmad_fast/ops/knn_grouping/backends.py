@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.knn_grouping import reference
 from mmad_fast.ops.point_index import PointIndex
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always
 
 
 def _cpu(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ from mmad_fast.ops.nearest_neighbor_scoring.backends import (
     make_device_bank,
 )
 from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection, no_projection
-from mmad_fast.ops.validation import check_float_matrix, check_integer
+from mmad_fast.validation import check_float_matrix, check_integer
+
+if TYPE_CHECKING:
+    from mmad_fast import _kernels
 
 __all__ = [
     "NEAREST_ROWS_OP",
@@ -92,7 +95,7 @@ class PreparedBank:
         return self
 
     @cached_property
-    def kernel_bank(self) -> Any:
+    def kernel_bank(self) -> _kernels.Bank:
         """What the compiled kernel reads: the rows, their norms and, where that helps, their
         projections. Made at first use; two threads that meet there make it twice, with equal
         content."""
@@ -100,9 +103,9 @@ class PreparedBank:
 
         rows = self.rows
         mean, basis = choose_projection(rows) if self._prune else no_projection(rows.shape[1])
-        return _kernels.Bank(
-            rows.view(np.uint16) if rows.dtype == np.float16 else rows, mean, basis
-        )
+        if rows.dtype == np.float16:
+            return _kernels.Bank(rows.view(np.uint16), mean, basis)
+        return _kernels.Bank(rows.astype(np.float32, copy=False), mean, basis)
 
 
 def _check_bank(bank: Any) -> NDArray[np.float32] | NDArray[np.float16]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.nearest_neighbor_scoring import reference
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always
 
 if TYPE_CHECKING:
     from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
@@ -105,4 +106,4 @@ NEAREST_ROWS_OP = Op(
         "cuda": "no kernel: one query reads the bank once, which torch's own products do",
     },
 )
-"""Of `nearest_rows`."""
+"""The backends of the function `nearest_rows`."""

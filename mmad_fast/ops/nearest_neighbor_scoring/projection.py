@@ -12,13 +12,16 @@ MIN_ROWS, MIN_CHANNELS = 2048, 96
 NUM_SAMPLES = 2048
 NUM_TRIALS = 64
 WIDTHS = (32, 64, 128)
-"""Numbers of projected channels that are tried, the last of them being the length of the rest."""
+"""Numbers of projected channels that are tried. The last channel of each holds the norm of what the
+other channels leave of a row."""
 NUM_ITERATIONS = 4
 SCATTERED_COST = 32
-"""How many times more a term of a dot product costs outside of the matrix product (measured)."""
+"""Cost of one multiply-add where a row is measured on its own, in multiply-adds of the matrix
+product (measured)."""
 MAX_RELATIVE_COST = 0.7
 MAX_NON_ORTHONORMALITY = 1e-12
-"""Of the products of two directions; the kernel shortens them by 1e-9, which covers it."""
+"""Largest deviation of basis.T @ basis from the identity. The kernel scales the basis by 1 - 1e-9,
+so that a deviation up to this one cannot make a projected distance longer than the true one."""
 
 
 class Projection(NamedTuple):

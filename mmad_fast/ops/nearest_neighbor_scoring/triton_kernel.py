@@ -31,10 +31,11 @@ from mmad_fast.gpu.triton_kernels import DEFAULT_SM, LaunchConfig, TritonKernel,
 Configs = Mapping[int, tuple[LaunchConfig, ...]]
 
 PROGRAMS_PER_MULTIPROCESSOR = 2
-"""How many programs of step 2 a split of the bank aims at: two even waves, or one of two resident
-programs."""
+"""The bank is split so that step 2 has about this many programs per multiprocessor: two equal waves
+of one, or one wave where two are resident."""
 MIN_SPLITS = 8
-"""However many the queries: each split gives one more row to the exact comparison."""
+"""Fewest splits of the bank, also where the queries alone fill the device: each split gives the
+exact comparison of step 3 one more candidate."""
 INTERPRETED_MULTIPROCESSORS = 4
 
 

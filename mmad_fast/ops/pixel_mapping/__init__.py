@@ -14,7 +14,7 @@ from mmad_fast.ops.pixel_mapping.backends import OP, network_on_device
 from mmad_fast.ops.pixel_mapping.bilinear import bilinear_rows
 from mmad_fast.ops.pixel_mapping.network import MappingNetwork, PackedMappingNetwork
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.ops.validation import check_float_matrix
+from mmad_fast.validation import check_float_matrix
 
 if TYPE_CHECKING:
     from mmad_fast.ops.pixel_mapping.device_network import DeviceMappingNetwork

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.pixel_mapping import reference
 from mmad_fast.ops.pixel_mapping.network import MappingNetwork
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always
 from mmad_fast.ops.sparse_rows import SparseRows
 
 if TYPE_CHECKING:

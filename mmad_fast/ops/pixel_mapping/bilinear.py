@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.ops.validation import check_indices, check_integer
+from mmad_fast.validation import check_indices, check_integer
 
 
 def bilinear_rows(

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.ops.validation import check_float_matrix
+from mmad_fast.validation import check_float_matrix
+
+if TYPE_CHECKING:
+    from mmad_fast import _kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,7 @@ class PackedMappingNetwork:
 
     in_channels: int
     out_channels: int
-    kernel_network: Any
+    kernel_network: _kernels.PackedNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +138,7 @@ class MappingNetwork:
         return {}
 
     @property
-    def kernel_network(self) -> Any:
+    def kernel_network(self) -> _kernels.PackedNetwork:
         return self.packed.kernel_network
 
 

@@ -11,7 +11,7 @@ from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
 from mmad_fast.ops.point_embedding.backends import OP
 from mmad_fast.ops.point_embedding.weights import TOKEN_CHANNELS, EmbedderWeights
-from mmad_fast.ops.validation import check_float_matrix
+from mmad_fast.validation import check_float_matrix
 
 __all__ = ["OP", "TOKEN_CHANNELS", "EmbedderWeights", "point_embedding"]
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.gpu import cuda_kernels
 from mmad_fast.gpu.device_arrays import DeviceArray
 from mmad_fast.ops.point_embedding import reference
-from mmad_fast.ops.registry import Backend, Op, always, kernels_refusal
+from mmad_fast.ops.registry import Backend, Op, always
 
 if TYPE_CHECKING:
     from mmad_fast.ops.point_embedding.weights import EmbedderWeights

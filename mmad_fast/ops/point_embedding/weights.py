@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.ops.validation import check_float_matrix
+from mmad_fast.validation import check_float_matrix
+
+if TYPE_CHECKING:
+    from mmad_fast import _kernels
 
 TOKEN_CHANNELS = 384
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -28,7 +31,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "second_norm_weight": (512,),
     "second_norm_bias": (512,),
 }
-"""Of every array; the embedder is always of this size."""
+"""Shape of every array, the same for all embedders."""
 
 NORM_NAMES = tuple(name for name in SHAPES if "_norm_" in name)
 
@@ -121,7 +124,7 @@ class EmbedderWeights:
         return self.first_norm_weight is not None
 
     @cached_property
-    def kernel_embedder(self) -> Any:
+    def kernel_embedder(self) -> _kernels.PackedEmbedder:
         """The weights as the compiled kernel reads them, packed at the first use. Two threads that
         meet there pack twice, with equal content."""
         from mmad_fast import _kernels
@@ -133,7 +136,7 @@ class EmbedderWeights:
         """What the GPU backend made of the weights, by CUDA device."""
         return {}
 
-    def pack(self, instruction_set: Any) -> Any:
+    def pack(self, instruction_set: _kernels.InstructionSet) -> _kernels.PackedEmbedder:
         """The weights packed for an instruction set of the compiled kernels."""
         from mmad_fast import _kernels
 

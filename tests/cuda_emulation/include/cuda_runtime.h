@@ -203,7 +203,7 @@ inline void __nanosleep(unsigned) {}
     *address = (result);                                      \
     return old;                                               \
   }
-#define EMULATED_ATOMICS_OF_INTEGERS(type)                                        \
+#define EMULATED_INTEGER_ATOMICS(type)                                            \
   EMULATED_ATOMIC(atomicMin, type, operand < old ? operand : old)                 \
   EMULATED_ATOMIC(atomicMax, type, operand > old ? operand : old)                 \
   EMULATED_ATOMIC(atomicExch, type, operand)                                      \
@@ -215,9 +215,9 @@ inline void __nanosleep(unsigned) {}
     if (old == expected) *address = operand;                                      \
     return old;                                                                   \
   }
-EMULATED_ATOMICS_OF_INTEGERS(int)
-EMULATED_ATOMICS_OF_INTEGERS(unsigned)
-EMULATED_ATOMICS_OF_INTEGERS(unsigned long long)
+EMULATED_INTEGER_ATOMICS(int)
+EMULATED_INTEGER_ATOMICS(unsigned)
+EMULATED_INTEGER_ATOMICS(unsigned long long)
 EMULATED_ATOMIC(atomicMin, long long, operand < old ? operand : old)
 EMULATED_ATOMIC(atomicMax, long long, operand > old ? operand : old)
 EMULATED_ATOMIC(atomicAdd, int, static_cast<int>(static_cast<unsigned>(old) + operand))
@@ -225,7 +225,7 @@ EMULATED_ATOMIC(atomicAdd, unsigned, old + operand)
 EMULATED_ATOMIC(atomicAdd, unsigned long long, old + operand)
 EMULATED_ATOMIC(atomicAdd, float, old + operand)
 EMULATED_ATOMIC(atomicExch, float, operand)
-#undef EMULATED_ATOMICS_OF_INTEGERS
+#undef EMULATED_INTEGER_ATOMICS
 #undef EMULATED_ATOMIC
 #undef EMULATED_UNWATCHED
 

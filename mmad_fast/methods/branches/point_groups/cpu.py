@@ -184,4 +184,4 @@ def require_points(prepared: PreparedScan, group_size: int) -> None:
 
 def point_channels(artifact: Artifact) -> int:
     """C3 of the point features, by an artifact's manifest."""
-    return int(artifact.graph_record(GRAPH)["outputs"]["features"][2])
+    return artifact.output_shape(GRAPH, "features")[2]

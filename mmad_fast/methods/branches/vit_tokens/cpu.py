@@ -52,4 +52,4 @@ def check_graph(artifact: Artifact, graph: Engine, options: VitTokenOptions) -> 
 
 def tokens_shape(artifact: Artifact) -> tuple[int, ...]:
     """(1, T, C2) of the RGB tokens, by an artifact's manifest."""
-    return tuple(artifact.graph_record(GRAPH)["outputs"]["tokens"])
+    return artifact.output_shape(GRAPH, "tokens")

@@ -1,0 +1,201 @@
+import collections.abc
+import typing
+from typing import ClassVar, overload
+
+import numpy
+import numpy.typing
+
+class Bank:
+    @overload
+    def __init__(
+        self,
+        rows: numpy.typing.NDArray[numpy.float32],
+        mean: numpy.typing.NDArray[numpy.float64],
+        basis: numpy.typing.NDArray[numpy.float64],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        rows: numpy.typing.NDArray[numpy.uint16],
+        mean: numpy.typing.NDArray[numpy.float64],
+        basis: numpy.typing.NDArray[numpy.float64],
+    ) -> None: ...
+
+class InstructionSet:
+    __members__: ClassVar[dict] = ...  # read-only
+    AVX2: ClassVar[InstructionSet] = ...
+    AVX512: ClassVar[InstructionSet] = ...
+    BASELINE: ClassVar[InstructionSet] = ...
+    __entries: ClassVar[dict] = ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __index__(self) -> int: ...
+    def __int__(self) -> int: ...
+    def __ne__(self, other: object) -> bool: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class PackedEmbedder:
+    def __init__(
+        self,
+        arrays: collections.abc.Sequence[typing.Annotated[numpy.typing.ArrayLike, numpy.float32]],
+        instruction_set: InstructionSet,
+    ) -> None: ...
+
+class PackedMatrix:
+    def __init__(
+        self, b: numpy.typing.NDArray[numpy.float32], instruction_set: InstructionSet
+    ) -> None: ...
+
+class PackedNetwork:
+    def __init__(
+        self,
+        layers: collections.abc.Sequence[
+            tuple[
+                typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+                typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+            ]
+        ],
+        rotation: numpy.typing.NDArray[numpy.float32],
+    ) -> None: ...
+
+class PointIndex:
+    def __init__(self, points: numpy.typing.NDArray[numpy.float32]) -> None: ...
+
+class ScoringStatistics:
+    @property
+    def measured_rows(self) -> int: ...
+    @property
+    def opened_groups(self) -> int: ...
+    @property
+    def plain_queries(self) -> int: ...
+
+class SelectionStatistics:
+    @property
+    def bounded_pairs(self) -> int: ...
+    @property
+    def measured_pairs(self) -> int: ...
+    @property
+    def num_selected(self) -> int: ...
+    @property
+    def phases(self) -> int: ...
+    @property
+    def stepped_pairs(self) -> int: ...
+
+def apply_sparse_rows(
+    offsets: numpy.typing.NDArray[numpy.int64],
+    columns: numpy.typing.NDArray[numpy.int32],
+    values: numpy.typing.NDArray[numpy.float32],
+    features: numpy.typing.NDArray[numpy.float32],
+    dense: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
+def best_instruction_set() -> InstructionSet: ...
+def density_clusters(
+    points: numpy.typing.NDArray[numpy.float32],
+    radius: typing.SupportsFloat | typing.SupportsIndex,
+    min_points: typing.SupportsInt | typing.SupportsIndex,
+    labels: numpy.typing.NDArray[numpy.int32],
+) -> None: ...
+def farthest_point_sampling(
+    index: PointIndex,
+    start_index: typing.SupportsInt | typing.SupportsIndex,
+    skip_near_origin: bool,
+    indices: numpy.typing.NDArray[numpy.int64],
+) -> None: ...
+def gelu(
+    values: numpy.typing.NDArray[numpy.float32], result: numpy.typing.NDArray[numpy.float32]
+) -> None: ...
+def gemm(
+    a: numpy.typing.NDArray[numpy.float32], b: PackedMatrix, c: numpy.typing.NDArray[numpy.float32]
+) -> None: ...
+def has_instruction_set(instruction_set: InstructionSet) -> bool: ...
+def inverse_distance_interpolation(
+    index: PointIndex,
+    centers: numpy.typing.NDArray[numpy.float32],
+    features: numpy.typing.NDArray[numpy.float32],
+    dense: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
+def inverse_distance_weights(
+    index: PointIndex,
+    centers: numpy.typing.NDArray[numpy.float32],
+    indices: numpy.typing.NDArray[numpy.int64],
+    weights: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
+def k_center_greedy(
+    rows: numpy.typing.NDArray[numpy.float32],
+    mean: numpy.typing.NDArray[numpy.float64],
+    basis: numpy.typing.NDArray[numpy.float64],
+    start: typing.SupportsInt | typing.SupportsIndex,
+    indices: numpy.typing.NDArray[numpy.int64],
+    report: collections.abc.Callable,
+) -> SelectionStatistics: ...
+def keep_largest_cluster(
+    xyz: numpy.typing.NDArray[numpy.float32],
+    radius: typing.SupportsFloat | typing.SupportsIndex,
+    min_points: typing.SupportsInt | typing.SupportsIndex,
+    states: numpy.typing.NDArray[numpy.uint8],
+) -> int: ...
+def knn_grouping(
+    index: PointIndex,
+    center_indices: numpy.typing.NDArray[numpy.int64],
+    num_neighbors: typing.SupportsInt | typing.SupportsIndex,
+    indices: numpy.typing.NDArray[numpy.int64],
+    groups: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
+def mark_pixels(
+    xyz: numpy.typing.NDArray[numpy.float32],
+    plane: numpy.typing.NDArray[numpy.float64],
+    removal_distance: typing.SupportsFloat | typing.SupportsIndex,
+    states: numpy.typing.NDArray[numpy.uint8],
+) -> int: ...
+def nearest_neighbor_scoring(
+    queries: numpy.typing.NDArray[numpy.float32],
+    bank: Bank,
+    distances: numpy.typing.NDArray[numpy.float32],
+    indices: numpy.typing.NDArray[numpy.int64],
+) -> ScoringStatistics: ...
+def nearest_rows(
+    query: numpy.typing.NDArray[numpy.float32],
+    bank: Bank,
+    exclude: typing.SupportsInt | typing.SupportsIndex,
+    distances: numpy.typing.NDArray[numpy.float32],
+    indices: numpy.typing.NDArray[numpy.int64],
+) -> int: ...
+def num_threads() -> int: ...
+def pixel_mapping(
+    source_features: numpy.typing.NDArray[numpy.float32],
+    source_offsets: numpy.typing.NDArray[numpy.int64],
+    source_columns: numpy.typing.NDArray[numpy.int32],
+    source_values: numpy.typing.NDArray[numpy.float32],
+    target_features: numpy.typing.NDArray[numpy.float32],
+    target_offsets: numpy.typing.NDArray[numpy.int64],
+    target_columns: numpy.typing.NDArray[numpy.int32],
+    target_values: numpy.typing.NDArray[numpy.float32],
+    network: PackedNetwork,
+    psi: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
+def point_embedding(
+    groups: numpy.typing.NDArray[numpy.float32],
+    embedder: PackedEmbedder,
+    tokens: numpy.typing.NDArray[numpy.float32],
+) -> bool: ...
+def pooled_interpolation_rows(
+    indices: numpy.typing.NDArray[numpy.int64],
+    weights: numpy.typing.NDArray[numpy.float32],
+    pixel_indices: numpy.typing.NDArray[numpy.int64],
+    num_centers: typing.SupportsInt | typing.SupportsIndex,
+    grid_size: typing.SupportsInt | typing.SupportsIndex,
+    output_size: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[
+    numpy.typing.NDArray[numpy.int64],
+    numpy.typing.NDArray[numpy.int64],
+    numpy.typing.NDArray[numpy.int32],
+    numpy.typing.NDArray[numpy.float32],
+]: ...
+def resize_bicubic(
+    source: numpy.typing.NDArray[numpy.uint8], target: numpy.typing.NDArray[numpy.uint8]
+) -> None: ...
+def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None: ...
