@@ -5,10 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "bicubic_resizing/op.h"
 #include "common/gemm.h"
 #include "common/parallel.h"
 #include "common/point_index.h"
@@ -20,16 +22,62 @@
 #include "nearest_neighbor_scoring/op.h"
 #include "pixel_mapping/op.h"
 #include "point_embedding/op.h"
+#include "run/anomaly_map.h"
+#include "run/background_plane.h"
+#include "run/bilinear_rows.h"
+#include "run/network_input.h"
 
 namespace py = pybind11;
 
-// preprocess: xyz (P, 3) float32, states (P,) uint8 that is written, plane (4,) float64 or empty;
-// source and target of resizing (H, W, 3) uint8.
+// Arrays that own what a kernel made.
+template <typename T>
+py::array_t<T> array_of(std::vector<T>&& values) {
+  auto owned = std::make_unique<std::vector<T>>(std::move(values));
+  py::capsule owner(owned.get(), [](void* memory) { delete static_cast<std::vector<T>*>(memory); });
+  const std::vector<T>* kept = owned.release();
+  return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+}
+
+// (offsets, columns, values)
+py::tuple arrays_of(mmad_fast::SparseRows&& rows) {
+  return py::make_tuple(array_of(std::move(rows.offsets)), array_of(std::move(rows.columns)),
+                        array_of(std::move(rows.values)));
+}
+
+// preprocess: xyz (H, W, 3) or (P, 3) float32, states (P,) uint8 that is written, plane (4,)
+// float64 or empty; source and target of resizing (H, W, 3) uint8.
 void bind_preprocess(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Doubles = py::array_t<double, py::array::c_style>;
   using Bytes = py::array_t<uint8_t, py::array::c_style>;
   using Labels = py::array_t<int32_t, py::array::c_style>;
+  // Tuples, whose types Python's stubs can say; arrays of a fixed size they cannot.
+  using Border = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+  using Triple = std::tuple<double, double, double>;
+  py::class_<mmad_fast::PlaneRecipe>(m, "PlaneRecipe")
+      .def(py::init([](int64_t rim_width_px, int64_t min_rim_points, double min_inlier_fraction,
+                       double min_rim_coverage, double plane_inlier_m, uint64_t seed) {
+             return mmad_fast::PlaneRecipe{rim_width_px,     min_rim_points, min_inlier_fraction,
+                                           min_rim_coverage, plane_inlier_m, seed};
+           }),
+           py::kw_only(), py::arg("rim_width_px"), py::arg("min_rim_points"),
+           py::arg("min_inlier_fraction"), py::arg("min_rim_coverage"), py::arg("plane_inlier_m"),
+           py::arg("seed"));
+  m.def(
+      "find_background_plane",
+      [](const Floats& xyz, const mmad_fast::PlaneRecipe& recipe) {
+        const float* source = xyz.data();
+        const auto height = xyz.shape(0), width = xyz.shape(1);
+        mmad_fast::PlaneSearch search;
+        {
+          py::gil_scoped_release release;
+          search = mmad_fast::find_background_plane(source, height, width, recipe);
+        }
+        std::optional<std::tuple<double, double, double, double>> plane;
+        if (search.plane) plane = std::tuple_cat(*search.plane);
+        return std::make_tuple(plane, search.num_rim_points, search.num_inliers, search.reason);
+      },
+      py::arg("xyz").noconvert(), py::arg("recipe"));
   m.def(
       "mark_pixels",
       [](const Floats& xyz, const Doubles& plane, double removal_distance, Bytes& states) {
@@ -53,17 +101,47 @@ void bind_preprocess(py::module_& m) {
       },
       py::arg("xyz").noconvert(), py::arg("radius"), py::arg("min_points"),
       py::arg("states").noconvert());
+  using mmad_fast::Padding;
   m.def(
-      "resize_bicubic",
-      [](const Bytes& source, Bytes& target) {
-        const uint8_t* input = source.data();
+      "resize_padded_rgb",
+      [](const Bytes& rgb, const Border& padding, bool repeats_edge, Bytes& target) {
+        const auto [top, bottom, left, right] = padding;
+        const uint8_t* source = rgb.data();
         uint8_t* output = target.mutable_data();
-        const auto in_height = source.shape(0), in_width = source.shape(1);
-        const auto out_height = target.shape(0), out_width = target.shape(1);
+        const auto height = rgb.shape(0), width = rgb.shape(1), size = target.shape(0);
         py::gil_scoped_release release;
-        mmad_fast::resize_bicubic(input, in_height, in_width, out_height, out_width, output);
+        mmad_fast::resize_padded_rgb(source, height, width, Padding{top, bottom, left, right},
+                                     repeats_edge, size, output);
       },
-      py::arg("source").noconvert(), py::arg("target").noconvert());
+      py::arg("rgb").noconvert(), py::arg("padding"), py::arg("repeats_edge"),
+      py::arg("target").noconvert());
+  m.def(
+      "normalise_rgb",
+      [](const Bytes& rgb, const Triple& mean, const Triple& std, Floats& image) {
+        const uint8_t* source = rgb.data();
+        float* target = image.mutable_data();
+        const int64_t num_pixels = rgb.size() / 3;
+        const auto [mean_r, mean_g, mean_b] = mean;
+        const auto [std_r, std_g, std_b] = std;
+        const double means[3] = {mean_r, mean_g, mean_b}, stds[3] = {std_r, std_g, std_b};
+        py::gil_scoped_release release;
+        mmad_fast::normalise_rgb(source, num_pixels, means, stds, target);
+      },
+      py::arg("rgb").noconvert(), py::arg("mean"), py::arg("std"), py::arg("image").noconvert());
+  m.def(
+      "resize_padded_xyz",
+      [](const Floats& xyz, const Bytes& states, const Border& padding, Floats& grid) {
+        const auto [top, bottom, left, right] = padding;
+        const float* source = xyz.data();
+        const uint8_t* known = states.size() == 0 ? nullptr : states.data();
+        float* target = grid.mutable_data();
+        const auto height = xyz.shape(0), width = xyz.shape(1), size = grid.shape(0);
+        py::gil_scoped_release release;
+        mmad_fast::resize_padded_xyz(source, known, height, width,
+                                     Padding{top, bottom, left, right}, size, target);
+      },
+      py::arg("xyz").noconvert(), py::arg("states").noconvert(), py::arg("padding"),
+      py::arg("grid").noconvert());
   m.def(
       "density_clusters",
       [](const Floats& points, double radius, int64_t min_points, Labels& labels) {
@@ -130,15 +208,7 @@ void bind_knn_grouping(py::module_& m) {
 
 // inverse_distance_interpolation: centers (G, 3) float32; indices (N, 3) int64 and weights (N, 3)
 // float32 are written, or from features (G, C) the dense (N, C) float32. The pooled rows come back
-// as (pixel_indices, offsets, columns, values), arrays that own what the kernel made.
-template <typename T>
-py::array_t<T> array_of(std::vector<T>&& values) {
-  auto owned = std::make_unique<std::vector<T>>(std::move(values));
-  py::capsule owner(owned.get(), [](void* memory) { delete static_cast<std::vector<T>*>(memory); });
-  const std::vector<T>* kept = owned.release();
-  return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
-}
-
+// as (pixel_indices, (offsets, columns, values)).
 void bind_inverse_distance_interpolation(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Indices = py::array_t<int64_t, py::array::c_style>;
@@ -184,8 +254,7 @@ void bind_inverse_distance_interpolation(py::module_& m) {
                                                    num_points, num_centers, grid_size, output_size);
         }
         return py::make_tuple(array_of(std::move(rows.pixel_indices)),
-                              array_of(std::move(rows.offsets)), array_of(std::move(rows.columns)),
-                              array_of(std::move(rows.values)));
+                              arrays_of(std::move(rows.rows)));
       },
       py::arg("indices").noconvert(), py::arg("weights").noconvert(),
       py::arg("pixel_indices").noconvert(), py::arg("num_centers"), py::arg("grid_size"),
@@ -316,12 +385,42 @@ void bind_k_center_greedy(py::module_& m) {
       py::arg("start"), py::arg("indices").noconvert(), py::arg("report"));
 }
 
-// apply_sparse_rows: rows as offsets (P + 1,) int64, columns int32, values float32; features (T, C)
-// float32; dense (P, C) is written.
+// Rows as offsets (P + 1,) int64, columns int32, values float32; features (T, C) float32; dense
+// (P, C) is written.
 void bind_sparse_rows(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Offsets = py::array_t<int64_t, py::array::c_style>;
   using Columns = py::array_t<int32_t, py::array::c_style>;
+  m.def(
+      "bilinear_rows",
+      [](const Offsets& pixel_indices, int64_t token_grid, int64_t output_size) {
+        const int64_t* source = pixel_indices.data();
+        const int64_t num_pixels = pixel_indices.size();
+        mmad_fast::SparseRows rows;
+        {
+          py::gil_scoped_release release;
+          rows = mmad_fast::bilinear_rows(source, num_pixels, token_grid, output_size);
+        }
+        return arrays_of(std::move(rows));
+      },
+      py::arg("pixel_indices").noconvert(), py::arg("token_grid"), py::arg("output_size"));
+  m.def(
+      "select_rows",
+      [](const Offsets& offsets, const Columns& columns, const Floats& values,
+         const Offsets& chosen) {
+        const mmad_fast::SparseRowsView rows{offsets.data(), columns.data(), values.data(),
+                                             offsets.size() - 1};
+        const int64_t* source = chosen.data();
+        const int64_t count = chosen.size();
+        mmad_fast::SparseRows selected;
+        {
+          py::gil_scoped_release release;
+          selected = mmad_fast::select_rows(rows, source, count);
+        }
+        return arrays_of(std::move(selected));
+      },
+      py::arg("offsets").noconvert(), py::arg("columns").noconvert(), py::arg("values").noconvert(),
+      py::arg("chosen").noconvert());
   m.def(
       "apply_sparse_rows",
       [](const Offsets& offsets, const Columns& columns, const Floats& values,
@@ -419,6 +518,57 @@ void bind_point_embedding(py::module_& m) {
       py::arg("groups").noconvert(), py::arg("embedder"), py::arg("tokens").noconvert());
 }
 
+// anomaly_map: psi (P,) float32, pixel_indices (P,) int64; combined (P,) and map (S, S) float32 are
+// written. The representatives come back as (positions, number).
+void bind_anomaly_map(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Indices = py::array_t<int64_t, py::array::c_style>;
+  m.def(
+      "aggregate",
+      [](const std::string& aggregation, const Floats& psi_2d, const Floats& psi_3d,
+         Floats& combined) {
+        const float *first = psi_2d.data(), *second = psi_3d.data();
+        float* target = combined.mutable_data();
+        const int64_t count = combined.size();
+        py::gil_scoped_release release;
+        mmad_fast::aggregate(aggregation, first, second, count, target);
+      },
+      py::arg("aggregation"), py::arg("psi_2d").noconvert(), py::arg("psi_3d").noconvert(),
+      py::arg("combined").noconvert());
+  m.def(
+      "representative_pixels",
+      [](const Indices& pixel_indices, int64_t grid_size, int64_t stride) {
+        const int64_t* source = pixel_indices.data();
+        const int64_t num_pixels = pixel_indices.size();
+        mmad_fast::RepresentativePixels pixels;
+        {
+          py::gil_scoped_release release;
+          pixels = mmad_fast::representative_pixels(source, num_pixels, grid_size, stride);
+        }
+        return py::make_tuple(array_of(std::move(pixels.positions)),
+                              array_of(std::move(pixels.number)));
+      },
+      py::arg("pixel_indices").noconvert(), py::arg("grid_size"), py::arg("stride"));
+  m.def(
+      "smooth_map",
+      [](const std::string& smoothing, Floats& map) {
+        float* target = map.mutable_data();
+        const int64_t side = map.shape(0);
+        py::gil_scoped_release release;
+        mmad_fast::smooth_map(smoothing, side, target);
+      },
+      py::arg("smoothing"), py::arg("map").noconvert());
+  m.def(
+      "mean_of_nonzero",
+      [](const Floats& values) {
+        const float* source = values.data();
+        const int64_t count = values.size();
+        py::gil_scoped_release release;
+        return mmad_fast::mean_of_nonzero(source, count);
+      },
+      py::arg("values").noconvert());
+}
+
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "CPU kernels of mmad-fast";
   m.def("num_threads", &mmad_fast::num_threads);
@@ -432,6 +582,7 @@ PYBIND11_MODULE(_kernels, m) {
   bind_nearest_neighbor_scoring(m);
   bind_k_center_greedy(m);
   bind_sparse_rows(m);
+  bind_anomaly_map(m);
   bind_pixel_mapping(m);
   bind_point_embedding(m);
 }

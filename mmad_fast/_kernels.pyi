@@ -62,6 +62,17 @@ class PackedNetwork:
         rotation: numpy.typing.NDArray[numpy.float32],
     ) -> None: ...
 
+class PlaneRecipe:
+    def __init__(
+        self,
+        rim_width_px: typing.SupportsInt | typing.SupportsIndex,
+        min_rim_points: typing.SupportsInt | typing.SupportsIndex,
+        min_inlier_fraction: typing.SupportsFloat | typing.SupportsIndex,
+        min_rim_coverage: typing.SupportsFloat | typing.SupportsIndex,
+        plane_inlier_m: typing.SupportsFloat | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
 class PointIndex:
     def __init__(self, points: numpy.typing.NDArray[numpy.float32]) -> None: ...
 
@@ -85,6 +96,12 @@ class SelectionStatistics:
     @property
     def stepped_pairs(self) -> int: ...
 
+def aggregate(
+    aggregation: str,
+    psi_2d: numpy.typing.NDArray[numpy.float32],
+    psi_3d: numpy.typing.NDArray[numpy.float32],
+    combined: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def apply_sparse_rows(
     offsets: numpy.typing.NDArray[numpy.int64],
     columns: numpy.typing.NDArray[numpy.int32],
@@ -93,6 +110,11 @@ def apply_sparse_rows(
     dense: numpy.typing.NDArray[numpy.float32],
 ) -> None: ...
 def best_instruction_set() -> InstructionSet: ...
+def bilinear_rows(
+    pixel_indices: numpy.typing.NDArray[numpy.int64],
+    token_grid: typing.SupportsInt | typing.SupportsIndex,
+    output_size: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple: ...
 def density_clusters(
     points: numpy.typing.NDArray[numpy.float32],
     radius: typing.SupportsFloat | typing.SupportsIndex,
@@ -105,6 +127,9 @@ def farthest_point_sampling(
     skip_near_origin: bool,
     indices: numpy.typing.NDArray[numpy.int64],
 ) -> None: ...
+def find_background_plane(
+    xyz: numpy.typing.NDArray[numpy.float32], recipe: PlaneRecipe
+) -> tuple[tuple[float, float, float, float] | None, int, int, str]: ...
 def gelu(
     values: numpy.typing.NDArray[numpy.float32], result: numpy.typing.NDArray[numpy.float32]
 ) -> None: ...
@@ -151,6 +176,7 @@ def mark_pixels(
     removal_distance: typing.SupportsFloat | typing.SupportsIndex,
     states: numpy.typing.NDArray[numpy.uint8],
 ) -> int: ...
+def mean_of_nonzero(values: numpy.typing.NDArray[numpy.float32]) -> float: ...
 def nearest_neighbor_scoring(
     queries: numpy.typing.NDArray[numpy.float32],
     bank: Bank,
@@ -164,6 +190,20 @@ def nearest_rows(
     distances: numpy.typing.NDArray[numpy.float32],
     indices: numpy.typing.NDArray[numpy.int64],
 ) -> int: ...
+def normalise_rgb(
+    rgb: numpy.typing.NDArray[numpy.uint8],
+    mean: tuple[
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+    ],
+    std: tuple[
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+    ],
+    image: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def num_threads() -> int: ...
 def pixel_mapping(
     source_features: numpy.typing.NDArray[numpy.float32],
@@ -189,13 +229,39 @@ def pooled_interpolation_rows(
     num_centers: typing.SupportsInt | typing.SupportsIndex,
     grid_size: typing.SupportsInt | typing.SupportsIndex,
     output_size: typing.SupportsInt | typing.SupportsIndex,
-) -> tuple[
-    numpy.typing.NDArray[numpy.int64],
-    numpy.typing.NDArray[numpy.int64],
-    numpy.typing.NDArray[numpy.int32],
-    numpy.typing.NDArray[numpy.float32],
-]: ...
-def resize_bicubic(
-    source: numpy.typing.NDArray[numpy.uint8], target: numpy.typing.NDArray[numpy.uint8]
+) -> tuple[numpy.typing.NDArray[numpy.int64], tuple]: ...
+def representative_pixels(
+    pixel_indices: numpy.typing.NDArray[numpy.int64],
+    grid_size: typing.SupportsInt | typing.SupportsIndex,
+    stride: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64]]: ...
+def resize_padded_rgb(
+    rgb: numpy.typing.NDArray[numpy.uint8],
+    padding: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    repeats_edge: bool,
+    target: numpy.typing.NDArray[numpy.uint8],
 ) -> None: ...
+def resize_padded_xyz(
+    xyz: numpy.typing.NDArray[numpy.float32],
+    states: numpy.typing.NDArray[numpy.uint8],
+    padding: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    grid: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
+def select_rows(
+    offsets: numpy.typing.NDArray[numpy.int64],
+    columns: numpy.typing.NDArray[numpy.int32],
+    values: numpy.typing.NDArray[numpy.float32],
+    chosen: numpy.typing.NDArray[numpy.int64],
+) -> tuple: ...
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def smooth_map(smoothing: str, map: numpy.typing.NDArray[numpy.float32]) -> None: ...

@@ -42,9 +42,11 @@ from mmad_fast.whole_folder import (
     write_manifest,
 )
 
-SCHEMA_VERSION = 3
-"""3: `engines` and `measured`. 2: the point embedder is no longer part of the graph "points"; its
-weights are tensors."""
+SCHEMA_VERSION = 4
+"""4: a mapping network's last layer is stored rotated, too. 3: `engines` and `measured`. 2: the
+point embedder is no longer part of the graph "points"; its weights are tensors."""
+OLDEST_SCHEMA = 3
+"""Still read: what schema 4 adds is computed when such a detector is loaded."""
 TENSORS_FILE = "tensors.safetensors"
 GOLDEN_FILE = "golden.safetensors"
 KIND = FolderKind(
@@ -55,6 +57,7 @@ KIND = FolderKind(
     command="mmad-fast fit",
     again="copy the artifact again or refit",
     renew="fit the detector again",
+    oldest_schema=OLDEST_SCHEMA,
 )
 _SAFETENSORS_TYPES = {
     "BOOL": np.bool_,
@@ -96,7 +99,7 @@ class Manifest:
     """The contents of manifest.json.
 
     Attributes:
-        schema: Version of this layout; a reader takes its own only.
+        schema: Version of this layout; a reader takes OLDEST_SCHEMA to SCHEMA_VERSION.
         method: The variant's name, e.g. "cfm-s".
         family: The folder of methods/ that runs it, e.g. "cfm".
         created: ISO date and time, UTC.
@@ -335,7 +338,7 @@ def read_artifact(
     Raises:
         InvalidInputError: `path` is no path.
         ArtifactError: the folder or a file is missing or may not be read, a byte has changed, the
-            manifest is not readable or its schema is not the one of this version.
+            manifest is not readable or its schema is not one that this version reads.
     """
     folder = as_path(path, KIND)
     try:

@@ -29,11 +29,12 @@ class FolderKind:
     Attributes:
         name: As in "the artifact cannot be written".
         contents: As in "this is not a detector artifact".
-        schema: Version of the manifest; a reader takes its own only.
+        schema: Version of the manifest.
         mark: A key of the manifest that no other kind has.
         command: What writes such a folder.
         again: What to do where one is damaged, e.g. "copy the artifact again or refit".
         renew: What to do where its schema is older, e.g. "fit the detector again".
+        oldest_schema: The oldest that is still read; None: `schema` only.
     """
 
     name: str
@@ -43,6 +44,14 @@ class FolderKind:
     command: str
     again: str
     renew: str
+    oldest_schema: int | None = None
+
+    @property
+    def schemas_read(self) -> str:
+        """For messages, as in "3 to 4"."""
+        if self.oldest_schema in (None, self.schema):
+            return str(self.schema)
+        return f"{self.oldest_schema} to {self.schema}"
 
 
 @contextmanager
@@ -205,12 +214,12 @@ def read_manifest(folder: Path, kind: FolderKind) -> dict[str, Any]:
         )
     if schema > kind.schema:
         raise ArtifactError(
-            f"{file}: has schema {schema}, this version reads {kind.schema}; upgrade with:"
+            f"{file}: has schema {schema}, this version reads {kind.schemas_read}; upgrade with:"
             " pip install --upgrade mmad-fast"
         )
-    if schema < kind.schema:
+    if schema < (kind.schema if kind.oldest_schema is None else kind.oldest_schema):
         raise ArtifactError(
-            f"{file}: has schema {schema}, this version reads {kind.schema}; {kind.renew}: "
+            f"{file}: has schema {schema}, this version reads {kind.schemas_read}; {kind.renew}: "
             f"{kind.command}"
         )
     digest = content.pop(DIGEST_KEY, None)

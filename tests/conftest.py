@@ -20,6 +20,7 @@ from mmad_fast.artifact import Golden, write_artifact
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX
 from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.methods.family import get_recipe
+from mmad_fast.ops.pixel_mapping import MappingNetwork
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
 
 RGB_SIZE, TOKEN_GRID, RGB_DIM = 56, 7, 8
@@ -154,7 +155,8 @@ def _mapping(name: str, dim_in: int, dim_out: int, rng: np.random.Generator) -> 
     for layer, shape in sizes.items():
         tensors[f"{name}.{layer}.weight"] = rng.normal(0, 0.5, shape).astype(np.float32)
         tensors[f"{name}.{layer}.bias"] = rng.normal(0, 0.1, shape[:1]).astype(np.float32)
-    return tensors
+    network = MappingNetwork.from_tensors(tensors, f"{name}.")
+    return {**tensors, **network.rotated_tensors(f"{name}.")}
 
 
 def _rgb_graph(rng: np.random.Generator) -> onnx.ModelProto:

@@ -142,14 +142,14 @@ def test_a_truncated_file_is_found_without_hashing(copied: Path) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade(copied: Path) -> None:
-    rewrite_manifest(copied, lambda content: content.update(schema=4))
-    with pytest.raises(ArtifactError, match=r"schema 4, this version reads 3; upgrade"):
+    rewrite_manifest(copied, lambda content: content.update(schema=5))
+    with pytest.raises(ArtifactError, match=r"schema 5, this version reads 3 to 4; upgrade"):
         read_artifact(copied)
 
 
 def test_an_older_schema_asks_for_a_new_fit(copied: Path) -> None:
     rewrite_manifest(copied, lambda content: content.update(schema=2))
-    with pytest.raises(ArtifactError, match=r"schema 2, this version reads 3; fit .* again"):
+    with pytest.raises(ArtifactError, match=r"schema 2, this version reads 3 to 4; fit .* again"):
         read_artifact(copied)
 
 

@@ -138,7 +138,7 @@ def test_graphs_can_be_run_by_what_is_put_around_their_engines(detector, scan_ar
 
 def test_a_graph_that_is_missing_is_named_with_those_that_are_there(detector) -> None:
     choice = detector.engine_choice
-    words = r"no graph 'depth' \(it has: rgb, points\); fit it again"
+    words = r"no graph 'depth' \(it has: rgb, points\); it is incomplete or of another version"
     with pytest.raises(ArtifactError, match=words):
         choice.open("depth")
     with pytest.raises(ArtifactError, match=words):

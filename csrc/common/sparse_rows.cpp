@@ -16,6 +16,17 @@ MMAD_FAST_MULTIVERSION void add_weighted(const float* __restrict__ feature, floa
 
 }  // namespace sparse_row_kernels
 
+SparseRows select_rows(const SparseRowsView& rows, const int64_t* chosen, int64_t count) {
+  SparseRows selected;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = rows.offsets[chosen[i]], end = rows.offsets[chosen[i] + 1];
+    selected.columns.insert(selected.columns.end(), rows.columns + begin, rows.columns + end);
+    selected.values.insert(selected.values.end(), rows.values + begin, rows.values + end);
+    selected.offsets.push_back(static_cast<int64_t>(selected.columns.size()));
+  }
+  return selected;
+}
+
 void apply_sparse_rows(const SparseRowsView& rows, const float* features, int64_t width,
                        float* dense) {
   parallel_for(rows.num_rows, 16, [&](int64_t begin, int64_t end) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace mmad_fast {
 
@@ -13,6 +14,21 @@ struct SparseRowsView {
   const float* values;
   int64_t num_rows;
 };
+
+// Rows whose number of entries is only known when they are made.
+struct SparseRows {
+  std::vector<int64_t> offsets = {0};
+  std::vector<int32_t> columns;
+  std::vector<float> values;
+
+  int64_t num_rows() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  SparseRowsView view() const {
+    return {offsets.data(), columns.data(), values.data(), num_rows()};
+  }
+};
+
+// The listed rows (count,), in that order.
+SparseRows select_rows(const SparseRowsView& rows, const int64_t* chosen, int64_t count);
 
 // dense (num_rows x width) = rows * features (num_tokens x width), both row-major; the terms of a
 // sum are added in the order of the row.

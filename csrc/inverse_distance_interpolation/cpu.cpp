@@ -279,14 +279,14 @@ class RowSum {
     if (used_.empty()) return;
     std::sort(used_.begin(), used_.end());
     for (const int32_t center : used_) {
-      rows.columns.push_back(center);
-      rows.values.push_back(static_cast<float>(slots_[center]));
+      rows.rows.columns.push_back(center);
+      rows.rows.values.push_back(static_cast<float>(slots_[center]));
       slots_[center] = 0.0;
       in_use_[center] = 0;
     }
     used_.clear();
     rows.pixel_indices.push_back(pixel);
-    rows.offsets.push_back(static_cast<int64_t>(rows.columns.size()));
+    rows.rows.offsets.push_back(static_cast<int64_t>(rows.rows.columns.size()));
   }
 
  private:
@@ -300,20 +300,22 @@ PooledRows join(const std::vector<PooledRows>& bands) {
   size_t num_rows = 0, num_entries = 0;
   for (const PooledRows& band : bands) {
     num_rows += band.pixel_indices.size();
-    num_entries += band.columns.size();
+    num_entries += band.rows.columns.size();
   }
   all.pixel_indices.reserve(num_rows);
-  all.offsets.reserve(num_rows + 1);
-  all.columns.reserve(num_entries);
-  all.values.reserve(num_entries);
-  all.offsets.push_back(0);
+  SparseRows& rows = all.rows;
+  rows.offsets.reserve(num_rows + 1);
+  rows.columns.reserve(num_entries);
+  rows.values.reserve(num_entries);
   for (const PooledRows& band : bands) {
-    const int64_t before = static_cast<int64_t>(all.columns.size());
-    for (const int64_t offset : band.offsets) all.offsets.push_back(before + offset);
+    const int64_t before = rows.offsets.back();
+    for (auto offset = band.rows.offsets.begin() + 1; offset != band.rows.offsets.end(); ++offset) {
+      rows.offsets.push_back(before + *offset);
+    }
     all.pixel_indices.insert(all.pixel_indices.end(), band.pixel_indices.begin(),
                              band.pixel_indices.end());
-    all.columns.insert(all.columns.end(), band.columns.begin(), band.columns.end());
-    all.values.insert(all.values.end(), band.values.begin(), band.values.end());
+    rows.columns.insert(rows.columns.end(), band.rows.columns.begin(), band.rows.columns.end());
+    rows.values.insert(rows.values.end(), band.rows.values.begin(), band.rows.values.end());
   }
   return all;
 }

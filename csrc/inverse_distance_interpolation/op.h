@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/sparse_rows.h"
+
 namespace mmad_fast {
 
 struct PointIndex;
@@ -21,13 +23,10 @@ void inverse_distance_interpolation(const PointIndex& index, const float* center
                                     int64_t num_centers, const float* features,
                                     int64_t num_channels, float* dense);
 
-// Sparse rows over centres, one per pooled pixel; its sizes are only known when it is done, so
-// unlike other results it owns its memory.
+// Sparse rows over centres, one per pooled pixel; columns ascend within a row.
 struct PooledRows {
   std::vector<int64_t> pixel_indices;  // (P), ascending
-  std::vector<int64_t> offsets;        // (P + 1)
-  std::vector<int32_t> columns;        // (nnz), ascending within a row
-  std::vector<float> values;           // (nnz)
+  SparseRows rows;
 };
 
 // The rows of: scatter the N interpolated points to grid_size^2 zeros at pixel_indices (each at

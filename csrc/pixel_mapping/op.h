@@ -1,4 +1,4 @@
-// The crossmodal network of CFM on every pixel, and how far its prediction is from the feature
+// A crossmodal mapping network on every pixel, and how far its prediction is from the feature
 // there.
 #pragma once
 

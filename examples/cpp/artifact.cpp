@@ -1,24 +1,28 @@
 #include "artifact.h"
 
+#include <openssl/evp.h>
+
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <fstream>
-#include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <vector>
 
 #include "error.h"
-#include "manifest_digest.h"
-#include "sha256.h"
 
 namespace mmad_fast_infer {
 namespace {
 
 using nlohmann::json;
+using std::filesystem::path;
 
-constexpr int64_t kSchema = 3;
+constexpr int64_t kSchema = 4;
+constexpr const char* kUpgrade = "; build a newer version of it";
+constexpr const char* kRefit =
+    "; fit the detector again (mmad-fast fit), or run it with mmad_fast in Python";
 constexpr int64_t kMaxSide = 1 << 15;
-constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
 // What is wrong with an artifact's content; the advice is the same for all.
 class DamagedArtifact : public InferError {
@@ -26,146 +30,96 @@ class DamagedArtifact : public InferError {
   using InferError::InferError;
 };
 
-// A JSON object of the manifest that is read field by field, with messages that name the field.
-class Record {
- public:
-  Record(const json& content, std::string name) : content_(content), name_(std::move(name)) {
-    if (!content_.is_object()) throw DamagedArtifact(text(name_, " is no object"));
+// 64 lower-case hexadecimal digits of what is left of the stream.
+std::string sha256(std::istream& stream) {
+  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> state(EVP_MD_CTX_new(),
+                                                                      EVP_MD_CTX_free);
+  bool is_good = state && EVP_DigestInit_ex(state.get(), EVP_sha256(), nullptr);
+  std::vector<char> buffer(1 << 20);
+  while (is_good && stream) {
+    stream.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+    is_good = EVP_DigestUpdate(state.get(), buffer.data(), stream.gcount());
   }
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned count = 0;
+  is_good = is_good && stream.eof() && EVP_DigestFinal_ex(state.get(), digest, &count);
+  if (!is_good) throw InferError("a file cannot be read to its end, or OpenSSL has no SHA-256");
+  std::string digits;
+  for (unsigned i = 0; i < count; ++i) {
+    for (const int shift : {4, 0}) digits += "0123456789abcdef"[digest[i] >> shift & 15];
+  }
+  return digits;
+}
 
-  const json& field(const std::string& key) const {
-    const auto found = content_.find(key);
-    if (found == content_.end()) throw DamagedArtifact(text(name_, " lacks '", key, "'"));
-    return *found;
+// The next value of a valid JSON text, as Python's json.dumps(value, sort_keys=True,
+// separators=(",", ":")) has it, numbers spelled as in the text: the manifest's sha256 is that of
+// this form without the member that holds it.
+std::string canonical(const char*& at, const std::string& left_out = "") {
+  const auto skip_blanks = [&] { at += std::strspn(at, " \n\r\t,:"); };
+  skip_blanks();
+  const char* begin = at;
+  if (*begin == '"') {
+    for (++at; *at != '"'; ++at) at += *at == '\\';
+    return {begin, ++at};
   }
-  int64_t integer(const std::string& key, int64_t minimum, int64_t maximum) const {
-    const json& value = field(key);
-    const bool fits = value.is_number_integer() &&
-                      (!value.is_number_unsigned() ||
-                       value.get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()}) &&
-                      value.get<int64_t>() >= minimum && value.get<int64_t>() <= maximum;
-    if (!fits) refuse(key, text("an integer in ", minimum, "..", maximum));
-    return value.get<int64_t>();
-  }
-  double number(const std::string& key, double minimum, double maximum) const {
-    const json& value = field(key);
-    const bool fits =
-        value.is_number() && value.get<double>() >= minimum && value.get<double>() <= maximum;
-    if (!fits) refuse(key, text("a number in ", minimum, "..", maximum));
-    return value.get<double>();
-  }
-  bool flag(const std::string& key) const {
-    if (!field(key).is_boolean()) refuse(key, "true or false");
-    return field(key).get<bool>();
-  }
-  std::string name(const std::string& key) const {
-    if (!field(key).is_string()) refuse(key, "a string");
-    return field(key).get<std::string>();
-  }
-  std::string choice(const std::string& key, const std::vector<std::string>& known) const {
-    const std::string value = name(key);
-    if (std::find(known.begin(), known.end(), value) == known.end()) {
-      std::string listed;
-      for (const std::string& other : known) listed += (listed.empty() ? "" : ", ") + other;
-      refuse(key, "one of " + listed);
+  if (*begin != '{' && *begin != '[') return {begin, at += std::strcspn(at, " \n\r\t,:}]")};
+  std::map<std::string, std::string> members;  // by key without its quotation marks
+  std::string items;
+  for (++at, skip_blanks(); *at != '}' && *at != ']'; skip_blanks()) {
+    std::string item = canonical(at);
+    if (*begin == '[') {
+      items += (items.empty() ? "" : ",") + item;
+    } else {
+      members[item.substr(1, item.size() - 2)] = canonical(at);
     }
-    return value;
   }
-  std::array<double, 3> triple(const std::string& key) const {
-    const json& value = field(key);
-    const bool fits = value.is_array() && value.size() == 3 &&
-                      std::all_of(value.begin(), value.end(), [](const json& number) {
-                        return number.is_number() && std::isfinite(number.get<double>());
-                      });
-    if (!fits) refuse(key, "three finite numbers");
-    return value.get<std::array<double, 3>>();
+  members.erase(left_out);
+  for (const auto& [key, value] : members) {
+    items += (items.empty() ? "\"" : ",\"") + key + "\":" + value;
   }
+  return *begin + items + *at++;
+}
 
- private:
-  [[noreturn]] void refuse(const std::string& key, const std::string& need) const {
-    throw DamagedArtifact(text(name_, ": ", key, " is ",
-                               field(key).dump(-1, ' ', true, json::error_handler_t::replace),
-                               "; it must be ", need));
-  }
+int64_t integer(const json& record, const char* key, int64_t minimum, int64_t maximum) {
+  const auto value = record.at(key).get<int64_t>();
+  if (value >= minimum && value <= maximum) return value;
+  throw DamagedArtifact(text(key, " is ", value, "; it must be in ", minimum, "..", maximum));
+}
 
-  const json& content_;
-  std::string name_;
-};
+std::string choice(const json& record, const char* key, const std::vector<std::string>& known) {
+  const auto value = record.at(key).get<std::string>();
+  if (std::find(known.begin(), known.end(), value) != known.end()) return value;
+  std::string listed;
+  for (const std::string& other : known) listed += (listed.empty() ? "" : ", ") + other;
+  throw DamagedArtifact(text(key, " is ", value, "; it must be one of ", listed));
+}
 
-std::string read_manifest(const std::filesystem::path& folder) {
-  std::error_code failure;
-  if (!std::filesystem::is_directory(folder, failure)) {
-    throw InferError(text(folder.string(), ": no such folder; make a detector artifact with ",
-                          "`mmad-fast fit`, or check the path"));
-  }
+std::string read_manifest(const path& folder) {
   std::ifstream stream(folder / "manifest.json", std::ios::binary);
   std::ostringstream content;
-  if (!(content << stream.rdbuf())) {
-    throw InferError(text(folder.string(), ": has no manifest.json that can be read; name the ",
-                          "folder that `mmad-fast fit --output` wrote"));
-  }
-  return content.str();
+  if (content << stream.rdbuf()) return content.str();
+  throw InferError(text(folder.string(), ": has no manifest.json that can be read, or there is no ",
+                        "such folder; name the one that `mmad-fast fit --output` wrote"));
 }
 
-json parse_manifest(const std::string& content, const std::filesystem::path& folder) {
-  try {
-    return json::parse(content);
-  } catch (const json::exception& error) {
-    throw InferError(text(folder.string(), "/manifest.json: is not a readable manifest (",
-                          error.what(), "); copy the artifact again or refit"));
-  }
-}
-
-void check_schema(int64_t schema, const std::filesystem::path& folder) {
-  if (schema == kSchema) return;
-  throw InferError(text(
-      folder.string(), ": has schema ", schema, ", this program reads ", kSchema, "; ",
-      schema > kSchema ? "build a newer version of it" : "fit the detector again: mmad-fast fit"));
-}
-
-void check_family(const std::string& family, const std::string& method,
-                  const std::filesystem::path& folder) {
-  if (family == "cfm") return;
-  throw InferError(text(folder.string(), ": is a detector of method ", method, ", family ", family,
-                        "; this program runs the family cfm only: run it with mmad_fast in ",
-                        "Python, or fit another: mmad-fast fit --method cfm-s"));
-}
-
-void check_plain_name(const std::string& name) {
-  const std::filesystem::path path(name);
-  if (name.empty() || name == "." || name == ".." || path.filename() != path) {
-    throw DamagedArtifact(text("names a file outside the artifact: '", name, "'"));
-  }
-}
-
-std::map<std::string, std::filesystem::path> read_graphs(const Record& manifest,
-                                                         const std::filesystem::path& folder) {
-  const Record graphs(manifest.field("graphs"), "graphs");
-  std::map<std::string, std::filesystem::path> result;
-  for (const char* name : {"rgb", "points"}) {
-    const std::string file = Record(graphs.field(name), name).name("file");
-    check_plain_name(file);
-    result[name] = folder / file;
-  }
-  return result;
+void check_digest(const std::string& manifest_text, const json& manifest) {
+  const char* at = manifest_text.c_str();
+  std::istringstream stream(canonical(at, "manifest_sha256"));
+  if (sha256(stream) == manifest.at("manifest_sha256").get<std::string>()) return;
+  throw DamagedArtifact(
+      "the manifest has been changed since it was written (its own sha256 differs)");
 }
 
 // Compares the files that are read here; an artifact may hold large ones for other engines.
-void verify_files(const Record& manifest, const Artifact& artifact) {
-  const Record files(manifest.field("files"), "files");
-  std::vector<std::filesystem::path> read = {artifact.tensors_file(), artifact.golden_file()};
+void verify_files(const json& manifest, const Artifact& artifact) {
+  std::vector<path> read = {artifact.tensors_file(), artifact.golden_file()};
   for (const auto& [graph, file] : artifact.graphs) read.push_back(file);
-  for (const std::filesystem::path& file : read) {
+  for (const path& file : read) {
     const std::string name = file.filename().string();
-    const Record wanted(files.field(name), name);
-    const int64_t bytes = wanted.integer("bytes", 0, std::numeric_limits<int64_t>::max());
-    std::error_code failure;
-    const auto size = std::filesystem::file_size(file, failure);
-    if (failure) throw DamagedArtifact(text("the file ", name, " is missing"));
-    if (size != static_cast<uintmax_t>(bytes)) {
-      throw DamagedArtifact(text(name, " has ", size, " bytes, the manifest says ", bytes));
-    }
-    const std::string digest = sha256_of_file(file), expected = wanted.name("sha256");
+    std::ifstream stream(file, std::ios::binary);
+    if (!stream) throw DamagedArtifact(text("the file ", name, " is missing"));
+    const auto expected = manifest.at("files").at(name).at("sha256").get<std::string>();
+    const std::string digest = sha256(stream);
     if (digest != expected) {
       throw DamagedArtifact(text(name, " has been changed (sha256 ", digest.substr(0, 12),
                                  "..., the manifest says ", expected.substr(0, 12), "...)"));
@@ -173,54 +127,40 @@ void verify_files(const Record& manifest, const Artifact& artifact) {
   }
 }
 
-Recipe read_recipe(const json& content) {
-  const Record record(content, "preprocess");
-  const double most = std::numeric_limits<double>::max(), least = 1e-9;
+Recipe read_recipe(const json& record) {
   Recipe recipe;
-  recipe.remove_background = record.flag("remove_background");
-  recipe.black_background = record.choice("rgb_background", {"keep", "black"}) == "black";
-  recipe.edge_padding = record.choice("rgb_padding", {"edge", "zero"}) == "edge";
-  recipe.rim_width_px = record.integer("rim_width_px", 1, kMaxInt32);
-  recipe.min_rim_points = record.integer("min_rim_points", 1, kMaxInt32);
-  recipe.cluster_min_points = record.integer("cluster_min_points", 1, kMaxInt32);
-  recipe.min_inlier_fraction = record.number("min_inlier_fraction", 0, 1);
-  recipe.min_rim_coverage = record.number("min_rim_coverage", 0, 1);
-  recipe.plane_inlier_m = record.number("plane_inlier_m", least, most);
-  recipe.plane_removal_m = record.number("plane_removal_m", least, most);
-  recipe.cluster_radius_m = record.number("cluster_radius_m", 1e-4, most);
-  recipe.seed = record.integer("seed", 0, std::numeric_limits<int64_t>::max());
-  recipe.mean = record.triple("mean");
-  recipe.std = record.triple("std");
-  for (const double deviation : recipe.std) {
-    if (deviation <= 0) throw DamagedArtifact("preprocess: std must be three positive numbers");
-  }
+  record.at("remove_background").get_to(recipe.remove_background);
+  recipe.blackens_background = choice(record, "rgb_background", {"keep", "black"}) == "black";
+  recipe.pads_by_edge = choice(record, "rgb_padding", {"edge", "zero"}) == "edge";
+  recipe.plane.rim_width_px = integer(record, "rim_width_px", 1, INT32_MAX);
+  recipe.plane.min_rim_points = integer(record, "min_rim_points", 1, INT32_MAX);
+  record.at("min_inlier_fraction").get_to(recipe.plane.min_inlier_fraction);
+  record.at("min_rim_coverage").get_to(recipe.plane.min_rim_coverage);
+  record.at("plane_inlier_m").get_to(recipe.plane.plane_inlier_m);
+  record.at("seed").get_to(recipe.plane.seed);
+  record.at("plane_removal_m").get_to(recipe.plane_removal_m);
+  record.at("cluster_radius_m").get_to(recipe.cluster_radius_m);
+  recipe.cluster_min_points = integer(record, "cluster_min_points", 1, INT32_MAX);
+  record.at("mean").get_to(recipe.mean);
+  record.at("std").get_to(recipe.std);
   return recipe;
 }
 
-Parameters read_parameters(const json& content) {
-  const Record record(content, "parameters");
+Parameters read_parameters(const json& record) {
   Parameters parameters;
-  parameters.rgb_size = record.integer("rgb_size", 1, kMaxSide);
-  parameters.token_grid = record.integer("token_grid", 1, kMaxSide);
-  parameters.grid_size = record.integer("grid_size", 3, kMaxSide);
-  parameters.num_groups = record.integer("num_groups", 3, kMaxInt32);
-  parameters.group_size = record.integer("group_size", 1, kMaxInt32);
-  parameters.pixel_stride = record.integer("pixel_stride", 1, 4);
-  if (parameters.pixel_stride == 3)
-    throw DamagedArtifact("pixel_stride is 3; it must be 1, 2 or 4");
-  parameters.skip_near_origin = record.flag("skip_near_origin");
+  parameters.rgb_size = integer(record, "rgb_size", 1, kMaxSide);
+  parameters.token_grid = integer(record, "token_grid", 1, kMaxSide);
+  parameters.grid_size = integer(record, "grid_size", 3, kMaxSide);
+  parameters.num_groups = integer(record, "num_groups", 3, INT32_MAX);
+  parameters.group_size = integer(record, "group_size", 1, INT32_MAX);
+  parameters.pixel_stride = integer(record, "pixel_stride", 1, 4);
+  record.at("skip_near_origin").get_to(parameters.skip_near_origin);
   parameters.aggregation =
-      record.choice("aggregation", {"product", "sum", "max", "psi_2d", "psi_3d"});
-  parameters.mapping = record.choice("mapping", {"crossmodal", "intramodal"});
-  parameters.score_norm = record.choice("score_norm", {"cfm", "raw"});
-  parameters.smoothing = record.choice("smoothing", {"boxes53", "sigma4"});
+      choice(record, "aggregation", {"product", "sum", "max", "psi_2d", "psi_3d"});
+  parameters.mapping = choice(record, "mapping", {"crossmodal", "intramodal"});
+  parameters.score_norm = choice(record, "score_norm", {"cfm", "raw"});
+  parameters.smoothing = choice(record, "smoothing", {"boxes53", "sigma4"});
   return parameters;
-}
-
-std::optional<double> read_threshold(const json& content) {
-  if (content.is_null()) return std::nullopt;
-  const double most = std::numeric_limits<double>::max();
-  return Record(content, "threshold").number("value", -most, most);
 }
 
 }  // namespace
@@ -233,27 +173,38 @@ std::map<std::string, std::string> Parameters::networks() const {
   return names;
 }
 
-Artifact read_artifact(const std::filesystem::path& folder) {
+Artifact read_artifact(const path& folder) {
   const std::string manifest_text = read_manifest(folder);
-  const json content = parse_manifest(manifest_text, folder);
   try {
-    const Record manifest(content, "the manifest");
+    const json manifest = json::parse(manifest_text);
     Artifact artifact;
     artifact.folder = folder;
-    artifact.schema = manifest.integer("schema", 0, kMaxInt32);
-    check_schema(artifact.schema, folder);
-    if (manifest_digest(manifest_text) != manifest.name(kDigestKey)) {
-      throw DamagedArtifact(
-          "the manifest has been changed since it was written (its own sha256 differs)");
+    manifest.at("schema").get_to(artifact.schema);
+    if (artifact.schema != kSchema) {
+      throw InferError(text(folder.string(), ": has schema ", artifact.schema, ", this program ",
+                            "reads ", kSchema, artifact.schema > kSchema ? kUpgrade : kRefit));
     }
-    artifact.method = manifest.name("method");
-    check_family(manifest.name("family"), artifact.method, folder);
-    artifact.graphs = read_graphs(manifest, folder);
+    check_digest(manifest_text, manifest);
+    manifest.at("method").get_to(artifact.method);
+    if (const auto family = manifest.at("family").get<std::string>(); family != "cfm") {
+      throw InferError(text(folder.string(), ": is a detector of method ", artifact.method,
+                            ", family ", family, "; this program runs the family cfm only: run it ",
+                            "with mmad_fast in Python, or fit another: mmad-fast fit"));
+    }
+    for (const char* name : {"rgb", "points"}) {
+      const auto file = manifest.at("graphs").at(name).at("file").get<std::string>();
+      artifact.graphs[name] = folder / path(file).filename();  // never a file outside
+    }
     verify_files(manifest, artifact);
-    artifact.recipe = read_recipe(manifest.field("preprocess"));
-    artifact.parameters = read_parameters(manifest.field("parameters"));
-    artifact.threshold = read_threshold(manifest.field("threshold"));
+    artifact.recipe = read_recipe(manifest.at("preprocess"));
+    artifact.parameters = read_parameters(manifest.at("parameters"));
+    if (const json& threshold = manifest.at("threshold"); !threshold.is_null()) {
+      artifact.threshold = threshold.at("value").get<double>();
+    }
     return artifact;
+  } catch (const json::exception& error) {
+    throw InferError(text(folder.string(), "/manifest.json: is not a readable manifest (",
+                          error.what(), "); copy the artifact again or fit it again"));
   } catch (const DamagedArtifact& error) {
     throw InferError(
         text(folder.string(), ": ", error.what(), "; copy the artifact again or fit it again"));

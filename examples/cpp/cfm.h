@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "artifact.h"
-#include "mapping_network.h"
+#include "common/sparse_rows.h"
 #include "onnx_graph.h"
+#include "pixel_mapping/op.h"
 #include "point_embedding/op.h"
 #include "scan.h"
 
@@ -24,6 +25,15 @@ struct Answer {
   StageTimes stage_ms;
 };
 
+// The features of one modality: few, and how each pixel mixes them.
+struct Features {
+  std::vector<float> values;   // (T, C): tokens, row-major on the token grid, or point groups
+  int64_t num_channels;        // C
+  mmad_fast::SparseRows rows;  // (P x T)
+
+  int64_t num_rows() const { return static_cast<int64_t>(values.size()) / num_channels; }
+};
+
 class CfmDetector {
  public:
   // Throws InferError where a graph or tensor is missing or does not fit the parameters.
@@ -33,15 +43,13 @@ class CfmDetector {
   Answer infer(const Scan& scan);
 
  private:
-  // The features of one scan: few tokens and groups, and how each pixel mixes them.
-  struct Features;
-  Features extract(PreparedScan& prepared, StageTimes& times);
-  std::vector<float> discrepancy(const Features& features, const std::string& network) const;
+  std::vector<int64_t> extract(PreparedScan& prepared, Features& rgb, Features& point,
+                               StageTimes& times);
 
   Artifact artifact_;
   OnnxGraph rgb_, points_;
   mmad_fast::PackedEmbedder embedder_;
-  std::map<std::string, MappingNetwork> networks_;
+  std::map<std::string, mmad_fast::PackedNetwork> networks_;
   int64_t token_channels_, feature_channels_;
 };
 

@@ -14,29 +14,24 @@ namespace mmad_fast_infer {
 
 // ONNX Runtime for this process: one arena for all graphs. Throws InferError where the library is
 // older than the headers.
-class OnnxRuntime {
- public:
+struct OnnxRuntime {
   explicit OnnxRuntime(int num_threads);
-  Ort::Env& environment() { return environment_; }
-  const Ort::SessionOptions& options() const { return options_; }
   static std::string version();
 
- private:
-  Ort::Env environment_{nullptr};
-  Ort::SessionOptions options_{nullptr};
+  Ort::Env environment{nullptr};
+  Ort::SessionOptions options{nullptr};
 };
 
 class OnnxGraph {
  public:
   using Shape = std::vector<int64_t>;
 
-  // Throws InferError where the file cannot be loaded.
+  // Throws Ort::Exception where the file cannot be loaded.
   OnnxGraph(OnnxRuntime& runtime, std::filesystem::path file);
 
-  // Shape of the input or output of that name; -1: an axis that is not static. Empty: there is
-  // none.
-  Shape input_shape(const std::string& name) const;
-  Shape output_shape(const std::string& name) const;
+  // Throws InferError unless the input or output of that name has this shape; -1: any length.
+  // Returns the shape that it has.
+  Shape require(const std::string& name, const Shape& wanted) const;
 
   // The output of that name, from one array per input, each of its input's shape.
   std::vector<float> run(const std::map<std::string, std::vector<float>*>& inputs,
@@ -45,7 +40,7 @@ class OnnxGraph {
  private:
   std::filesystem::path file_;
   Ort::Session session_{nullptr};
-  std::map<std::string, Shape> input_shapes_, output_shapes_;
+  std::map<std::string, Shape> shapes_;  // of inputs and outputs
 };
 
 }  // namespace mmad_fast_infer

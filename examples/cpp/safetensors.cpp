@@ -1,9 +1,10 @@
 #include "safetensors.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <utility>
 
 #include "error.h"
 
@@ -12,132 +13,98 @@ namespace {
 
 using nlohmann::json;
 
-// 8 bytes, little-endian, before the header: its length.
-constexpr int64_t kLengthBytes = 8;
-
-int64_t item_size(const std::string& dtype) {
-  static const std::map<std::string, int64_t> sizes = {{"U8", 1}, {"F32", 4}, {"F64", 8}};
-  const auto found = sizes.find(dtype);
-  return found == sizes.end() ? 0 : found->second;
-}
-
-[[noreturn]] void refuse(const std::filesystem::path& file, const std::string& reason) {
-  throw InferError(text(file.string(), ": is not a readable safetensors file (", reason,
-                        "); copy or write it again"));
-}
+constexpr int64_t kLengthBytes = 8;  // before the header: its length, in this machine's byte order
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors files are little-endian");
 
 std::vector<uint8_t> read_bytes(const std::filesystem::path& file) {
   std::error_code failure;
   if (!std::filesystem::is_regular_file(file, failure)) {
     throw InferError(text(file.string(), ": no such file; check the path"));
   }
-  const auto size = std::filesystem::file_size(file, failure);
-  if (failure) throw InferError(text(file.string(), ": cannot be read (", failure.message(), ")"));
-  std::vector<uint8_t> bytes(size);
+  std::vector<uint8_t> bytes(std::filesystem::file_size(file));
   std::ifstream stream(file, std::ios::binary);
-  stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
-  if (!stream) {
+  stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  if (!stream)
     throw InferError(text(file.string(), ": cannot be read; check that you may read it"));
-  }
   return bytes;
 }
 
-// The header's shape, with a number of bytes that fits int64_t: (shape, bytes).
-std::pair<std::vector<int64_t>, int64_t> parse_shape(const json& entry, int64_t bytes_per_item) {
-  const auto shape = entry.at("shape").get<std::vector<int64_t>>();
-  int64_t bytes = bytes_per_item;
-  for (const int64_t length : shape) {
-    if (length < 0 || __builtin_mul_overflow(bytes, length, &bytes)) {
-      throw InferError(text("shape ", shape_text(shape)));
-    }
-  }
-  return {shape, bytes};
-}
-
 Tensor parse_tensor(const json& entry, const uint8_t* data, int64_t data_bytes) {
-  Tensor tensor;
-  tensor.dtype = entry.at("dtype").get<std::string>();
-  const auto offsets = entry.at("data_offsets").get<std::vector<int64_t>>();
-  if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0] || offsets[1] > data_bytes) {
+  Tensor tensor{entry.at("dtype"), entry.at("shape"), {}, {}, {}};
+  const auto [begin, end] = entry.at("data_offsets").get<std::array<int64_t, 2>>();
+  if (begin < 0 || end < begin || end > data_bytes) {
     throw InferError(text("data offsets out of the file's ", data_bytes, " bytes of data"));
   }
-  int64_t bytes = 0;
-  std::tie(tensor.shape, bytes) = parse_shape(entry, item_size(tensor.dtype));
-  if (item_size(tensor.dtype) == 0) return tensor;
-  if (bytes != offsets[1] - offsets[0]) {
-    throw InferError(text(offsets[1] - offsets[0], " bytes for ", tensor.dtype, " of shape ",
-                          shape_text(tensor.shape)));
-  }
-  tensor.bytes.assign(data + offsets[0], data + offsets[1]);
+  const auto fill = [&, first = data + begin, last = data + end](auto& values) {
+    int64_t bytes = sizeof(values[0]);
+    bool fits = true;
+    for (const int64_t length : tensor.shape) {
+      fits = fits && length >= 0 && !__builtin_mul_overflow(bytes, length, &bytes);
+    }
+    if (!fits || bytes != last - first) {
+      throw InferError(
+          text(last - first, " bytes of ", tensor.dtype, " ", shape_text(tensor.shape)));
+    }
+    values.resize(bytes / sizeof(values[0]));
+    std::copy(first, last, reinterpret_cast<uint8_t*>(values.data()));
+  };
+  if (tensor.dtype == "F32") fill(tensor.floats);
+  if (tensor.dtype == "F64") fill(tensor.doubles);
+  if (tensor.dtype == "U8") fill(tensor.bytes);
   return tensor;
+}
+
+Tensors parse_tensors(const std::vector<uint8_t>& content) {
+  const auto size = static_cast<int64_t>(content.size());
+  if (size < kLengthBytes) throw InferError(text("it has ", size, " bytes"));
+  uint64_t length = 0;
+  std::memcpy(&length, content.data(), kLengthBytes);
+  if (length > static_cast<uint64_t>(size - kLengthBytes)) {
+    throw InferError(text("a header of ", length, " bytes in a file of ", size, ": truncated?"));
+  }
+  const uint8_t *header = content.data() + kLengthBytes, *data = header + length;
+  Tensors tensors;
+  const json entries = json::parse(header, data);
+  for (const auto& [name, entry] : entries.items()) {
+    if (name == "__metadata__") continue;
+    tensors[name] = parse_tensor(entry, data, size - kLengthBytes - static_cast<int64_t>(length));
+  }
+  return tensors;
 }
 
 }  // namespace
 
 Tensors read_safetensors(const std::filesystem::path& file) {
   const std::vector<uint8_t> content = read_bytes(file);
-  const auto size = static_cast<int64_t>(content.size());
-  if (size < kLengthBytes) refuse(file, text("it has ", size, " bytes"));
-  uint64_t length = 0;
-  for (int64_t i = kLengthBytes - 1; i >= 0; --i) length = length << 8 | content[i];
-  if (length > static_cast<uint64_t>(size - kLengthBytes)) {
-    refuse(file, text("a header of ", length, " bytes in a file of ", size, ": truncated?"));
-  }
-  const uint8_t* data = content.data() + kLengthBytes + length;
-  const int64_t data_bytes = size - kLengthBytes - static_cast<int64_t>(length);
-  Tensors tensors;
   try {
-    const json header = json::parse(content.data() + kLengthBytes, data);
-    for (const auto& [name, entry] : header.items()) {
-      if (name == "__metadata__") continue;
-      tensors[name] = parse_tensor(entry, data, data_bytes);
-    }
-  } catch (const json::exception& error) {
-    refuse(file, error.what());
-  } catch (const InferError& error) {
-    refuse(file, error.what());
+    return parse_tensors(content);
+  } catch (const std::exception& error) {  // InferError, or of the JSON library
+    throw InferError(text(file.string(), ": is not a readable safetensors file (", error.what(),
+                          "); copy or write it again"));
   }
-  return tensors;
 }
 
-void write_safetensors(const std::filesystem::path& file, const Tensors& tensors) {
-  json header = json::object();
-  int64_t end = 0;
-  for (const auto& [name, tensor] : tensors) {
-    const int64_t begin = end;
-    end += static_cast<int64_t>(tensor.bytes.size());
-    header[name] = {
-        {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
-  }
-  std::string head = header.dump();
-  head.resize((head.size() + 7) / 8 * 8, ' ');  // the data then begin at a multiple of 8
+void write_answer(const std::filesystem::path& file, int64_t side, const std::vector<float>& map,
+                  double score) {
+  const auto map_bytes = static_cast<int64_t>(map.size() * sizeof(float));
+  std::string header =
+      text(R"({"map":{"dtype":"F32","shape":[)", side, ",", side, R"(],"data_offsets":[0,)",
+           map_bytes, R"(]},"score":{"dtype":"F64","shape":[1],"data_offsets":[)", map_bytes, ",",
+           map_bytes + 8, "]}}");
+  header.resize((header.size() + 7) / 8 * 8, ' ');  // the data then begin at a multiple of 8
   const std::filesystem::path partial = file.string() + ".partial";
-  {
-    std::ofstream stream(partial, std::ios::binary);
-    for (int64_t i = 0; i < kLengthBytes; ++i) {
-      stream.put(static_cast<char>(head.size() >> (8 * i) & 0xff));
-    }
-    stream << head;
-    for (const auto& [name, tensor] : tensors) {
-      stream.write(reinterpret_cast<const char*>(tensor.bytes.data()),
-                   static_cast<std::streamsize>(tensor.bytes.size()));
-    }
-    stream.flush();
-    if (!stream) {
-      std::error_code ignored;
-      std::filesystem::remove(partial, ignored);
-      throw InferError(text(file.string(),
-                            ": cannot be written; name a file in a folder with room ",
-                            "where you may write"));
-    }
-  }
+  std::ofstream stream(partial, std::ios::binary);
+  const uint64_t length = header.size();
+  stream.write(reinterpret_cast<const char*>(&length), kLengthBytes) << header;
+  stream.write(reinterpret_cast<const char*>(map.data()), map_bytes);
+  stream.write(reinterpret_cast<const char*>(&score), sizeof(score));
+  stream.close();
   std::error_code failure;
-  std::filesystem::rename(partial, file, failure);
-  if (failure) {
-    std::error_code ignored;
-    std::filesystem::remove(partial, ignored);
-    throw InferError(text(file.string(), ": cannot be written (", failure.message(), ")"));
-  }
+  if (stream) std::filesystem::rename(partial, file, failure);
+  if (stream && !failure) return;
+  std::filesystem::remove(partial, failure);
+  throw InferError(text(file.string(), ": cannot be written; name a file in a folder with room ",
+                        "where you may write"));
 }
 
 const Tensor& find_tensor(const Tensors& tensors, const std::string& name,
@@ -150,12 +117,26 @@ const Tensor& find_tensor(const Tensors& tensors, const std::string& name,
                         "' (it has: ", known.empty() ? "none" : known, ")"));
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string result = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    result += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+const std::vector<float>& find_floats(const Tensors& tensors, const std::string& name,
+                                      const std::vector<int64_t>& shape,
+                                      const std::filesystem::path& file) {
+  const Tensor& tensor = find_tensor(tensors, name, file);
+  const auto& floats = tensor.floats;
+  const auto is_finite = [](float value) { return std::isfinite(value); };
+  if (tensor.dtype == "F32" && tensor.shape == shape &&
+      std::all_of(floats.begin(), floats.end(), is_finite)) {
+    return floats;
   }
-  return result + ")";
+  throw InferError(text(file.string(), ": ", name, " is ", tensor.dtype, " ",
+                        shape_text(tensor.shape), "; it must be F32 ", shape_text(shape),
+                        ", finite; fit the detector again"));
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string result;
+  for (const int64_t length : shape)
+    result += (result.empty() ? "" : ", ") + std::to_string(length);
+  return "(" + result + ")";
 }
 
 }  // namespace mmad_fast_infer

@@ -4,8 +4,13 @@
 #include <cmath>
 
 #include "error.h"
+#include "foreground/op.h"
+#include "run/network_input.h"
 
 namespace mmad_fast_infer {
+
+using namespace mmad_fast;  // the kernels
+
 namespace {
 
 constexpr int64_t kMinSidePx = 32;
@@ -13,18 +18,13 @@ constexpr int64_t kMaxSidePx = 1 << 15;
 // No inspection camera stands nearer to the part, or sees farther.
 constexpr double kMinPlausibleMetres = 0.005, kMaxPlausibleMetres = 20.0;
 
-void check_shape(const Tensor& tensor, const std::string& name, const std::string& dtypes,
-                 const std::filesystem::path& file) {
+const Tensor& find_image(const Tensors& tensors, const std::string& name, const std::string& dtypes,
+                         const std::filesystem::path& file) {
+  const Tensor& tensor = find_tensor(tensors, name, file);
   const bool is_known = dtypes.find(tensor.dtype) != std::string::npos && !tensor.dtype.empty();
-  if (is_known && tensor.shape.size() == 3 && tensor.shape[2] == 3) return;
+  if (is_known && tensor.shape.size() == 3 && tensor.shape[2] == 3) return tensor;
   throw InferError(text(file.string(), ": ", name, " is ", tensor.dtype, " of shape ",
                         shape_text(tensor.shape), "; it must be ", dtypes, " (H, W, 3)"));
-}
-
-std::vector<float> single_precision(const Tensor& tensor) {
-  if (tensor.dtype == "F32") return tensor.values<float>();
-  const std::vector<double> values = tensor.values<double>();
-  return {values.begin(), values.end()};
 }
 
 // Missing pixels become zeros; returns the largest magnitude.
@@ -39,12 +39,29 @@ double clear_missing(std::vector<float>& xyz) {
   return extent;
 }
 
+// State of each pixel (H, W): see foreground/op.h.
+std::vector<uint8_t> pixel_states(const Scan& scan, const Recipe& recipe) {
+  const float* xyz = scan.xyz.data();
+  const int64_t num_pixels = scan.height * scan.width;
+  std::vector<uint8_t> states(num_pixels);
+  PlaneSearch search;
+  if (recipe.remove_background) {
+    search = find_background_plane(xyz, scan.height, scan.width, recipe.plane);
+  }
+  const double* plane = search.plane ? search.plane->data() : nullptr;
+  mark_pixels(xyz, num_pixels, plane, recipe.plane_removal_m, states.data());
+  if (recipe.remove_background) {
+    keep_largest_cluster(xyz, num_pixels, recipe.cluster_radius_m, recipe.cluster_min_points,
+                         states.data());
+  }
+  return states;
+}
+
 }  // namespace
 
 Scan read_scan(const Tensors& tensors, const std::filesystem::path& file, double metres_per_unit) {
-  const Tensor &rgb = find_tensor(tensors, "rgb", file), &xyz = find_tensor(tensors, "xyz", file);
-  check_shape(rgb, "rgb", "U8", file);
-  check_shape(xyz, "xyz", "F32 or F64", file);
+  const Tensor& rgb = find_image(tensors, "rgb", "U8", file);
+  const Tensor& xyz = find_image(tensors, "xyz", "F32 or F64", file);
   if (rgb.shape != xyz.shape) {
     throw InferError(text(file.string(), ": rgb is ", shape_text(rgb.shape), " and xyz is ",
                           shape_text(xyz.shape), "; they must be registered pixel by pixel"));
@@ -55,17 +72,41 @@ Scan read_scan(const Tensors& tensors, const std::filesystem::path& file, double
                           kMinSidePx, " to ", kMaxSidePx,
                           " a side are needed: give the sensor's full image"));
   }
-  Scan scan{height, width, rgb.bytes, single_precision(xyz)};
+  Scan scan{height, width, rgb.bytes, xyz.floats};
+  if (xyz.dtype == "F64") scan.xyz.assign(xyz.doubles.begin(), xyz.doubles.end());
   const double extent = clear_missing(scan.xyz) * metres_per_unit;
   if (extent > kMaxPlausibleMetres || (extent > 0 && extent < kMinPlausibleMetres)) {
     throw InferError(text(file.string(), ": xyz reaches ", extent, " m, which cannot be the ",
                           "distance of a part (", kMinPlausibleMetres, " to ", kMaxPlausibleMetres,
                           " m); check the unit: --unit m or --unit mm"));
   }
-  if (metres_per_unit != 1.0) {
-    for (float& value : scan.xyz) value *= static_cast<float>(metres_per_unit);
-  }
+  for (float& value : scan.xyz) value *= static_cast<float>(metres_per_unit);
   return scan;
+}
+
+PreparedScan prepare(const Scan& scan, const Recipe& recipe, int64_t rgb_size, int64_t grid_size) {
+  const std::vector<uint8_t> states = pixel_states(scan, recipe);
+  std::vector<uint8_t> rgb = scan.rgb, resized(3 * rgb_size * rgb_size);
+  for (std::size_t i = 0; recipe.blackens_background && i < states.size(); ++i) {
+    if (states[i] == kPixelRemoved) std::fill_n(&rgb[3 * i], 3, uint8_t{0});
+  }
+  const auto padding = square_padding(scan.height, scan.width);
+  resize_padded_rgb(rgb.data(), scan.height, scan.width, padding, recipe.pads_by_edge, rgb_size,
+                    resized.data());
+  PreparedScan prepared;
+  prepared.image.resize(resized.size());
+  normalise_rgb(resized.data(), rgb_size * rgb_size, recipe.mean.data(), recipe.std.data(),
+                prepared.image.data());
+  std::vector<float> grid(3 * grid_size * grid_size);
+  resize_padded_xyz(scan.xyz.data(), states.data(), scan.height, scan.width, padding, grid_size,
+                    grid.data());
+  for (int64_t i = 0; i < grid_size * grid_size; ++i) {
+    const float* point = &grid[3 * i];
+    if (point[2] == 0) continue;  // of a foreground pixel no coordinate is 0, of others all are
+    prepared.points.insert(prepared.points.end(), point, point + 3);
+    prepared.pixel_indices.push_back(i);
+  }
+  return prepared;
 }
 
 }  // namespace mmad_fast_infer

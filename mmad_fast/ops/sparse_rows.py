@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.validation import check_indices
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,16 @@ class SparseRows:
         return len(self.offsets) - 1
 
     def select(self, rows: NDArray[np.int64]) -> SparseRows:
-        """The given rows (R,), in the given order."""
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        entries = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return SparseRows(offsets, self.columns[entries], self.values[entries], self.num_columns)
+        """The given rows (R,), in the given order.
+
+        Raises:
+            InvalidInputError: there is no such row.
+        """
+        from mmad_fast import _kernels
+
+        chosen = check_indices(rows, "rows", limit=self.num_rows, of="the sparse rows")
+        offsets, columns, values = _kernels.select_rows(*self._host_arrays(), chosen)
+        return SparseRows(offsets, columns, values, self.num_columns)
 
     def apply(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """(P, C) float32: the dense features of all rows, from features (T, C).
@@ -74,15 +79,16 @@ class SparseRows:
         if kernels_refusal() is None:
             from mmad_fast import _kernels
 
-            _kernels.apply_sparse_rows(
-                np.ascontiguousarray(self.offsets, np.int64),
-                np.ascontiguousarray(self.columns, np.int32),
-                np.ascontiguousarray(self.values, np.float32),
-                features,
-                dense,
-            )
+            _kernels.apply_sparse_rows(*self._host_arrays(), features, dense)
             return dense
         for row, (begin, end) in enumerate(pairwise(self.offsets)):
             entries = self.values[begin:end, None] * features[self.columns[begin:end]]
             dense[row] = sum(entries, np.zeros(features.shape[1], np.float32))
         return dense
+
+    def _host_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        return (
+            np.ascontiguousarray(self.offsets, np.int64),
+            np.ascontiguousarray(self.columns, np.int32),
+            np.ascontiguousarray(self.values, np.float32),
+        )

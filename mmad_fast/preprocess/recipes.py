@@ -37,7 +37,7 @@ class Recipe:
         plane_removal_m: Pixels strictly nearer to the plane than this are removed.
         cluster_radius_m: Neighbourhood radius of the clean-up's clustering, at least 0.1 mm.
         cluster_min_points: Points in the neighbourhood, itself included, that make a core point.
-        seed: Seed of the plane search.
+        seed: Seed of the plane search, below 2^63.
         mean: Of the RGB channels, of values scaled to 0-1.
         std: Likewise, positive.
     """
@@ -66,7 +66,9 @@ class Recipe:
             self._require(
                 _is_integer(getattr(self, name)) and getattr(self, name) >= 1, name, ">= 1"
             )
-        self._require(_is_integer(self.seed) and self.seed >= 0, "seed", "an integer >= 0")
+        self._require(
+            _is_integer(self.seed) and 0 <= self.seed < 2**63, "seed", "an integer in 0..2^63 - 1"
+        )
         for name in ("plane_inlier_m", "plane_removal_m"):
             value = getattr(self, name)
             self._require(_is_finite(value) and value > 0, name, "a number of metres > 0")

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.preprocess.background_plane import PIXEL_FOREGROUND
 from mmad_fast.preprocess.padding import Padding, pad_image
 from mmad_fast.preprocess.recipes import Recipe
 
@@ -21,20 +20,17 @@ def resize_rgb(
     carries along; bench/preprocess.py times both.
 
     Args:
-        rgb: (H, W, 3) uint8.
+        rgb: (H, W, 3) uint8, C-contiguous.
         padding: (top, bottom, left, right) pixels that make it square.
         recipe: rgb_padding is read.
         size: R in pixels.
 
     Source: method facts 1.3.
     """
-    import mmad_fast._kernels as kernels
+    from mmad_fast import _kernels
 
-    square = pad_image(rgb, padding, recipe.rgb_padding)
-    if square.shape[0] == size:
-        return square
     resized = np.empty((size, size, 3), np.uint8)
-    kernels.resize_bicubic(np.ascontiguousarray(square), resized)
+    _kernels.resize_padded_rgb(rgb, padding, recipe.rgb_padding == "edge", resized)
     return resized
 
 
@@ -46,7 +42,7 @@ def resize_xyz(
     Only the pixels that are taken are read; the padded scan is never made.
 
     Args:
-        xyz: (H, W, 3) float32 metres, finite.
+        xyz: (H, W, 3) float32 metres, finite, C-contiguous.
         states: (H, W) uint8 pixel states, of which the foreground is taken; None takes all pixels
             with three non-zero coordinates.
         padding: (top, bottom, left, right) pixels that make it square.
@@ -54,23 +50,11 @@ def resize_xyz(
 
     Source: method facts 1.3 (torch `interpolate(mode="nearest")`).
     """
-    top, bottom, left, right = padding
-    height, width = xyz.shape[:2]
-    rows = _nearest_indices(top + height + bottom, size) - top
-    columns = _nearest_indices(left + width + right, size) - left
-    row_span, column_span = _inside(rows, height), _inside(columns, width)
-    rows, columns = rows[row_span], columns[column_span]
-    flat = (rows[:, None] * width + columns).ravel()
-    taken = xyz.reshape(-1, 3).take(flat, axis=0)  # (rows * columns, 3)
-    if states is None:
-        is_foreground = (taken != 0).all(axis=1)
-    else:
-        is_foreground = states.reshape(-1).take(flat) == PIXEL_FOREGROUND
-    taken[~is_foreground] = 0
-    if len(flat) == size * size:
-        return taken.reshape(size, size, 3)
-    resized = np.zeros((size, size, 3), np.float32)
-    resized[row_span, column_span] = taken.reshape(len(rows), len(columns), 3)
+    from mmad_fast import _kernels
+
+    resized = np.empty((size, size, 3), np.float32)
+    known = np.empty(0, np.uint8) if states is None else states
+    _kernels.resize_padded_xyz(xyz, known, padding, resized)
     return resized
 
 
@@ -132,25 +116,10 @@ def resize_map_to_native(
     return native
 
 
-def _nearest_indices(input_size: int, output_size: int) -> NDArray[np.int64]:
-    """(output_size,) input index floor(i * input / output), in single precision as in torch."""
-    if input_size == output_size:
-        return np.arange(output_size)
-    scale = np.float32(input_size) / np.float32(output_size)
-    indices = (np.arange(output_size, dtype=np.float32) * scale).astype(np.int64)
-    return np.minimum(indices, input_size - 1)
-
-
 def _pillow_nearest_indices(input_size: int, output_size: int) -> NDArray[np.int32]:
     """(output_size,) input index of each output pixel: what Pillow makes of a row of indices."""
     row = Image.fromarray(np.arange(input_size, dtype=np.int32)[None])
     return np.asarray(row.resize((output_size, 1), Image.Resampling.NEAREST))[0]
-
-
-def _inside(indices: NDArray[np.int64], length: int) -> slice:
-    """The outputs whose (ascending) input index lies within [0, length)."""
-    begin, end = np.searchsorted(indices, [0, length])
-    return slice(int(begin), int(end))
 
 
 def _bilinear_taps(

@@ -206,7 +206,7 @@ def test_shots_that_cannot_be_had_are_refused_before_any_fit(
     [
         ({"epochs": 3}, "fake has no option 'epochs'; it has: .*, shared; and, as every method: "),
         ({"point_patches": "28x28"}, "fake has no option 'point_patches'"),
-        ({"num_groups": 64}, "num_groups is 64, but fake has no point branch; leave it out"),
+        ({"num_groups": 64}, "num_groups is 64, but fake uses no point features; leave it out"),
     ],
 )
 def test_options_of_another_family_are_refused_before_any_work(

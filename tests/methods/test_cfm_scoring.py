@@ -31,7 +31,7 @@ def test_boxes_equal_zero_padded_convolutions():
 def test_boxes_have_the_published_variance():
     impulse = np.zeros((101, 101), np.float32)
     impulse[50, 50] = 1
-    smoothed = scoring.smooth_boxes(impulse).astype(np.float64)
+    smoothed = scoring.smooth(impulse, smoothing="boxes53").astype(np.float64)
     offsets = np.arange(101) - 50
     assert smoothed.sum() == pytest.approx(1, abs=1e-5)
     assert (smoothed.sum(axis=0) * offsets**2).sum() == pytest.approx(22, abs=1e-3)
@@ -93,6 +93,14 @@ def test_evaluation_maps_are_the_published_ones():
     np.testing.assert_allclose(aupro_map, psi / nonzero_mean, rtol=1e-5)
     np.testing.assert_allclose(pixel_auroc_map, psi / np.sqrt(psi.mean()), rtol=1e-5)
     assert anomaly_map.max() == pytest.approx((psi / np.sqrt(nonzero_mean)).max(), rel=1e-5)
+
+
+def test_maps_that_are_views_are_rated_like_their_copies():
+    wide = random_map(3, side=80)
+    for view in (wide[::2, ::2], wide.T, wide[5:45, 10:50].astype(np.float64)):
+        expected = scoring.published_evaluation_maps(np.ascontiguousarray(view, np.float32))
+        for found, wanted in zip(scoring.published_evaluation_maps(view), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

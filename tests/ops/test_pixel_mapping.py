@@ -121,6 +121,48 @@ def test_rotation_is_orthogonal_and_makes_the_weight_triangular(
     assert not np.tril(rotated_weight, -1).any()
 
 
+def test_a_stored_rotation_is_taken_and_gives_the_same_bits() -> None:
+    case = mapping_case(70, sizes=(9, 12, 17))
+    tensors = named_tensors(case.network, "net.")
+    tensors |= case.network.rotated_tensors("net.")
+    stored = MappingNetwork.from_tensors(tensors, "net.")
+    assert stored.rotated is stored.stored_rotation
+    expected = pixel_mapping(*case.arguments)
+    arguments = replace(case, network=stored).arguments
+    np.testing.assert_array_equal(pixel_mapping(*arguments), expected)
+    tensors["rotated.net.bias"] = -tensors["rotated.net.bias"]
+    arguments = replace(case, network=MappingNetwork.from_tensors(tensors, "net.")).arguments
+    assert np.abs(pixel_mapping(*arguments) - expected).max() > 1e-3  # so it is read, not computed
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("rotation", lambda array: array[:-1], r"rotation is float32 of shape \(16, 17\); it must"),
+        ("weight", lambda array: array.astype(np.float64), "weight is float64"),
+        ("bias", lambda array: array * np.nan, "bias is float32 .* finite"),
+        ("bias", None, "lacks rotated.net.bias"),
+    ],
+)
+def test_a_stored_rotation_that_does_not_fit_is_refused(key: str, change, message: str) -> None:
+    network = mapping_case(7, sizes=(9, 12, 17)).network
+    tensors = {**named_tensors(network, "net."), **network.rotated_tensors("net.")}
+    array = tensors.pop(f"rotated.net.{key}")
+    if change is not None:
+        tensors[f"rotated.net.{key}"] = change(array)
+    with pytest.raises(InvalidInputError, match=message):
+        MappingNetwork.from_tensors(tensors, "net.")
+
+
+def named_tensors(network: MappingNetwork, prefix: str) -> dict[str, np.ndarray]:
+    tensors = {}
+    for layer, weight, bias in zip(
+        ("input", "output"), network.weights, network.biases, strict=True
+    ):
+        tensors |= {f"{prefix}{layer}.weight": weight, f"{prefix}{layer}.bias": bias}
+    return tensors
+
+
 def test_tokens_that_no_pixel_uses_change_no_bit() -> None:
     case = mapping_case(30, token_grid=9)
     expected = pixel_mapping(*case.arguments)

@@ -57,3 +57,16 @@ def test_columns_out_of_range_are_refused(bad: int) -> None:
     rows = SparseRows(np.array([0, 2]), np.array([3, bad], np.int32), np.ones(2, np.float32), 20)
     with pytest.raises(InvalidInputError, match=f"column {bad}"):
         rows.apply(np.zeros((20, 3), np.float32))
+
+
+def test_rows_are_selected_in_the_given_order() -> None:
+    rows = sparse_rows(30, 11, max_entries=6, keep_empty=True)
+    chosen = np.array([7, 0, 29, 7, 3])
+    np.testing.assert_array_equal(dense_matrix(rows.select(chosen)), dense_matrix(rows)[chosen])
+    assert rows.select(np.empty(0, np.int64)).num_rows == 0
+
+
+@pytest.mark.parametrize("bad", [-1, 30])
+def test_rows_that_there_are_not_are_refused(bad: int) -> None:
+    with pytest.raises(InvalidInputError, match="rows"):
+        sparse_rows(30, 11, max_entries=6).select(np.array([3, bad]))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from preprocess import plain_background_plane as plain
 
 from mmad_fast.methods.family import get_recipe
 from mmad_fast.preprocess.background_plane import (
@@ -100,6 +101,47 @@ def test_every_rim_pixel_counts_once(size: tuple[int, int]) -> None:
     height, width = size
     inner = max(0, height - 20) * max(0, width - 20)
     assert search.num_rim_points == height * width - inner
+
+
+def scan_with_a_cluttered_rim(seed: int, share: float) -> np.ndarray:
+    """Two planes with a share of the pixels on neither: few of the search's samples lie on one
+    plane, so its random numbers decide what the background is."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(60, 160, 2)
+    rows, columns = np.mgrid[:height, :width] * 0.0008
+    z = 0.4 + 0.1 * rows - 0.05 * columns + rng.normal(0, 1e-4, (height, width))
+    z[:, width // 2 :] += 0.15
+    z += (rng.random((height, width)) < share) * rng.uniform(0.01, 0.4, (height, width))
+    xyz = np.stack([columns - 0.03, rows - 0.03, z], axis=-1)
+    xyz[rng.random((height, width)) < 0.1] = 0
+    return xyz.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4, 2**33 + 7, 2**63 - 1])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.76])
+def test_the_search_is_numpys_with_its_random_numbers(seed: int, share: float) -> None:
+    recipe = dataclasses.replace(RECIPE, seed=seed, min_inlier_fraction=0.05, min_rim_coverage=0.05)
+    for scan in range(4):
+        xyz = scan_with_a_cluttered_rim(scan, share)
+        expected = plain.find_background_plane(xyz, recipe)
+        search = find_background_plane(xyz, recipe)
+        assert expected.plane is not None
+        # Eigenvectors come from another algorithm: their last digits differ, no decision does.
+        np.testing.assert_allclose(search.plane, expected.plane, rtol=0, atol=1e-12)
+        assert dataclasses.replace(search, plane=None) == dataclasses.replace(expected, plane=None)
+        states = mark_background(xyz, search, recipe)
+        np.testing.assert_array_equal(states, mark_background(xyz, expected, recipe))
+
+
+def test_the_random_numbers_decide_where_the_rim_is_cluttered() -> None:
+    planes = set()
+    for seed in (0, 1, 4, 2**33 + 7, 2**63 - 1):
+        recipe = dataclasses.replace(
+            RECIPE, seed=seed, min_inlier_fraction=0.05, min_rim_coverage=0.05
+        )
+        plane = find_background_plane(scan_with_a_cluttered_rim(0, 0.76), recipe).plane
+        planes.add(tuple(np.round(plane, 3)))
+    assert len(planes) > 1
 
 
 def test_pixels_strictly_nearer_than_the_limit_are_removed() -> None:

@@ -48,6 +48,7 @@ def test_a_missing_and_an_unknown_key_are_named() -> None:
         ("mean", [0.5, 0.5]),
         ("mean", ["a", "b", "c"]),
         ("seed", -1),
+        ("seed", 2**63),
         ("remove_background", 1),
         ("name", None),
     ],

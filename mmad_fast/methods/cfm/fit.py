@@ -23,6 +23,7 @@ from mmad_fast.methods.cfm.training import TrainingRecipe, train_mappings
 from mmad_fast.methods.family import Trained
 from mmad_fast.methods.feature_store import FeatureStore
 from mmad_fast.methods.fit_request import FitTask
+from mmad_fast.ops.pixel_mapping import MappingNetwork
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -100,4 +101,6 @@ def _tensors(networks: Mapping[str, torch.nn.Module]) -> dict[str, NDArray]:
     tensors: dict[str, NDArray] = {}
     for name, network in networks.items():
         tensors.update(to_tensors(network, f"{name}."))
+        # Found once, here: the run half, with or without Python, has no QR decomposition to do.
+        tensors.update(MappingNetwork.from_tensors(tensors, f"{name}.").rotated_tensors(f"{name}."))
     return tensors

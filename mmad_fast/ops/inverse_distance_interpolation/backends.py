@@ -94,12 +94,10 @@ def _cpu_pooled_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
     from mmad_fast import _kernels
 
-    rows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]] = (
-        _kernels.pooled_interpolation_rows(
-            indices, weights, pixel_indices, num_centers, grid_size, output_size
-        )
+    pooled, (offsets, columns, values) = _kernels.pooled_interpolation_rows(
+        indices, weights, pixel_indices, num_centers, grid_size, output_size
     )
-    return rows
+    return pooled, offsets, columns, values
 
 
 def _triton_pooled_rows(

@@ -34,35 +34,7 @@ def bilinear_rows(
     pixels = check_indices(
         pixel_indices, "pixel_indices", limit=output_size**2, of="the pixel grid"
     )
-    lower, upper, fraction = _axis(token_grid, output_size)
-    row, column = np.divmod(pixels, output_size)
-    columns = np.stack(
-        [
-            vertical[row] * token_grid + horizontal[column]
-            for vertical in (lower, upper)
-            for horizontal in (lower, upper)
-        ],
-        axis=1,
-    )  # (P, 4), ascending
-    down, right = fraction[row], fraction[column]
-    values = np.stack(
-        [(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right], axis=1
-    )
-    used = values > 0
-    offsets = np.zeros(len(pixels) + 1, np.int64)
-    np.cumsum(used.sum(axis=1), out=offsets[1:])
-    return SparseRows(
-        offsets, columns[used].astype(np.int32), values[used].astype(np.float32), token_grid**2
-    )
+    from mmad_fast import _kernels
 
-
-def _axis(
-    token_grid: int, output_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """(S,) each: lower token, upper token and the upper one's weight along one axis; at the border,
-    where both would be the same token, the weight is 0."""
-    position = (np.arange(output_size) + 0.5) * (token_grid / output_size) - 0.5
-    position = np.clip(position, 0, token_grid - 1)
-    lower = np.floor(position).astype(np.int64)
-    upper = np.minimum(lower + 1, token_grid - 1)
-    return lower, upper, position - lower
+    offsets, columns, values = _kernels.bilinear_rows(pixels, token_grid, output_size)
+    return SparseRows(offsets, columns, values, token_grid**2)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.ops.pixel_mapping.network import MappingNetwork, rotated_layer
+from mmad_fast.ops.pixel_mapping.network import MappingNetwork
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def device_network(
     def on_device(array: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(array).to(device=device, dtype=dtype)
 
-    rotation, last_weight, last_bias = rotated_layer(network.weights[-1], network.biases[-1])
+    rotation, last_weight, last_bias = network.rotated
     hidden = max(len(bias) for bias in network.biases[:-1])
     rows, depth = _round_up(hidden, OUTPUT_MULTIPLE), _round_up(hidden, DEPTH_MULTIPLE)
     out = _round_up(network.out_channels, OUTPUT_MULTIPLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from mmad_fast.validation import check_float_matrix
 
 if TYPE_CHECKING:
     from mmad_fast import _kernels
+
+ROTATED_PREFIX = "rotated."
+"""Before the names of the tensors that hold a rotated layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,20 @@ class PackedMappingNetwork:
     kernel_network: _kernels.PackedNetwork
 
 
+class RotatedLayer(NamedTuple):
+    """A network's last layer in an orthogonal basis in which its weight is upper triangular.
+
+    Attributes:
+        rotation: (out, out) float32, takes targets there.
+        weight: (out, in) float32, the layer's followed by the rotation: 0 below the diagonal.
+        bias: (out,) float32, likewise.
+    """
+
+    rotation: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
 @dataclass(frozen=True, eq=False)
 class MappingNetwork:
     """Two or more Linear layers, y = W x + b, with an exact (erf) GELU between them.
@@ -40,10 +57,11 @@ class MappingNetwork:
     Attributes:
         weights: Per layer (out, in) float32, finite. Do not change them after the first use.
         biases: Per layer (out,) float32, finite.
+        stored_rotation: The last layer as `rotated` gives it, where it was computed before.
 
     Raises:
         InvalidInputError: fewer than two layers, not one bias per weight, layers that do not fit
-            one another, or values that are not finite.
+            one another, a stored rotation of other shapes, or values that are not finite.
 
     Source: FeatureProjectionMLP (3 layers) and FeatureProjectionMLP_big (7 layers) of the CFM
         release; method facts 6.1.
@@ -51,6 +69,7 @@ class MappingNetwork:
 
     weights: tuple[NDArray[np.float32], ...]
     biases: tuple[NDArray[np.float32], ...]
+    stored_rotation: RotatedLayer | None = None
 
     def __post_init__(self) -> None:
         if len(self.weights) < 2 or len(self.weights) != len(self.biases):
@@ -80,6 +99,8 @@ class MappingNetwork:
             biases.append(check_float_matrix(np.asarray(bias)[None], f"bias {layer}")[0])
         object.__setattr__(self, "weights", tuple(weights))
         object.__setattr__(self, "biases", tuple(biases))
+        if self.stored_rotation is not None:
+            _check_rotation(self.stored_rotation, weights[-1].shape)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray], prefix: str) -> MappingNetwork:
@@ -87,7 +108,8 @@ class MappingNetwork:
 
         Args:
             tensors: Holds `{prefix}input.weight`, `{prefix}input.bias`, the same for `projection`
-                or for `projection_a`, `projection_b`, ..., and for `output`; may hold others.
+                or for `projection_a`, `projection_b`, ..., and for `output`; may hold what
+                `rotated_tensors` gives, and others.
             prefix: Put before every key; "" for a state dict as published.
 
         Raises:
@@ -102,7 +124,9 @@ class MappingNetwork:
         )
         layers = ["input", *inner, "output"]
         wanted = [f"{prefix}{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
-        missing = [key for key in wanted if key not in tensors]
+        rotated = [f"{ROTATED_PREFIX}{prefix}{key}" for key in RotatedLayer._fields]
+        is_rotated = rotated[0] in tensors
+        missing = [key for key in (*wanted, *rotated * is_rotated) if key not in tensors]
         if missing:
             raise InvalidInputError(
                 f"the mapping network lacks {', '.join(missing)}; there are "
@@ -111,7 +135,13 @@ class MappingNetwork:
         return cls(
             tuple(tensors[f"{prefix}{layer}.weight"] for layer in layers),
             tuple(tensors[f"{prefix}{layer}.bias"] for layer in layers),
+            RotatedLayer(*(tensors[key] for key in rotated)) if is_rotated else None,
         )
+
+    def rotated_tensors(self, prefix: str) -> dict[str, NDArray[np.float32]]:
+        """`rotated` by the names under which `from_tensors` finds it."""
+        fields = self.rotated._asdict().items()
+        return {f"{ROTATED_PREFIX}{prefix}{key}": array for key, array in fields}
 
     @property
     def in_channels(self) -> int:
@@ -122,12 +152,17 @@ class MappingNetwork:
         return int(self.weights[-1].shape[0])
 
     @cached_property
+    def rotated(self) -> RotatedLayer:
+        """The last layer as the compiled and GPU kernels read it: as stored, else computed."""
+        return self.stored_rotation or rotated_layer(self.weights[-1], self.biases[-1])
+
+    @cached_property
     def packed(self) -> PackedMappingNetwork:
         """The network as the cpu backend reads it, packed at the first use. Two threads that meet
         there pack twice, with equal content."""
         from mmad_fast import _kernels
 
-        rotation, weight, bias = rotated_layer(self.weights[-1], self.biases[-1])
+        rotation, weight, bias = self.rotated
         inner = zip(self.weights[:-1], self.biases[:-1], strict=True)
         kernel_network = _kernels.PackedNetwork([*inner, (weight, bias)], rotation)
         return PackedMappingNetwork(self.in_channels, self.out_channels, kernel_network)
@@ -142,12 +177,21 @@ class MappingNetwork:
         return self.packed.kernel_network
 
 
-def rotated_layer(
-    weight: NDArray[np.float32], bias: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """An orthogonal rotation (out, out), and the layer followed by it: weight (out, in), exactly 0
-    below the diagonal, and bias (out,). All float32, rounded once from float64."""
+def rotated_layer(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> RotatedLayer:
+    """The layer of weight (out, in) and bias (out,), rotated; rounded once from float64."""
     basis, triangle = np.linalg.qr(weight.astype(np.float64), mode="complete")
     with np.errstate(over="ignore"):  # found later: psi is not finite
         rotated = [array.astype(np.float32) for array in (triangle, basis.T @ bias)]
-    return np.ascontiguousarray(basis.T, np.float32), rotated[0], rotated[1]
+    return RotatedLayer(np.ascontiguousarray(basis.T, np.float32), rotated[0], rotated[1])
+
+
+def _check_rotation(rotated: RotatedLayer, layer_shape: tuple[int, ...]) -> None:
+    """Raises InvalidInputError if it does not belong to a layer of that shape (out, in)."""
+    out, inputs = layer_shape
+    wanted = {"rotation": (out, out), "weight": (out, inputs), "bias": (out,)}
+    for name, array in rotated._asdict().items():
+        if array.shape != wanted[name] or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"the rotated layer's {name} is {array.dtype} of shape {array.shape}; it must be "
+                f"float32 of shape {wanted[name]}, finite"
+            )

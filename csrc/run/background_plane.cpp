@@ -1,20 +1,27 @@
-#include "background_plane.h"
+#include "run/background_plane.h"
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "numpy_random.h"
-#include "symmetric_eigen.h"
+#include "common/pairwise_sum.h"
+#include "run/numpy_random.h"
+#include "run/symmetric_eigen.h"
 
-namespace mmad_fast_infer {
+namespace mmad_fast {
 namespace {
 
-// As in mmad_fast/preprocess/background_plane.py, which gives the reasons.
+// Planes through three rim points that are tried. With 30 % inliers, the least that a published
+// recipe accepts, one of them is free of outliers with probability 1 - 1e-6.
 constexpr int64_t kNumHypotheses = 512;
+// Rim points on which a hypothesis is judged, evenly spread over the rim.
 constexpr int64_t kNumJudges = 256;
+// Rim points that are used at most, evenly spread over the rim: sensor noise of 0.1 mm then moves
+// the plane by about 1 micrometre.
 constexpr int64_t kMaxRimPoints = 8192;
 constexpr int kMaxRefinements = 10;
+// Standard deviation that the inliers need in their second direction, in units of the inlier
+// distance: below, they lie on a line and many planes hold them.
 constexpr double kMinSpread = 0.25;
 
 using Vector = std::array<double, 3>;
@@ -27,8 +34,7 @@ struct Rim {
 
 // Each pixel of the outermost rows and columns once: rows above, rows below, then the left columns
 // of the rows between, then the right ones.
-Rim rim_pixels(const Scan& scan, int64_t rim_width) {
-  const int64_t height = scan.height, width = scan.width;
+Rim rim_pixels(const float* xyz, int64_t height, int64_t width, int64_t rim_width) {
   const int64_t upper = std::min(rim_width, height), left = std::min(rim_width, width);
   const int64_t lower = std::min(std::max(rim_width, height - rim_width), height);
   const int64_t right = std::min(std::max(rim_width, width - rim_width), width);
@@ -36,7 +42,7 @@ Rim rim_pixels(const Scan& scan, int64_t rim_width) {
   const auto take = [&](int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
     for (int64_t row = row_begin; row < row_end; ++row) {
       for (int64_t column = begin; column < end; ++column) {
-        const float* p = &scan.xyz[3 * (row * width + column)];
+        const float* p = xyz + 3 * (row * width + column);
         if (p[0] != 0 && p[1] != 0 && p[2] != 0) rim.measured.push_back({p[0], p[1], p[2]});
         ++rim.num_pixels;
       }
@@ -63,29 +69,6 @@ double distance(const Vector& point, const Plane& plane) {
   return std::abs(plane[0] * point[0] + plane[1] * point[1] + plane[2] * point[2] + plane[3]);
 }
 
-// In the order of NumPy's reductions, so that near ties between hypotheses are decided alike.
-float pairwise_sum(const float* values, int64_t count) {
-  if (count > 128) {
-    const int64_t half = count / 2 - count / 2 % 8;
-    return pairwise_sum(values, half) + pairwise_sum(values + half, count - half);
-  }
-  if (count < 8) {
-    float sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += values[i];
-    return sum;
-  }
-  float lanes[8];
-  std::copy_n(values, 8, lanes);
-  int64_t i = 8;
-  for (; i + 8 <= count; i += 8) {
-    for (int lane = 0; lane < 8; ++lane) lanes[lane] += values[i + lane];
-  }
-  float sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
-              ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
-  for (; i < count; ++i) sum += values[i];
-  return sum;
-}
-
 // The sum of truncated squared distances of the judges from a plane.
 float cost(const std::vector<Vector>& judges, const Plane& plane, double inlier_m) {
   const auto a = static_cast<float>(plane[0]), b = static_cast<float>(plane[1]);
@@ -97,7 +80,7 @@ float cost(const std::vector<Vector>& judges, const Plane& plane, double inlier_
     const float signed_distance = ((a * x + b * y) + c * static_cast<float>(judges[i][2])) + d;
     terms[i] = std::min(signed_distance * signed_distance, limit);
   }
-  return pairwise_sum(terms.data(), static_cast<int64_t>(judges.size()));
+  return pairwise_sum<float>(terms.data(), static_cast<int64_t>(judges.size()));
 }
 
 // The plane through three points, or nothing where they span none.
@@ -110,13 +93,14 @@ std::optional<Plane> plane_through(const Vector& p, const Vector& q, const Vecto
   const double length =
       std::sqrt(normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2]);
   const double spread = kMinSpread * inlier_m;
+  // The area of a triangle whose sides are as short as the noise says nothing of the plane.
   if (!(length > spread * spread)) return std::nullopt;
   const Vector unit = {normal[0] / length, normal[1] / length, normal[2] / length};
   return Plane{unit[0], unit[1], unit[2], -(unit[0] * p[0] + unit[1] * p[1] + unit[2] * p[2])};
 }
 
 // Of the planes through three of the centred points the one with the least cost.
-std::optional<Plane> best_hypothesis(const std::vector<Vector>& points, const Recipe& recipe) {
+std::optional<Plane> best_hypothesis(const std::vector<Vector>& points, const PlaneRecipe& recipe) {
   NumpyRandom random(recipe.seed);
   const auto corners = random.integers(static_cast<int64_t>(points.size()), 3 * kNumHypotheses);
   const std::vector<Vector> judges = evenly_spread(points, kNumJudges);
@@ -180,39 +164,60 @@ std::optional<Plane> refine(const std::vector<Vector>& points, Plane plane, doub
   return plane;
 }
 
+// Moves the points so that their mean, which is returned, is the origin.
+Vector centre(std::vector<Vector>& points) {
+  Vector mean = {};
+  for (const Vector& point : points) {
+    for (int axis = 0; axis < 3; ++axis) mean[axis] += point[axis];
+  }
+  for (double& value : mean) value /= static_cast<double>(points.size());
+  for (Vector& point : points) {
+    for (int axis = 0; axis < 3; ++axis) point[axis] -= mean[axis];
+  }
+  return mean;
+}
+
+PlaneSearch no_plane(int64_t num_rim_points, std::string reason) {
+  return {std::nullopt, num_rim_points, 0, std::move(reason)};
+}
+
 }  // namespace
 
-std::optional<std::array<double, 4>> find_background_plane(const Scan& scan, const Recipe& recipe) {
-  const Rim rim = rim_pixels(scan, recipe.rim_width_px);
+PlaneSearch find_background_plane(const float* xyz, int64_t height, int64_t width,
+                                  const PlaneRecipe& recipe) {
+  const Rim rim = rim_pixels(xyz, height, width, recipe.rim_width_px);
   const auto num_measured = static_cast<int64_t>(rim.measured.size());
-  if (num_measured < recipe.min_rim_points) return std::nullopt;
+  if (num_measured < recipe.min_rim_points) {
+    return no_plane(num_measured, std::to_string(num_measured) + " measured rim pixels, " +
+                                      std::to_string(recipe.min_rim_points) + " are needed");
+  }
   const std::vector<Vector> points = evenly_spread(rim.measured, kMaxRimPoints);
-  Vector center = {};
-  for (const Vector& point : points) {
-    for (int axis = 0; axis < 3; ++axis) center[axis] += point[axis];
-  }
-  for (double& value : center) value /= static_cast<double>(points.size());
-  std::vector<Vector> centered = points;
-  for (Vector& point : centered) {
-    for (int axis = 0; axis < 3; ++axis) point[axis] -= center[axis];
-  }
-  auto plane = best_hypothesis(centered, recipe);
-  if (plane) plane = refine(centered, *plane, recipe.plane_inlier_m);
-  if (!plane) return std::nullopt;
+  std::vector<Vector> centred = points;
+  const Vector center = centre(centred);
+  auto plane = best_hypothesis(centred, recipe);
+  if (plane) plane = refine(centred, *plane, recipe.plane_inlier_m);
+  if (!plane) return no_plane(num_measured, "the rim points lie on a line or in one spot");
   Plane found = *plane;
   found[3] -= found[0] * center[0] + found[1] * center[1] + found[2] * center[2];
   const auto is_near = [&](const Vector& p) { return distance(p, found) < recipe.plane_inlier_m; };
   const auto num_near = std::count_if(points.begin(), points.end(), is_near);
   const double share = static_cast<double>(num_near) / static_cast<double>(points.size());
-  const double num_inliers = std::nearbyint(share * static_cast<double>(num_measured));
+  const auto num_inliers =
+      static_cast<int64_t>(std::nearbyint(share * static_cast<double>(num_measured)));
   const double needed = std::max({static_cast<double>(recipe.min_rim_points),
                                   recipe.min_inlier_fraction * static_cast<double>(num_measured),
                                   recipe.min_rim_coverage * static_cast<double>(rim.num_pixels)});
-  if (num_inliers < needed) return std::nullopt;
+  if (static_cast<double>(num_inliers) < needed) {
+    return no_plane(num_measured, "the best plane holds " + std::to_string(num_inliers) + " of " +
+                                      std::to_string(num_measured) + " measured and " +
+                                      std::to_string(rim.num_pixels) + " rim pixels, " +
+                                      std::to_string(static_cast<int64_t>(std::ceil(needed))) +
+                                      " are needed");
+  }
   if (found[3] < 0) {
     for (double& value : found) value = -value;
   }
-  return found;
+  return {found, num_measured, num_inliers, ""};
 }
 
-}  // namespace mmad_fast_infer
+}  // namespace mmad_fast

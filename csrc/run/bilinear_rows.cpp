@@ -1,9 +1,9 @@
-#include "sparse_rows.h"
+#include "run/bilinear_rows.h"
 
 #include <algorithm>
 #include <cmath>
 
-namespace mmad_fast_infer {
+namespace mmad_fast {
 namespace {
 
 // Per output position the two tokens along an axis and the weight of the second, which is 0 at the
@@ -29,24 +29,12 @@ Axis interpolation_axis(int64_t token_grid, int64_t output_size) {
 
 }  // namespace
 
-SparseRows SparseRows::select(const std::vector<int64_t>& rows) const {
-  SparseRows selected{{0}, {}, {}};
-  for (const int64_t row : rows) {
-    selected.columns.insert(selected.columns.end(), columns.begin() + offsets[row],
-                            columns.begin() + offsets[row + 1]);
-    selected.values.insert(selected.values.end(), values.begin() + offsets[row],
-                           values.begin() + offsets[row + 1]);
-    selected.offsets.push_back(static_cast<int64_t>(selected.columns.size()));
-  }
-  return selected;
-}
-
-SparseRows bilinear_rows(const std::vector<int64_t>& pixel_indices, int64_t token_grid,
+SparseRows bilinear_rows(const int64_t* pixel_indices, int64_t num_pixels, int64_t token_grid,
                          int64_t output_size) {
   const Axis axis = interpolation_axis(token_grid, output_size);
-  SparseRows rows{{0}, {}, {}};
-  for (const int64_t pixel : pixel_indices) {
-    const int64_t y = pixel / output_size, x = pixel % output_size;
+  SparseRows rows;
+  for (int64_t i = 0; i < num_pixels; ++i) {
+    const int64_t y = pixel_indices[i] / output_size, x = pixel_indices[i] % output_size;
     const double down = axis.fraction[y], right = axis.fraction[x];
     const auto add = [&](int64_t row, int64_t column, double weight) {
       if (weight == 0) return;
@@ -62,4 +50,4 @@ SparseRows bilinear_rows(const std::vector<int64_t>& pixel_indices, int64_t toke
   return rows;
 }
 
-}  // namespace mmad_fast_infer
+}  // namespace mmad_fast

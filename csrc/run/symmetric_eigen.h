@@ -3,7 +3,7 @@
 
 #include <array>
 
-namespace mmad_fast_infer {
+namespace mmad_fast {
 
 struct SymmetricEigen {
   std::array<double, 3> values;                  // ascending
@@ -13,4 +13,4 @@ struct SymmetricEigen {
 // By Jacobi rotations.
 SymmetricEigen symmetric_eigen(std::array<std::array<double, 3>, 3> matrix);
 
-}  // namespace mmad_fast_infer
+}  // namespace mmad_fast

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace mmad_fast_infer {
+namespace mmad_fast {
 
 class NumpyRandom {
  public:
@@ -26,4 +26,4 @@ class NumpyRandom {
   uint32_t upper_half_ = 0;
 };
 
-}  // namespace mmad_fast_infer
+}  // namespace mmad_fast

@@ -1,8 +1,8 @@
-#include "numpy_random.h"
+#include "run/numpy_random.h"
 
 #include <array>
 
-namespace mmad_fast_infer {
+namespace mmad_fast {
 namespace {
 
 constexpr int kPoolWords = 4;
@@ -96,4 +96,4 @@ uint32_t NumpyRandom::next_uint32() {
   return static_cast<uint32_t>(both);
 }
 
-}  // namespace mmad_fast_infer
+}  // namespace mmad_fast

@@ -1,9 +1,9 @@
-#include "symmetric_eigen.h"
+#include "run/symmetric_eigen.h"
 
 #include <algorithm>
 #include <cmath>
 
-namespace mmad_fast_infer {
+namespace mmad_fast {
 namespace {
 
 using Matrix = std::array<std::array<double, 3>, 3>;
@@ -47,4 +47,4 @@ SymmetricEigen symmetric_eigen(Matrix matrix) {
   return eigen;
 }
 
-}  // namespace mmad_fast_infer
+}  // namespace mmad_fast
