@@ -23,8 +23,8 @@ gpu:
 	$(BIN)/python bench/on_gpu.py $(GPU)
 
 peers: $(VENV)/.installed-bench
-	$(BIN)/python bench/peers/run_all.py $(PEERS)
-	$(BIN)/python bench/tables/peers.py
+	$(BIN)/python bench/run_ops.py $(PEERS)
+	$(BIN)/python bench/pages.py cpu
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
@@ -37,15 +37,7 @@ lint: $(VENV)/.installed-dev
 	test ! -x $(BIN)/hadolint || $(BIN)/hadolint docker/*.Dockerfile
 	$(BIN)/python tools/kernel_stubs.py --check
 	$(BIN)/python tools/api_page.py --check
-	$(BIN)/python bench/tables/readme.py --check
-	$(BIN)/python bench/tables/install_size.py --check
-	$(BIN)/python bench/tables/peers.py --check
-	$(BIN)/python bench/tables/detectors.py --check
-	$(BIN)/python bench/tables/m3dm_accuracy.py --check
-	$(BIN)/python bench/tables/m3dm_speed.py --check
-	$(BIN)/python bench/tables/exported_engines.py --check
-	$(BIN)/python bench/tables/gpu_results.py --check
-	$(BIN)/python bench/tables/gpu_cost_model.py --check
+	$(BIN)/python bench/pages.py --check
 
 typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy

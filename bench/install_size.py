@@ -5,7 +5,7 @@ python bench/install_size.py [--variants NAME ...] [--results bench/results/inst
 Builds the wheel of this checkout without CUDA kernels and installs it into a fresh virtual
 environment per variant, under the tested pins; it needs the package index. A variant that brings
 torch or anything else of the fit half is an error. Adds one JSON line per variant to the results;
-then `python bench/tables/install_size.py` writes README's table.
+then `python bench/pages.py install_size` writes README's table.
 
 Sizes are in MB of 10^6 bytes. Disk is what `du` counts: whole blocks, compiled Python files
 included; the environment has no pip or setuptools of its own.
@@ -14,7 +14,6 @@ included; the environment has no pip or setuptools of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -26,10 +25,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from settings import RESULTS, ROOT, append_rows
+
 from mmad_fast.measure.environment import environment
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results" / "install_size.jsonl"
 MB = 1e6
 RUNS = 7
 """Processes that import; the first warms the disk cache up and does not count."""
@@ -40,19 +39,11 @@ FIT_HALF = frozenset(
 
 @dataclass(frozen=True)
 class Variant:
-    """An installation.
-
-    Attributes:
-        extras: What is asked for beside the base install.
-        engine: The modules that run graphs then, with commas.
-    """
+    """An installation: what is asked for beside the base install, and the modules that run graphs
+    then, with commas."""
 
     extras: tuple[str, ...]
     engine: str
-
-    def requirement(self, wheel: Path) -> str:
-        extras = f"[{','.join(self.extras)}]" if self.extras else ""
-        return f"mmad-fast{extras} @ {wheel.as_uri()}"
 
 
 VARIANTS = {
@@ -82,17 +73,15 @@ class UnwantedPackageError(Exception):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "install_size.jsonl")
     options = parser.parse_args()
     facts = environment()  # before the results change the checkout
     with tempfile.TemporaryDirectory() as scratch:
         wheel = build_wheel(Path(scratch, "wheel"))
         for name in options.variants:
             row = measure(name, VARIANTS[name], wheel, Path(scratch, name.replace(" ", "-")))
-            line = json.dumps(row | {"environment": facts | row["environment"]})
-            with options.results.open("a", encoding="utf-8") as results:
-                results.write(line + "\n")
-            print(line, flush=True)
+            append_rows(options.results, [row | {"environment": facts | row["environment"]}])
+            print(f"{name}: {row['disk_mb']:.0f} MB", flush=True)
 
 
 def build_wheel(folder: Path) -> Path:
@@ -106,10 +95,12 @@ def measure(name: str, variant: Variant, wheel: Path, folder: Path) -> dict[str,
     """The row of a variant, installed into a folder that is not there yet; of its environment it
     has the versions only."""
     pins = ("--constraint", ROOT / "constraints.txt")
-    _pip("download", "--dest", folder / "download", *pins, variant.requirement(wheel))
+    extras = f"[{','.join(variant.extras)}]" if variant.extras else ""
+    requirement = f"mmad-fast{extras} @ {wheel.as_uri()}"
+    _pip("download", "--dest", folder / "download", *pins, requirement)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    _pip("--python", python, "install", *pins, variant.requirement(wheel))
+    _pip("--python", python, "install", *pins, requirement)
     (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     packages, versions = package_sizes(site_packages)
     refuse_fit_half(versions)

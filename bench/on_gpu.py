@@ -22,40 +22,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 if importlib.util.find_spec("mmad_fast") is None:  # until the step "build" has installed it
     sys.path.append(str(Path(__file__).parents[1]))
 
-import build_and_test
-from ceilings import measure_ceilings
-from cfm_tables import QUICK_RUNS, CfmRuns, measure_cfm
-from cubins import build_cubins, compare_cubins, device_launch
-from gpu_device import Device, device_report, what_is_missing
-from gpu_rows import FAILED, NOT_RUN, RowFile
-from graph_latency import measure_graph
-from kernel_table import QUICK_BUDGET, Budget, measure_kernels
-from op_cases import FULL, QUICK
+from gpu import build_and_test
+from gpu.cubins import build_cubins, compare_cubins, device_launch
+from gpu.detectors import QUICK_RUNS, SETTINGS, Runs, measure_detectors
+from gpu.device import Device, device_report, what_is_missing
+from gpu.graph import measure_graph
+from gpu.kernel_table import QUICK_BUDGET, Budget, measure_ceilings, measure_kernels
+from gpu.rows import FAILED, NOT_RUN, RowFile
+from ops.case import Sizes
+from settings import BENCH, RESULTS
 
 from mmad_fast.measure.environment import environment
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
 FILE_NAME = "gpu.jsonl"
 QUICK_DEADLINE_S = 520.0
-QUICK_METHODS = ("cfm", "cfm-t")
 TIMEOUTS_S = {  # of a step; quick
     "report": (60, 30),
     "build": (1200, 240),
     "tests": (3600, 150),
     "kernels": (3600, 180),
     "cubins": (1200, 100),
-    "cfm": (2400, 150),
+    "detectors": (2400, 150),
     "graph": (900, 60),
     "sanitizer": (7200, 90),
 }
@@ -82,8 +76,8 @@ def step_tests(rows: RowFile, options: argparse.Namespace) -> None:
 def step_kernels(rows: RowFile, options: argparse.Namespace) -> None:
     device = Device()
     ceilings = measure_ceilings(device, rows)
-    sizes, budget = (QUICK, QUICK_BUDGET) if options.quick else (FULL, Budget())
-    measure_kernels(device, rows, sizes, ceilings, budget)
+    sizes, budget = ("quick", QUICK_BUDGET) if options.quick else ("full", Budget())
+    measure_kernels(device, rows, Sizes.read(sizes), ceilings, budget)
 
 
 def step_cubins(rows: RowFile, options: argparse.Namespace) -> None:
@@ -94,19 +88,18 @@ def step_cubins(rows: RowFile, options: argparse.Namespace) -> None:
         build_cubins(sm, Path(folder) / "kernels")
         rows.write("cubins", f"build for sm_{sm}", seconds=time.perf_counter() - start)
         launch = device_launch(Path(folder) / "kernels", device)
-        sizes = replace(QUICK, banks={"M3DM RGB": QUICK.banks["M3DM RGB"]})
-        compare_cubins(device, rows, sizes, launch)
+        compare_cubins(device, rows, Sizes.read("cubins"), launch)
 
 
-def step_cfm(rows: RowFile, options: argparse.Namespace) -> None:
-    more: dict[str, Any] = {"methods": QUICK_METHODS} if options.quick else {}
-    runs = QUICK_RUNS if options.quick else CfmRuns()
+def step_detectors(rows: RowFile, options: argparse.Namespace) -> None:
+    methods = SETTINGS["quick_methods" if options.quick else "methods"]
+    runs = QUICK_RUNS if options.quick else Runs()
     with tempfile.TemporaryDirectory() as folder:
-        measure_cfm(Device(), rows, Path(folder), runs, **more)
+        measure_detectors(Device(), rows, Path(folder), runs, methods=methods)
 
 
 def step_graph(rows: RowFile, options: argparse.Namespace) -> None:
-    measure_graph(Device(), rows, QUICK, num_runs=100 if options.quick else 500)
+    measure_graph(Device(), rows, Sizes.read("quick"), num_runs=100 if options.quick else 500)
 
 
 def step_sanitizer(rows: RowFile, options: argparse.Namespace) -> None:
@@ -121,7 +114,7 @@ STEPS: dict[str, Callable[[RowFile, argparse.Namespace], None]] = {
     "tests": step_tests,
     "kernels": step_kernels,
     "cubins": step_cubins,
-    "cfm": step_cfm,
+    "detectors": step_detectors,
     "graph": step_graph,
     "sanitizer": step_sanitizer,
 }
@@ -232,9 +225,7 @@ def run_all(options: argparse.Namespace) -> int:
         if problem is not None:
             rows.write(step, "step", status=FAILED, reason=problem)
     if options.output.resolve() == RESULTS.resolve():
-        subprocess.run(
-            [sys.executable, str(ROOT / "bench" / "tables" / "gpu_results.py")], check=True
-        )
+        subprocess.run([sys.executable, str(BENCH / "pages.py"), "gpu"], check=True)
     found = read_run(path, run)
     failures = [row for row in found if row["status"] == FAILED]
     print(f"{len(found)} rows in {path}, {len(failures)} failures", flush=True)

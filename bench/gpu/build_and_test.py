@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
-from gpu_rows import FAILED, NOT_RUN, OK, RowFile
+from gpu.rows import FAILED, NOT_RUN, OK, RowFile
+from settings import ROOT
 
 from mmad_fast.measure.cuda_resources import installed_nvcc
 
-ROOT = Path(__file__).parents[2]
 BUILD_TIMEOUT_S = 900.0
 ALLOWED_SKIPS = (
     *("emulation only", "interpreter only", "the GPU is there: nothing to emulate"),
@@ -40,14 +40,7 @@ WITHOUT_GPU = ("test_compile_matrix.py", "test_ahead_of_time.py", "test_cuda_san
 
 @dataclass(frozen=True)
 class TestOutcome:
-    """One test of a junit file.
-
-    Attributes:
-        name: Module and test.
-        outcome: "passed", "failed" or "skipped".
-        reason: Why it was skipped or failed.
-        seconds: How long it took.
-    """
+    """One test of a junit file: module and test, "passed", "failed" or "skipped", and why."""
 
     __test__ = False  # pytest takes classes named Test... for tests
 

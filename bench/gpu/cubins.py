@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from feature_op_cases import feature_cases
-from geometry_op_cases import geometry_cases
-from gpu_device import Device
-from gpu_rows import FAILED, NOT_RUN, RowFile, timing_fields
-from kernel_table import replaced_lookup
-from op_cases import OpCase, Sizes, frames, host
+from gpu.device import Device
+from gpu.kernel_table import function_of, replaced_lookup, wrong
+from gpu.rows import RowFile, timing_fields
+from ops.case import Case, Sizes, gpu_case_makers, host
 
 from mmad_fast.gpu.triton_kernels import TRITON_MODULES, LaunchConfig, TritonKernel
 
@@ -66,27 +64,21 @@ def device_launch(folder: Path, device: Device) -> Launch:
 
 def compare_cubins(device: Device, rows: RowFile, sizes: Sizes, launch: Launch) -> None:
     """A row per case that a Triton kernel serves."""
-    makers = [lambda f=frame: geometry_cases(f, sizes, device) for frame in frames(sizes)[:1]]
-    for make in [*makers, *feature_cases(sizes, device)]:
+    for make in gpu_case_makers(sizes, device):
         with rows.guarded(STEP, "inputs"):
             for case in make():
-                if "triton" in case.functions:
-                    compare_case(case, device, rows, launch)
-                elif "triton" in case.refusals:
-                    rows.write(
-                        STEP,
-                        case.what,
-                        status=FAILED if device.is_cuda else NOT_RUN,
-                        reason=case.refusals["triton"],
-                        shapes=case.shapes,
-                        dtype=case.dtype,
-                    )
+                for contender in case.contenders:
+                    if contender.name == "triton":
+                        function = function_of(contender, case, device, rows, STEP)
+                        if function is not None:
+                            compare_case(case, function, device, rows, launch)
 
 
-def compare_case(case: OpCase, device: Device, rows: RowFile, launch: Launch) -> None:
-    facts = {"backend": "cubin", "shapes": case.shapes, "dtype": case.dtype}
+def compare_case(
+    case: Case, function: Callable[[], Any], device: Device, rows: RowFile, launch: Launch
+) -> None:
+    facts: dict[str, Any] = {"backend": "cubin", "shapes": dict(case.shapes), "dtype": case.dtype}
     with rows.guarded(STEP, case.what, **facts):
-        function = case.functions["triton"]
         compiled_now = parts_of(function())
         with routed_launches(launch) as launched:
             ahead = function()
@@ -98,19 +90,15 @@ def compare_case(case: OpCase, device: Device, rows: RowFile, launch: Launch) ->
             )
         if not launched:
             raise RuntimeError("no launch of the case went through the launcher")
-        is_right = error <= case.max_error
-        reason = "" if is_right else f"error {error:.3g} is above {case.max_error:.3g}"
         rows.write(
             STEP,
             case.what,
-            status="ok" if is_right else FAILED,
-            reason=reason,
             kernels=sorted(launched),
             error=error,
             max_error=case.max_error,
             difference_to_jit=difference,
             **facts,
-            **(timing if is_right else {}),
+            **(timing if error <= case.max_error else wrong(case, error)),
         )
 
 

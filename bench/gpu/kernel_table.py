@@ -6,19 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ceilings import product_precision
-from feature_op_cases import feature_cases
-from geometry_op_cases import geometry_cases
-from gpu_device import Device
-from gpu_rows import FAILED, NOT_RUN, RowFile, rate_fields, timing_fields
-from op_cases import OpCase, Sizes, frames
+from gpu.device import Device, product_precision
+from gpu.rows import FAILED, NOT_RUN, RowFile, rate_fields, timing_fields
+from ops.case import Case, Contender, Sizes, gpu_case_makers
 
+from mmad_fast.errors import MmadFastError
 from mmad_fast.gpu.triton_kernels import LaunchConfig, TritonKernel
 
 STEP = "kernels"
 CONFIG_STEP = "configurations"
+CEILING_STEP = "ceilings"
+COPY_BYTES = 512 << 20
+MATRIX_SIDE = 8192
 MIN_RUNS = 5
 
 
@@ -43,15 +45,59 @@ class Budget:
 QUICK_BUDGET = Budget(num_runs=30, row_s=0.3, num_configs=4)
 
 
+def measure_ceilings(
+    device: Device,
+    rows: RowFile,
+    *,
+    num_runs: int = 20,
+    copy_bytes: int = COPY_BYTES,
+    matrix_side: int = MATRIX_SIDE,
+) -> dict[str, float]:
+    """GB/s of "copy" (read and written) and GFLOP/s by type of the operands; a row each."""
+    import torch
+
+    found: dict[str, float] = {}
+    with rows.guarded(CEILING_STEP, "copy"):
+        source = torch.zeros(copy_bytes // 4, dtype=torch.float32, device=device.name)
+        target = torch.empty_like(source)
+        fields = timing_fields(
+            device.latencies_ms(
+                partial(target.copy_, source), num_warmup=3, num_runs=num_runs, is_cold=False
+            )
+        )
+        found["copy"] = 1e-6 * 2 * copy_bytes / fields["p50_ms"]
+        rows.write(CEILING_STEP, "copy", shapes={"bytes": copy_bytes}, gbs=found["copy"], **fields)
+        del source, target
+    for dtype in ("float32", "tf32", "float16", "bfloat16"):
+        with rows.guarded(CEILING_STEP, "matrix product", dtype=dtype), product_precision(dtype):
+            storage = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+            shape = (matrix_side, matrix_side)
+            a = torch.randn(shape, device=device.name).to(storage)
+            b = torch.randn(shape, device=device.name).to(storage)
+            out = torch.empty_like(a)
+            fields = timing_fields(
+                device.latencies_ms(
+                    partial(torch.mm, a, b, out=out), num_warmup=3, num_runs=num_runs, is_cold=False
+                )
+            )
+            found[dtype] = 1e-6 * 2.0 * matrix_side**3 / fields["p50_ms"]
+            rows.write(
+                CEILING_STEP,
+                "matrix product",
+                dtype=dtype,
+                shapes={"side": matrix_side},
+                gflops=found[dtype],
+                **fields,
+            )
+            del a, b, out
+    return found
+
+
 def measure_kernels(
     device: Device, rows: RowFile, sizes: Sizes, ceilings: dict[str, float], budget: Budget
 ) -> None:
     """A row per case and backend, and per configuration of the Triton kernels behind it."""
-    for frame in frames(sizes):
-        with rows.guarded(STEP, "inputs", shapes={"N": len(frame.points)}):
-            for case in geometry_cases(frame, sizes, device):
-                measure_case(case, device, rows, ceilings, budget)
-    for make in feature_cases(sizes, device):
+    for make in gpu_case_makers(sizes, device):
         with rows.guarded(STEP, "inputs"):
             for case in make():
                 measure_case(case, device, rows, ceilings, budget)
@@ -66,55 +112,64 @@ def release(device: Device) -> None:
         torch.cuda.empty_cache()
 
 
+def function_of(
+    contender: Contender, case: Case, device: Device, rows: RowFile, step: str
+) -> Callable[[], Any] | None:
+    """What is called; None, and a row that says why, where there is nothing: it is not built, not
+    written, or refuses. On a GPU every backend must run."""
+    try:
+        return contender.make()
+    except (ImportError, AttributeError, MmadFastError) as error:
+        rows.write(
+            step,
+            case.what,
+            backend=contender.name,
+            status=FAILED if device.is_cuda else NOT_RUN,
+            reason=f"{type(error).__name__}: {error}",
+            shapes=dict(case.shapes),
+            dtype=case.dtype,
+        )
+        return None
+
+
 def measure_case(
-    case: OpCase, device: Device, rows: RowFile, ceilings: dict[str, float], budget: Budget
+    case: Case, device: Device, rows: RowFile, ceilings: dict[str, float], budget: Budget
 ) -> None:
-    facts = {"shapes": case.shapes, "dtype": case.dtype}
-    for backend, reason in case.refusals.items():
-        # On a GPU every backend must run; where there is none, the row says why not.
-        status = FAILED if device.is_cuda else NOT_RUN
-        rows.write(STEP, case.what, backend=backend, status=status, reason=reason, **facts)
-    for backend, function in case.functions.items():
-        with rows.guarded(STEP, case.what, backend=backend, **facts):
+    """A row per contender: ours only where its error is within the bound."""
+    for contender in case.contenders:
+        facts: dict[str, Any] = {"backend": contender.name, "shapes": dict(case.shapes)}
+        facts["dtype"] = case.dtype
+        if not contender.is_ours:
+            facts["is_baseline"] = True
+        function = function_of(contender, case, device, rows, STEP)
+        if function is None:
+            continue
+        with rows.guarded(STEP, case.what, **facts):
+            if not contender.is_ours:
+                with product_precision("float32"):
+                    error = case.error_of(function())
+                    fields = timed(function, case, device, ceilings, budget)
+                rows.write(STEP, case.what, error=error, **facts, **fields)
+                continue
+            facts["max_error"] = case.max_error
             error = case.error_of(function())
             if not error <= case.max_error:
-                rows.write(
-                    STEP,
-                    case.what,
-                    backend=backend,
-                    status=FAILED,
-                    reason=f"error {error:.3g} is above {case.max_error:.3g}; not timed",
-                    error=error,
-                    max_error=case.max_error,
-                    **facts,
-                )
+                rows.write(STEP, case.what, error=error, **wrong(case, error), **facts)
                 continue
             fields = timed(function, case, device, ceilings, budget)
-            rows.write(
-                STEP,
-                case.what,
-                backend=backend,
-                error=error,
-                max_error=case.max_error,
-                **facts,
-                **fields,
-            )
-            measure_configs(case, backend, function, device, rows, ceilings, budget)
-    for backend, function in case.baselines.items():
-        with (
-            rows.guarded(STEP, case.what, backend=backend, is_baseline=True, **facts),
-            product_precision("float32"),
-        ):
-            error = case.error_of(function())
-            fields = timed(function, case, device, ceilings, budget)
-            rows.write(
-                STEP, case.what, backend=backend, is_baseline=True, error=error, **facts, **fields
-            )
+            rows.write(STEP, case.what, error=error, **facts, **fields)
+            measure_configs(case, contender.name, function, device, rows, ceilings, budget)
+
+
+def wrong(case: Case, error: float) -> dict[str, str]:
+    """The fields of a row without a time, since the result is beyond its bound."""
+    reason = f"error {error:.3g} is above {case.max_error:.3g}; not timed"
+    return {"status": FAILED, "reason": reason}
 
 
 def timed(
     function: Callable[[], Any],
-    case: OpCase,
+    case: Case,
     device: Device,
     ceilings: dict[str, float],
     budget: Budget,
@@ -137,7 +192,7 @@ def timed(
 
 
 def measure_configs(
-    case: OpCase,
+    case: Case,
     backend: str,
     function: Callable[[], Any],
     device: Device,
@@ -153,23 +208,18 @@ def measure_configs(
         found: dict[str, float] = {}
         for number, config in enumerate(configs[: budget.num_configs]):
             label = config_label(config)
-            facts = {
+            facts: dict[str, Any] = {
                 "backend": backend,
                 "kernel": kernel,
                 "config": label,
                 "is_default": number == 0,
-                "shapes": case.shapes,
+                "shapes": dict(case.shapes),
                 "dtype": case.dtype,
             }
-            with (
-                rows.guarded(CONFIG_STEP, case.what, **facts),
-                chosen_config(kernel, config),
-            ):
+            with rows.guarded(CONFIG_STEP, case.what, **facts), chosen_config(kernel, config):
                 error = case.error_of(function())
-                is_right = error <= case.max_error
-                if not is_right:
-                    reason = f"error {error:.3g} is above {case.max_error:.3g}; not timed"
-                    rows.write(CONFIG_STEP, case.what, status=FAILED, reason=reason, **facts)
+                if not error <= case.max_error:
+                    rows.write(CONFIG_STEP, case.what, **wrong(case, error), **facts)
                     continue
                 fields = timed(function, case, device, ceilings, budget)
                 rows.write(CONFIG_STEP, case.what, error=error, **facts, **fields)
@@ -183,7 +233,7 @@ def measure_configs(
                 kernel=kernel,
                 config=best,
                 is_default=best == config_label(configs[0]),
-                shapes=case.shapes,
+                shapes=dict(case.shapes),
                 dtype=case.dtype,
                 p50_ms=found[best],
                 default_p50_ms=found.get(config_label(configs[0])),
@@ -227,9 +277,8 @@ def replaced_lookup(
     """`TritonKernel.configs_for`, through which every launch goes, gives what `replacement` makes
     of a kernel and its configurations."""
     original = TritonKernel.configs_for
-    TritonKernel.configs_for = (  # type: ignore[method-assign]
-        lambda kernel, sm: replacement(kernel, original(kernel, sm))
-    )
+    replaced: Any = lambda kernel, sm: replacement(kernel, original(kernel, sm))  # noqa: E731
+    TritonKernel.configs_for = replaced  # type: ignore[method-assign]
     try:
         yield
     finally:

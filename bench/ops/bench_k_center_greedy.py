@@ -1,205 +1,208 @@
-"""Times k_center_greedy beside plain float32 steps of torch and NumPy in the same run: one JSON
-line per row.
+"""k_center_greedy against plain float32 steps of torch and NumPy: distances to the last selected
+row, their minimum with those before, the largest.
 
-python bench/ops/bench_k_center_greedy.py [--threads 2] [--features FOLDER] [--largest 765184]
-
-FOLDER holds bank.npy (M, C) float32, tokens of whole scans as bench/extract_tokens.py writes them
-(--bank-rows 84672 --query-scans 1 for all good scans of rendered3d); without it the features are
-random. Three cases, a tenth of the rows each:
+--features holds bank.npy (M, C) float32, tokens of whole scans as bench/extract_tokens.py writes
+them; without it the features are random. A tenth of the rows is selected:
 - "gaussian": nothing can be excluded, the worst case;
-- "tokens": a size where the plain selection ends;
-- "patches": tokens interpolated to 56 x 56 patches per scan and projected to 334 channels, filled
-  up to --largest rows with one row that repeats, as the background of M3DM's point bank does.
-A backend that would take longer than --seconds is stopped after so long; its time is then that of
-the measured steps times the number of steps, and the row says so (measured_steps).
+- "patches": rows like a network's, filled up with one that repeats, as the background of a point
+  bank does; the plain steps are the first ones only.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
+import argparse
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from ops import case as bench
+from ops.inputs import Floats, Integers, low_rank_queries_and_bank, queries_and_bank
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-
-from op_rows import SPIN_S, parse_options
-from ops.feature_cases import low_rank_queries_and_bank
-
-from mmad_fast import _kernels
-from mmad_fast.measure.environment import environment
-from mmad_fast.measure.memory import peak_working_mib
 from mmad_fast.ops.k_center_greedy import k_center_greedy
-from mmad_fast.ops.k_center_greedy.backends import projection_of
 
+if TYPE_CHECKING:
+    from gpu.device import Device
+
+OP = "k_center_greedy"
+PIECES = ("gaussian", "patches")
+RUNS, BUDGET_S = 3, 20.0
 WIDTH = 334  # what sklearn's johnson_lindenstrauss_min_dim gives for 765,184 rows and eps 0.9
-TOKEN_GRID, PATCH_GRID = 28, 56
-SMALL_ROWS = 19_600
-CHECKED_STEPS = 25
-
-Rows = NDArray[np.float32]
-Measured = tuple[NDArray[np.int64], float, int]
-"""Indices, seconds, steps that were taken."""
-
-
-def cases(folder: str, largest: int) -> Iterator[tuple[str, Rows, int]]:
-    """What the rows are, rows (N, D), and how many to select."""
-    yield "gaussian", np.random.default_rng(0).standard_normal((10_000, WIDTH), np.float32), 1000
-    if folder:
-        bank = np.load(Path(folder) / "bank.npy")
-    else:
-        bank = low_rank_queries_and_bank(1, 54 * TOKEN_GRID**2, 2 * WIDTH)[1]
-    tokens = random_projection(bank)
-    del bank
-    step = len(tokens) // SMALL_ROWS
-    small = tokens[: step * SMALL_ROWS : step].copy()
-    yield ("tokens" if folder else "random, low rank"), small, SMALL_ROWS // 10
-    patches = interpolated(tokens)
-    rows = np.broadcast_to(np.zeros(WIDTH, np.float32), (largest, WIDTH)).copy()
-    rows[: min(largest, len(patches))] = patches[:largest]
-    distinct = min(largest, len(patches))
-    name = "patches" if folder else "random, low rank, interpolated"
-    yield f"{name}, {distinct} of them distinct", rows, largest // 10
+LARGEST_ROWS = 765_184
+PLAIN_STEPS = 100
+"""Of the plain selection where the whole would take hours."""
+NEEDED_FIRST = 25
+"""So many of the first rows must be the same; after that plain float32 distances may tie, or
+differ, in their last digit, and the selection goes another way."""
+NUM_CHECKED_STEPS = 12
+PART = 8192
 
 
-def random_projection(rows: Rows) -> Rows:
-    """(M, WIDTH) float32: sparse random directions, as SparseRandomProjection draws them."""
-    rng = np.random.default_rng(0)
-    density = 1 / np.sqrt(rows.shape[1])
-    signs = rng.choice([-1.0, 1.0], (rows.shape[1], WIDTH))
-    directions = signs * (rng.random(signs.shape) < density) / np.sqrt(density * WIDTH)
-    return np.ascontiguousarray(rows @ directions.astype(np.float32))
+def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
+    """Selects a tenth of the rows."""
+    if bench.is_asked_for(options, "gaussian"):
+        rows = np.random.default_rng(0).standard_normal((10_000, WIDTH), np.float32)
+        yield case_of("gaussian", rows, 1000, options.threads)
+    if bench.is_asked_for(options, "patches"):
+        if options.features is not None:
+            distinct = np.load(options.features / "bank.npy")[:, :WIDTH]
+        else:
+            distinct = low_rank_queries_and_bank(1, LARGEST_ROWS // 5, WIDTH)[1]
+        rows = np.zeros((LARGEST_ROWS, WIDTH), np.float32)
+        rows[: len(distinct)] = distinct
+        kind = "random, low rank" if options.features is None else "tokens"
+        name = f"{kind}, {len(distinct)} of them distinct"
+        yield case_of(name, rows, LARGEST_ROWS // 10, options.threads, plain_steps=PLAIN_STEPS)
 
 
-def interpolated(tokens: Rows) -> Rows:
-    """(S * 56 * 56, D) float32 of tokens (S * 28 * 28, D): bilinear, edges repeated."""
-    grid = tokens.reshape(-1, TOKEN_GRID, TOKEN_GRID, tokens.shape[1])
-    at = np.clip((np.arange(PATCH_GRID) + 0.5) * TOKEN_GRID / PATCH_GRID - 0.5, 0, TOKEN_GRID - 1)
-    low = np.minimum(at.astype(int), TOKEN_GRID - 2)
-    share = (at - low).astype(np.float32)[:, None]
-    grid = grid[:, low] * (1 - share[:, None]) + grid[:, low + 1] * share[:, None]
-    grid = grid[:, :, low] * (1 - share) + grid[:, :, low + 1] * share
-    return np.ascontiguousarray(grid.reshape(-1, tokens.shape[1]))
+def case_of(
+    name: str, rows: Floats, num_samples: int, num_threads: int, *, plain_steps: int | None = None
+) -> bench.Case:
+    """Plain steps as far as `plain_steps`; None: to the end."""
+    first = k_center_greedy(rows, NEEDED_FIRST)
+    num_steps = plain_steps or num_samples
+    part = f"takes the first {plain_steps} steps only" if plain_steps else None
+
+    def check(got: Integers) -> bench.Agreement:
+        if not np.array_equal(got[:NEEDED_FIRST], first):
+            raise bench.DisagreementError("selects other rows from the beginning on")
+        return bench.Agreement("same first rows", f"{NEEDED_FIRST} compared")
+
+    def in_torch() -> Callable[[], Integers]:
+        torch = bench.with_threads(num_threads)
+        tensor = torch.from_numpy(rows)
+        return lambda: plain_selection(
+            lambda row: torch.linalg.norm(tensor - tensor[row], dim=1), torch.minimum, num_steps
+        )
+
+    def in_numpy() -> Integers:
+        return plain_selection(
+            lambda row: np.linalg.norm(rows - rows[row], axis=1), np.minimum, num_steps
+        )
+
+    return bench.Case(
+        OP,
+        {"N": len(rows), "D": rows.shape[1], "n": num_samples},
+        [
+            bench.Contender(
+                "mmad-fast", lambda: lambda: k_center_greedy(rows, num_samples), is_ours=True
+            ),
+            bench.Contender("torch", in_torch, part=part, max_runs=1),
+            bench.Contender("NumPy", lambda: in_numpy, part=part, max_runs=1),
+        ],
+        data=name,
+        check=check,
+    )
 
 
-def run_steps(
-    distances_to: Callable[[int], Any],
-    minimum: Callable[[Any, Any], Any],
-    num_samples: int,
-    seconds: float,
-) -> Measured:
-    """Plain steps from row 0: all distances to the last row, the smaller ones, their argmax."""
+def plain_selection(
+    distances_to: Callable[[int], Any], minimum: Callable[[Any, Any], Any], num_steps: int
+) -> Integers:
+    """So many rows, from row 0 on."""
     indices = [0]
-    begin = time.perf_counter()
     nearest = distances_to(0)
-    while len(indices) < num_samples:
+    while len(indices) < num_steps:
         indices.append(int(nearest.argmax()))
         nearest = minimum(nearest, distances_to(indices[-1]))
-        if time.perf_counter() - begin > seconds:
-            break
-    return np.array(indices), time.perf_counter() - begin, len(indices)
+    return np.array(indices)
 
 
-def with_torch(rows: Rows, num_samples: int, seconds: float) -> Measured:
+def work(
+    num_rows: int, num_samples: int, num_channels: int, *, dtype: str = "float32"
+) -> bench.Work:
+    """Every step but the last reads all rows (they are larger than the caches), measures them
+    against the row that was selected, and keeps one float32 distance each; what float64 measures
+    again is left out."""
+    steps = num_samples - 1
+    row_bytes = num_channels * bench.OPERAND_BYTES[dtype] + 2.0 * bench.FLOAT_BYTES
+    return bench.Work(
+        plain_flop=steps * num_rows * (3.0 * num_channels + 2),
+        device_bytes=steps * num_rows * row_bytes + num_samples * bench.INDEX_BYTES,
+    )
+
+
+def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
+    for name, size in sizes.coresets.items():
+        for dtype in sizes.dtypes:
+            if dtype != "bfloat16":
+                yield lambda n=name, s=size, d=dtype: [gpu_case(n, s, d, device)]  # type: ignore[misc]
+
+
+def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) -> bench.Case:
+    """n rows that cover all others; rows held in `dtype`. The error is `selection_shortfall`."""
     import torch
 
-    torch.set_num_threads(_kernels.num_threads())
-    tensor = torch.from_numpy(rows)
-    return run_steps(
-        lambda row: torch.linalg.norm(tensor - tensor[row], dim=1),
-        torch.minimum,
-        num_samples,
-        seconds,
+    num_rows, num_samples, num_channels = size
+    rows = device.tensor(queries_and_bank(1, num_rows, num_channels)[1]).to(getattr(torch, dtype))
+    exact = bench.host(rows.float())
+
+    def triton() -> Callable[[], Any]:
+        function = bench.kernels_of(OP).k_center_greedy
+        return lambda: function(rows, num_samples)
+
+    return bench.Case(
+        OP,
+        {"rows": name, "N": num_rows, "n": num_samples, "C": num_channels},
+        [
+            bench.ours_on("triton", triton),
+            bench.baseline("norm of differences", lambda: published_selection(rows, num_samples)),
+            bench.baseline("matrix product", lambda: expanded_selection(rows, num_samples)),
+        ],
+        dtype=dtype,
+        work=work(num_rows, num_samples, num_channels, dtype=dtype),
+        error_of=lambda selected: selection_shortfall(exact, bench.host(selected), num_samples),
+        max_error=bench.TINY_ERROR,
     )
 
 
-def with_numpy(rows: Rows, num_samples: int, seconds: float) -> Measured:
-    return run_steps(
-        lambda row: np.linalg.norm(rows - rows[row], axis=1), np.minimum, num_samples, seconds
-    )
+def selection_shortfall(rows: Floats, selected: Integers, num_samples: int) -> float:
+    """How much nearer than the farthest row a row was when it was selected, at worst, relative to
+    the farthest; 0 for an exact selection whatever its ties. In float64, of the first steps; of the
+    others that there are num_samples different ones."""
+    worst = float(selected[0] != 0 or len(np.unique(selected)) != num_samples)
+    nearest = np.full(len(rows), np.inf)
+    for last, chosen in pairwise(selected[:NUM_CHECKED_STEPS]):
+        center = rows[last].astype(np.float64)
+        for begin in range(0, len(rows), PART):
+            part = rows[begin : begin + PART].astype(np.float64)
+            distances = np.sqrt(((part - center) ** 2).sum(axis=1))
+            nearest[begin : begin + PART] = np.minimum(nearest[begin : begin + PART], distances)
+        farthest = nearest.max()
+        if farthest > 0:
+            worst = max(worst, float((farthest - nearest[chosen]) / farthest))
+    return worst
 
 
-def with_cpu(rows: Rows, num_samples: int, _: float) -> Measured:
-    begin = time.perf_counter()
-    indices = k_center_greedy(rows, num_samples, backend="cpu")
-    return indices, time.perf_counter() - begin, len(indices)
+def published_selection(rows: Any, num_samples: int) -> Any:
+    """The published loop, but for its waiting for the device: norms of all differences, their
+    minimum with those before, the largest. It runs in the rows' type (published: float16)."""
+    import torch
+
+    selected = torch.zeros(num_samples, dtype=torch.int64, device=rows.device)
+    nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype, device=rows.device)
+    last = selected[:1]
+    for step in range(1, num_samples):
+        distances = torch.linalg.norm(rows - rows.index_select(0, last), dim=1)
+        nearest = torch.minimum(nearest, distances)
+        last = nearest.argmax().view(1)
+        selected[step : step + 1] = last
+    return selected
 
 
-def pair_shares(rows: Rows, num_samples: int) -> dict[str, float]:
-    """Which share of all pairs of a row and a selected row was looked at, and how."""
-    indices = np.empty(num_samples, np.int64)
-    statistics = _kernels.k_center_greedy(
-        rows, *projection_of(rows, num_samples), 0, indices, lambda num_selected: None
-    )
-    pairs = len(rows) * statistics.num_selected
-    return {
-        "bounded_share": statistics.bounded_pairs / pairs,
-        "stepped_share": statistics.stepped_pairs / pairs,
-        "measured_share": statistics.measured_pairs / pairs,
-    }
+def expanded_selection(rows: Any, num_samples: int) -> Any:
+    """As one writes it to read the rows once per step: |x|^2 - 2 x.c by a product with a vector.
+    Loses digits where a row is near the selected one."""
+    import torch
 
-
-def measure(
-    function: Callable[[Rows, int, float], Measured], rows: Rows, num_samples: int, seconds: float
-) -> tuple[float | None, Measured]:
-    """Peak working MiB of one call, and what it returned."""
-    returned: list[Measured] = []
-    memory = peak_working_mib(lambda: returned.append(function(rows, num_samples, seconds)))
-    return memory, returned[0]
-
-
-def print_case(name: str, rows: Rows, num_samples: int, options: Any) -> None:
-    """Checks the first indices of every backend, and prints its row.
-
-    Raises:
-        SystemExit: two backends select different rows.
-    """
-    truth = k_center_greedy(rows[:SMALL_ROWS], CHECKED_STEPS, backend="reference")
-    if not np.array_equal(k_center_greedy(rows[:SMALL_ROWS], CHECKED_STEPS), truth):
-        raise SystemExit(f"{name}: cpu differs from the reference; no timing")
-    backends = {"cpu": with_cpu, "numpy": with_numpy}
-    if find_spec("torch"):
-        backends["torch"] = with_torch
-    facts, selected, cpu_seconds = environment(), np.empty(0, np.int64), float("nan")
-    for backend, function in backends.items():
-        time.sleep(SPIN_S)
-        memory, (indices, seconds, steps) = measure(function, rows, num_samples, options.seconds)
-        if backend == "cpu":
-            selected, cpu_seconds = indices, seconds
-        # Plain float32 distances may tie, or differ, in their last digit.
-        equal = float((indices == selected[:steps]).mean())
-        if equal < 1 and steps <= CHECKED_STEPS:
-            raise SystemExit(f"{name}: {backend} selects other rows than cpu; no timing")
-        total = seconds * num_samples / steps if steps < len(selected) else seconds
-        row = {
-            "what": "k_center_greedy",
-            "backend": backend,
-            "shapes": {"N": len(rows), "D": rows.shape[1], "n": len(selected), "data": name},
-            "dtype": "float32",
-            "threads": options.threads,
-            "seconds": total,
-            "measured_steps": steps,
-            "is_extrapolated": steps < len(selected),
-            "times_cpu": total / cpu_seconds,
-            "equal_indices": equal,
-            "peak_working_mib": memory,
-            **(pair_shares(rows, num_samples) if backend == "cpu" else {}),
-            "environment": facts,
-        }
-        print(json.dumps(row), flush=True)
-
-
-def main() -> None:
-    options = parse_options(__doc__, features="", largest=765_184, seconds=20)
-    for name, rows, num_samples in cases(options.features, options.largest):
-        print_case(name, rows, num_samples, options)
-
-
-if __name__ == "__main__":
-    main()
+    selected = torch.zeros(num_samples, dtype=torch.int64, device=rows.device)
+    squares = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
+    for begin in range(0, len(rows), PART):
+        squares[begin : begin + PART] = rows[begin : begin + PART].float().square().sum(dim=1)
+    nearest = torch.full_like(squares, torch.inf)
+    last = selected[:1]
+    for step in range(1, num_samples):
+        products = (rows @ rows.index_select(0, last)[0]).float()
+        nearest = torch.minimum(nearest, squares + squares[last] - 2 * products)
+        last = nearest.argmax().view(1)
+        selected[step : step + 1] = last
+    return selected

@@ -1,136 +1,206 @@
-"""Times point_embedding against engines and torch in the same run, each with the rewritten embedder
-and with the published order of work: one JSON line per row. Needs the extra "fit" for the peers.
+"""point_embedding against torch, ONNX Runtime and OpenVINO.
 
-python bench/ops/bench_point_embedding.py [--threads 2] [--runs 7] [--groups 1024]
+The engines get two graphs: the published order of work, and ours, where the 512 -> 512 layer is
+split into a half per group and a half per point.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from gpu.device import product_precision
+from ops import case as bench
+from ops.inputs import Floats, depth_frame, surface_groups
+from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-
-from op_rows import parse_options, print_rows
-from ops.embedding_cases import embedder_weights, surface_groups
-
-from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
+from mmad_fast.backbones import build_point_backbone
+from mmad_fast.backbones.group_embedder import GroupEmbedder
+from mmad_fast.export.onnx_graph import export_graph
+from mmad_fast.methods.branches.point_groups.reference import group_tokens
+from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.ops.point_embedding import point_embedding
 
 if TYPE_CHECKING:
-    from torch import nn
+    from gpu.device import Device
 
-CASES = [(128, "cloud"), (128, "checkpoint"), (32, "cloud")]  # K, batch_norm
-MACS_PER_POINT = 3 * 128 + 128 * 256 + 128 * 512 + 512 * 384
-"""Of the rewritten embedder, without the moments (128 * 129 / 2, batch_norm="cloud") and without
-what the kernel leaves out."""
+NUM_GROUPS = 1024
+SETTINGS = {"cloud-128": ("cloud", 128), "calibrated-128": ("calibrated", 128)}
+SETTINGS |= {"cloud-32": ("cloud", 32)}
+PIECES = tuple(SETTINGS)
+RUNS, BUDGET_S = 7, 5.0
+MAX_RELATIVE_DIFFERENCE = 2e-4
+"""Of the largest token: float32 through four layers and two normalisations, in another order."""
+EMBEDDING_ERROR = 1e-4
+"""Relative to the largest token."""
+CHANNELS = (128, 256, 512, 384)
+"""Of the mini-PointNet: first hidden, summary, second hidden, token."""
 
-
-def networks(batch_norm: str) -> tuple[EmbedderWeights, dict[str, nn.Module]]:
-    """The weights, and the torch embedder in its rewritten and in its published order of work."""
-    import torch
-    from torch import nn
-
-    from mmad_fast.backbones import build_point_backbone
-
-    encoder = build_point_backbone(layers=(0,), weights="random", batch_norm=batch_norm).encoder
-
-    class Published(nn.Module):
-        """As methods/dense_features.py, with train-mode BatchNorm spelt out: no engine has it."""
-
-        def norm(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-            if batch_norm != "cloud":
-                return layer(x)
-            x = x - x.mean((0, 2), keepdim=True)
-            scale = torch.rsqrt(x.square().mean((0, 2), keepdim=True) + layer.eps)
-            return x * scale * layer.weight[:, None] + layer.bias[:, None]
-
-        def forward(self, groups: torch.Tensor) -> torch.Tensor:
-            first, second = encoder.first_conv, encoder.second_conv
-            hidden = torch.relu(self.norm(first[1], first[0](groups[0].transpose(1, 2))))
-            local = first[3](hidden)
-            summary = local.amax(dim=2, keepdim=True).expand_as(local)
-            wide = second[0](torch.cat([summary, local], dim=1))
-            return second[3](torch.relu(self.norm(second[1], wide))).amax(dim=2)[None]
-
-    published = Published().eval()
-    published.encoder = encoder
-    return encoder.to_embedder_weights(), {"rewritten": encoder, "published": published}
+Embed = Callable[[], Floats]
 
 
-def peers(
-    modules: dict[str, nn.Module], groups: NDArray[np.float32], num_threads: int, folder: Path
-) -> dict[str, Callable[[], NDArray[np.float32]]]:
-    """Tokens (G, 384) by torch and by the engines that are installed."""
+def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
+    bench.with_threads(options.threads)
+    for name, setting in SETTINGS.items():
+        if bench.is_asked_for(options, name):
+            with TemporaryDirectory() as folder:
+                yield case_of(*setting, folder, options.threads)
+
+
+class PublishedOrder(nn.Module):
+    """The embedder's official layers, one after the other over all points."""
+
+    def __init__(self, encoder: GroupEmbedder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, groups: Tensor) -> Tensor:
+        """(1, G, 384) of groups (1, G, K, 3)."""
+        uses_cloud_statistics = self.encoder.uses_cloud_statistics
+        return group_tokens(self.encoder, groups[0], uses_cloud_statistics=uses_cloud_statistics)[
+            None
+        ]
+
+
+def torch_eager(module: nn.Module, groups: Floats) -> Embed:
+    tensor = torch.from_numpy(groups)[None]
+
+    @torch.inference_mode()
+    def embed() -> Floats:
+        return module(tensor)[0].numpy()
+
+    return embed
+
+
+def graph_of(module: nn.Module, groups: Floats, folder: str) -> Path:
+    path = Path(folder) / f"{type(module).__name__}.onnx"
+    if not path.exists():
+        inputs = {"groups": torch.from_numpy(groups)[None]}
+        export_graph(module, inputs, path, output_name="tokens")
+    return path
+
+
+def onnx_runtime(path: Path, groups: Floats, num_threads: int) -> Embed:
     import onnxruntime
-    import torch
 
-    from mmad_fast.export.onnx_graph import export_graph
-
-    torch.set_num_threads(num_threads)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {"groups": groups[None]}
-    cloud = torch.from_numpy(groups)[None]
-    functions: dict[str, Callable[[], NDArray[np.float32]]] = {}
-    for name, module in modules.items():
-        path = export_graph(
-            module, {"groups": cloud}, folder / f"{name}.onnx", output_name="tokens"
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        functions[f"onnxruntime, {name}"] = lambda s=session: s.run(None, feed)[0][0]
-        if find_spec("openvino"):
-            import openvino
-
-            settings = {"INFERENCE_NUM_THREADS": num_threads, "INFERENCE_PRECISION_HINT": "f32"}
-            compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-            functions[f"openvino, {name}"] = lambda c=compiled: c(feed)[0][0]
-        functions[f"torch, {name} (slow)"] = lambda m=module: torch_tokens(m, cloud)
-    return functions
+    return lambda: session.run(None, feed)[0][0]
 
 
-def torch_tokens(module: nn.Module, groups: object) -> NDArray[np.float32]:
-    import torch
+def openvino(path: Path, groups: Floats, num_threads: int) -> Embed:
+    import openvino
 
-    with torch.inference_mode():
-        return module(groups)[0].numpy()
-
-
-def bench_case(group_size: int, batch_norm: str, options: argparse.Namespace) -> None:
-    groups = surface_groups(options.groups, group_size)
-    with tempfile.TemporaryDirectory() as folder:
-        if find_spec("torch"):
-            weights, modules = networks(batch_norm)
-            functions = peers(modules, groups, options.threads, Path(folder))
-        else:
-            weights = embedder_weights(uses_cloud_statistics=batch_norm == "cloud")
-            functions = {}
-        truth = point_embedding(groups, weights, backend="reference")
-        print_rows(
-            "point_embedding",
-            {"cpu": lambda: point_embedding(groups, weights), **functions},
-            lambda got: float(np.abs(got - truth).max() / np.abs(truth).max()),
-            shapes={"G": options.groups, "K": group_size, "batch_norm": batch_norm},
-            options=options,
-            max_error=1e-4,
-            flop=2.0 * options.groups * group_size * MACS_PER_POINT,
-        )
+    # Where the CPU has bfloat16, OpenVINO would take it.
+    settings = {
+        "INFERENCE_NUM_THREADS": num_threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
+    inputs = {"groups": groups[None]}
+    return lambda: model(inputs)[0][0]
 
 
-def main() -> None:
-    options = parse_options(__doc__, runs=7, groups=1024)
-    for group_size, batch_norm in CASES:
-        bench_case(group_size, batch_norm, options)
+def contenders(
+    encoder: GroupEmbedder, groups: Floats, folder: str, num_threads: int
+) -> list[bench.Contender]:
+    published = PublishedOrder(encoder)
+    embedder = encoder.to_embedder_weights()
+
+    def with_engine(module: nn.Module, engine: Callable[..., Embed]) -> Embed:
+        return engine(graph_of(module, groups, folder), groups, num_threads)
+
+    listed = [
+        bench.Contender(
+            "mmad-fast", lambda: lambda: point_embedding(groups, embedder), is_ours=True
+        ),
+        bench.Contender("torch eager, as published", lambda: torch_eager(published, groups)),
+        bench.Contender("torch eager, split", lambda: torch_eager(encoder, groups)),
+    ]
+    for module, order in ((published, "as published"), (encoder, "split")):
+        for name, engine in (("ONNX Runtime", onnx_runtime), ("OpenVINO", openvino)):
+            listed.append(bench.Contender(f"{name}, {order}", partial(with_engine, module, engine)))
+    return listed
 
 
-if __name__ == "__main__":
-    main()
+def case_of(batch_norm: Any, num_neighbors: int, folder: str, num_threads: int) -> bench.Case:
+    points = depth_frame().points
+    centers = farthest_point_sampling(points, NUM_GROUPS)
+    groups = knn_grouping(points, centers, num_neighbors).groups
+    backbone = build_point_backbone(layers=(0,), weights="random", batch_norm=batch_norm, seed=0)
+    if batch_norm == "calibrated":
+        backbone.calibrate([torch.from_numpy(groups)])
+    encoder = backbone.encoder
+    ours = point_embedding(groups, encoder.to_embedder_weights())
+
+    def agreement(got: Floats) -> bench.Agreement:
+        difference = float(np.abs(got - ours).max() / np.abs(ours).max())
+        if not difference <= MAX_RELATIVE_DIFFERENCE:
+            raise bench.DisagreementError(f"tokens differ by {difference:.2g} of the largest")
+        return bench.Agreement("same tokens", f"within {difference:.0e} of the largest")
+
+    return bench.Case(
+        "point_embedding",
+        {"G": NUM_GROUPS, "K": num_neighbors, "batch_norm": batch_norm},
+        contenders(encoder, groups, folder, num_threads),
+        data="synthetic part",
+        check=agreement,
+    )
+
+
+def work(num_groups: int, num_neighbors: int) -> bench.Work:
+    """The composed layers (README.md of the op) by matrix products that store their results: each
+    activation is written once and read once."""
+    hidden, summary, wide, token = CHANNELS
+    points = num_groups * num_neighbors
+    per_point = 3 * hidden + hidden * summary + hidden * wide + wide * token + hidden * hidden
+    return bench.Work(
+        matrix_flop=2.0 * (points * per_point + num_groups * summary * wide),
+        plain_flop=points * 4.0 * (hidden + wide),
+        device_bytes=bench.FLOAT_BYTES
+        * (points * 3 + 2.0 * points * sum(CHANNELS) + num_groups * token),
+    )
+
+
+def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
+    """The group embedder with the statistics of the cloud."""
+    yield lambda: [gpu_case(sizes.num_groups, sizes.group_size, device)]
+
+
+def gpu_case(num_groups: int, group_size: int, device: Device) -> bench.Case:
+    """Ours in a few products, beside the same layers one by one, each stored for all points."""
+    groups = surface_groups(num_groups, group_size)
+    backbone = build_point_backbone(layers=(0,), weights="random", batch_norm="cloud", seed=0)
+    embedder = backbone.encoder.to_embedder_weights()
+    truth = point_embedding(groups, embedder, backend="reference")
+    array, backend = device.array(groups), bench.public_backend(device, "torch")
+    tensor, layers = device.tensor(groups)[None], backbone.encoder.eval().to(device.name)
+
+    def call() -> Any:
+        with product_precision("float32"):
+            return point_embedding(array, embedder, backend=backend)
+
+    @torch.inference_mode()
+    def one_by_one() -> Any:
+        return layers(tensor)[0]
+
+    return bench.Case(
+        "point_embedding",
+        {"G": num_groups, "K": group_size, "batch_norm": "cloud"},
+        [bench.ours_on("torch", lambda: call), bench.baseline("layer by layer", one_by_one)],
+        work=work(num_groups, group_size),
+        error_of=lambda tokens: float(
+            np.abs(bench.host(tokens) - truth).max() / np.abs(truth).max()
+        ),
+        max_error=EMBEDDING_ERROR,
+    )

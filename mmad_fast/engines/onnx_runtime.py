@@ -326,7 +326,7 @@ def _cache_folder(engine: str, path: Path) -> Path:
 
 
 def session_options(num_threads: int) -> onnxruntime.SessionOptions:
-    """The options of a session, chosen by bench/engines.py; docs/decisions.md has the figures.
+    """The options of a session, chosen by bench/results/engines.jsonl; see docs/decisions.md.
 
     Args:
         num_threads: Threads per run, the caller's included.

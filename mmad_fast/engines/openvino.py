@@ -103,7 +103,7 @@ def device_refusal(device: str) -> None:
 
 
 def compile_settings(num_threads: int) -> dict[str, Any]:
-    """The settings of a compiled graph, chosen by bench/engines.py.
+    """The settings of a compiled graph, chosen by bench/results/engines.jsonl.
 
     Args:
         num_threads: Threads per run, the caller's included.

@@ -107,7 +107,11 @@ class Reference(Protocol):
     """The published pipeline with the weights of an artifact: what a detector is compared with."""
 
     def __call__(
-        self, prepared: PreparedScan, clock: StageClock, *, ties: Literal["lowest", "any"]
+        self,
+        prepared: PreparedScan,
+        clock: StageClock,
+        *,
+        ties: Literal["lowest", "any"] = "lowest",
     ) -> Scores:
         """The anomaly map and image score.
 

@@ -17,7 +17,7 @@ def resize_rgb(
     """(R, R, 3) uint8: the padded image, antialiased bicubic, R = size.
 
     The same bits as Pillow's BICUBIC, on all threads and without the fourth channel that Pillow
-    carries along; bench/preprocess.py times both.
+    carries along; bench/ops/bench_preprocess.py times both.
 
     Args:
         rgb: (H, W, 3) uint8, C-contiguous.

@@ -1,17 +1,19 @@
-"""bench/tables/gpu_results.py: what the page and the README say of sample rows, and of none."""
+"""bench/rendering/gpu.py: what the page and the README say of sample rows, and of none."""
 
 from __future__ import annotations
 
-import json
+from pages import load_pages
+from rendering import gpu
 
-import pytest
-
-from mmad_fast.measure.generated_pages import write_pages
+PAGES = load_pages()
 
 
-@pytest.fixture(scope="module")
-def tables(bench_module):
-    return bench_module("tables/gpu_results")
+def rendered(by_device):
+    return gpu.render_devices(by_device, PAGES["gpu"])
+
+
+def section_of(by_device):
+    return gpu.render_readme(by_device, {**PAGES["gpu"], **PAGES["gpu_readme"]})
 
 
 def row(step, what, **changes):
@@ -39,31 +41,30 @@ def cfm_rows(**changes):
     ]
 
 
-def by_device(tables, rows):
-    return tables.latest_rows(json.dumps(r) for r in rows)
+by_device = gpu.latest_rows
 
 
-def test_without_rows_nothing_is_claimed(tables):
-    assert "No GPU has been measured yet" in tables.render({})
-    assert "Not measured yet" in tables.render_section({})
-    assert "| " not in tables.render({}) + tables.render_section({})
+def test_without_rows_nothing_is_claimed():
+    assert "No GPU has been measured yet" in rendered({})
+    assert "Not measured yet" in section_of({})
+    assert "| " not in rendered({}) + section_of({})
 
 
-def test_the_latest_run_of_a_step_counts_and_devices_stand_apart(tables):
+def test_the_latest_run_of_a_step_counts_and_devices_stand_apart():
     old = row("kernels", "op", p50_ms=1.0)
     new = row("kernels", "op", p50_ms=2.0, run="2026-01-02T00:00:00.000+00:00")
     ceiling = row("ceilings", "copy", gbs=9.0)
     report = row("report", "device")
     other = row("kernels", "op", p50_ms=3.0, device="Other GPU")
-    found = by_device(tables, [new, old, ceiling, report, other])
+    found = by_device([new, old, ceiling, report, other])
     # Ceilings belong to the run of the kernels whose shares they are.
     assert found["Some GPU"] == [new, report]
     assert found["Other GPU"] == [other]
-    text = tables.render(found)
+    text = rendered(found)
     assert text.index("## Some GPU") < text.index("## Other GPU")
 
 
-def test_kernels_have_times_rates_and_errors_or_the_reason(tables):
+def test_kernels_have_times_rates_and_errors_or_the_reason():
     good = row(
         *("kernels", "knn_grouping"),
         **{"backend": "cuda", "dtype": "float32", "shapes": {"N": 7, "G": 2}},
@@ -72,7 +73,7 @@ def test_kernels_have_times_rates_and_errors_or_the_reason(tables):
     )
     wrong = row("kernels", "knn_grouping", backend="triton", status="failed", reason="a|b")
     plain = row("kernels", "knn_grouping", backend="torch, topk", is_baseline=True, p50_ms=7.0)
-    text = tables.render(by_device(tables, [good, wrong, plain]))
+    text = rendered(by_device([good, wrong, plain]))
     assert "| knn_grouping | N=7, G=2 | float32 | cuda | 0.123 | 0.2 |" in text
     assert "| 1234 | 26 % | 50 | 2 % | 1.5e-07 |" in text
     assert "failed: a/b" in text
@@ -80,7 +81,7 @@ def test_kernels_have_times_rates_and_errors_or_the_reason(tables):
     assert "p99" not in text.partition("| knn_grouping")[0].rpartition("| op")[2]
 
 
-def test_ops_stand_beside_the_fastest_that_torch_does(tables):
+def test_ops_stand_beside_the_fastest_that_torch_does():
     facts = {"dtype": "float32", "shapes": {"N": 7}}
     rows = [
         row("kernels", "op", backend="cuda", p50_ms=3.0, **facts),
@@ -89,29 +90,29 @@ def test_ops_stand_beside_the_fastest_that_torch_does(tables):
         row("kernels", "op", backend="torch, product", is_baseline=True, p50_ms=1.0, **facts),
         row("kernels", "op", backend="triton", p50_ms=4.0, shapes={"N": 8}),
     ]
-    found = by_device(tables, rows)
+    found = by_device(rows)
     expected = "| op | N=7 | float32 | triton | 2 | 1 | product | **0.5** |"
-    assert expected in tables.render(found)
-    section = tables.render_section(found)
+    assert expected in rendered(found)
+    section = section_of(found)
     assert expected in section
     assert "has not been timed on this GPU: not asked for." in section
     assert "N=8" not in section
     missing = row("cfm", "cfm", backend="cuda", status="not run", reason="no provider; install x")
-    assert "GPU: no provider." in tables.render_section(by_device(tables, [*rows, missing]))
+    assert "GPU: no provider." in section_of(by_device([*rows, missing]))
 
 
-def test_a_long_reason_stands_once_below_its_table(tables):
+def test_a_long_reason_stands_once_below_its_table():
     reason = "a provider is missing " * 9
     rows = [
         row("cfm", name, backend="cuda", protocol="paper", status="not run", reason=reason)
         for name in ("cfm", "cfm-t")
     ]
-    text = tables.render(by_device(tables, rows))
+    text = rendered(by_device(rows))
     assert text.count("not run [1]") == 2
     assert text.count(reason.strip()) == 1
 
 
-def test_of_the_configurations_the_fastest_is_shown(tables):
+def test_of_the_configurations_the_fastest_is_shown():
     facts = {"kernel": "k", "shapes": {"N": 1}, "dtype": "float32"}
     rows = [
         row("configurations", "op", config="A", p50_ms=2.0, **facts),
@@ -125,33 +126,33 @@ def test_of_the_configurations_the_fastest_is_shown(tables):
             **facts,
         ),
     ]
-    text = tables.render(by_device(tables, [row("kernels", "op", p50_ms=2.0), *rows]))
+    text = rendered(by_device([row("kernels", "op", p50_ms=2.0), *rows]))
     assert "| op | k | N=1 | float32 | B | 1 | 2 | no |" in text
     assert "| A |" not in text
 
 
-def test_cfm_is_compared_within_its_run_and_protocol(tables):
+def test_cfm_is_compared_within_its_run_and_protocol():
     end_to_end = row("cfm", "cfm", backend="cuda", protocol="end-to-end", p50_ms=9.0)
     absent = row(
         *("cfm", "cfm-t"), backend="cuda", protocol="paper", status="not run", reason="no provider"
     )
-    found = by_device(tables, [*cfm_rows(), end_to_end, absent])
-    text = tables.render(found)
+    found = by_device([*cfm_rows(), end_to_end, absent])
+    text = rendered(found)
     # 40 / 5: against the published pipeline that samples in a kernel, as the published code does.
     assert "| cfm | cuda | 5 | 200 | 8 | 1e-06 | 431 | 700 |" in text
     assert "*published, torch*" in text
     assert "| cfm | cuda | 9 | 111 |" in text
     assert "not run: no provider" in text
-    section = tables.render_section(found)
+    section = section_of(found)
     assert "**Some GPU**" in section
     assert (
         "torch 2.9, triton 3.6, numpy 2; mmad-fast 0.1.0, commit 0123456789, 2026-01-01." in section
     )
-    only_published = by_device(tables, cfm_rows()[:2])
-    assert "Not measured yet" in tables.render_section(only_published)
+    only_published = by_device(cfm_rows()[:2])
+    assert "Not measured yet" in section_of(only_published)
 
 
-def test_the_other_steps_have_their_tables(tables):
+def test_the_other_steps_have_their_tables():
     rows = [
         row(
             *("report", "device"),
@@ -167,17 +168,10 @@ def test_the_other_steps_have_their_tables(tables):
         row("graph", "chain of ops", backend="CUDA graph", p50_ms=1.0, ratio_to_eager=2.0),
         row("sanitizer", "memcheck", status="not run", reason="is not on the PATH"),
     ]
-    text = tables.render(by_device(tables, rows))
+    text = rendered(by_device(rows))
     assert "sm_90, 132 multiprocessors, 81559 MiB, L2 50 MiB; release 13.0." in text
     assert "nvidia-smi: power.limit 700 W." in text
     assert "| tests | ok | 1500 | 3 | 0 | 400 | 90 |" in text
     assert "| copy | 0.3 | 2900 |" in text
     assert "CUDA graph" in text
     assert "| memcheck | not run | is not on the PATH |" in text
-
-
-def test_page_and_readme_are_what_the_rows_say(tables, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["gpu_results.py", "--check"])
-    assert write_pages("", tables.render_pages) == 0
-    monkeypatch.setattr(tables, "render_section", lambda rows: "other\n")
-    assert write_pages("", tables.render_pages) == 1

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
 
+import install_size as sizes
 import pytest
+from rendering import readme
 
-BENCH = Path(__file__).parents[2] / "bench"
-
-
-def load(path: Path, name: str) -> ModuleType:
-    """The module in a file; the two here have the same name."""
-    spec = spec_from_file_location(name, path)
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def sizes() -> ModuleType:
-    return load(BENCH / "install_size.py", "bench_install_size")
-
-
-@pytest.fixture(scope="module")
-def table() -> ModuleType:
-    return load(BENCH / "tables" / "install_size.py", "bench_tables_install_size")
+TARGETS = {"run half": 250}
 
 
 def install(site_packages, name: str, files: dict[str, int]) -> None:
@@ -45,7 +24,7 @@ def install(site_packages, name: str, files: dict[str, int]) -> None:
     (metadata / "RECORD").write_text("".join(f"{file},,\n" for file in names))
 
 
-def test_packages_are_listed_with_the_largest_first(sizes, tmp_path):
+def test_packages_are_listed_with_the_largest_first(tmp_path):
     install(tmp_path, "small", {"small.py": 100})
     install(tmp_path, "Large_One", {"large/a.so": 900_000, "large.libs/b.so": 400_000})
     packages, versions = sizes.package_sizes(tmp_path)
@@ -55,14 +34,14 @@ def test_packages_are_listed_with_the_largest_first(sizes, tmp_path):
     assert versions == {"large-one": "1.0", "small": "1.0"}
 
 
-def test_a_file_with_two_names_counts_once(sizes, tmp_path):
+def test_a_file_with_two_names_counts_once(tmp_path):
     (tmp_path / "a").write_bytes(os.urandom(100_000))
     alone = sizes.disk_bytes([tmp_path / "a"])
     (tmp_path / "b").hardlink_to(tmp_path / "a")
     assert sizes.disk_bytes([tmp_path / "a", tmp_path / "b"]) == alone >= 100_000
 
 
-def test_torch_in_the_run_half_is_an_error(sizes):
+def test_torch_in_the_run_half_is_an_error():
     sizes.refuse_fit_half({"numpy": "2", "onnxruntime": "1"})
     with pytest.raises(sizes.UnwantedPackageError, match="onnx, torch came with the run half"):
         sizes.refuse_fit_half({"torch": "2", "onnx": "1", "numpy": "2"})
@@ -70,7 +49,7 @@ def test_torch_in_the_run_half_is_an_error(sizes):
 
 @pytest.mark.own_process
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_a_statement_costs(sizes, monkeypatch):
+def test_what_a_statement_costs(monkeypatch):
     monkeypatch.setattr(sizes, "RUNS", 2)
     milliseconds, mib = sizes.import_cost(
         sys.executable, "import time; time.sleep(0.02); x = b'x' * 2**25"
@@ -101,17 +80,12 @@ def row(variant="run half", disk=200.0, date="2026-01-01T10:00:00") -> dict:
 
 
 @pytest.mark.parametrize(("disk", "verdict"), [(249.0, "< 250: met"), (250.0, "< 250: missed")])
-def test_the_table_says_whether_the_target_is_met(table, disk, verdict):
-    text = table.render([row(disk=disk)])
+def test_the_table_says_whether_the_target_is_met(disk, verdict):
+    text = readme.render_sizes([row(disk=disk)], TARGETS)
     assert verdict in text
     assert "a 70, b 60, c 5, d 4, e 3, others 3" in text
     assert "A, Linux x86_64, Python 3.11.7, commit 0123456789, 2026-01-01." in text
 
 
-def test_the_last_row_of_a_variant_counts(table):
-    lines = [json.dumps(row(disk=disk)) for disk in (1.0, 2.0)] + [json.dumps(row("other"))]
-    assert [(r["variant"], r["disk_mb"]) for r in table.latest_rows(lines)] == [
-        ("run half", 2.0),
-        ("other", 200.0),
-    ]
-    assert "| other | 55 | 200 | – |" in table.render(table.latest_rows(lines))
+def test_a_variant_without_a_target_has_none():
+    assert "| other | 55 | 200 | – |" in readme.render_sizes([row("other")], TARGETS)

@@ -15,40 +15,40 @@ from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import on_gpu
 import pytest
 import torch
+from conftest import make_arrays
+from detectors import DevicePipeline
+from gpu import build_and_test, cubins, graph, kernel_table
+from gpu import detectors as gpu_detectors
+from gpu import device as gpu_device
+from gpu import rows as gpu_rows
 from gpu_test_device import TEST_DEVICE
+from ops import bench_inverse_distance_interpolation as interpolation
+from ops import bench_k_center_greedy as coreset
+from ops.case import Case, Contender, Sizes, Work, host, kernels_of, op_modules
+from rendering import resources
 
+from mmad_fast.detector import load
 from mmad_fast.gpu.triton_kernels import DEFAULT_SM, TRITON_MODULES, LaunchConfig, TritonKernel
+from mmad_fast.scan import Scan
+from mmad_fast.stage_clock import StageClock
 
 HAS_TRITON_KERNELS = all(find_spec(name) for name in TRITON_MODULES)
 
 
-@pytest.fixture(scope="module")
-def parts(bench_module):
-    """The modules of bench/gpu by name."""
-    names = ("gpu_device", "gpu_rows", "ceilings", "kernel_costs", "op_cases", "geometry_op_cases")
-    names += ("coreset_op_cases", "feature_op_cases", "kernel_table", "cubins", "graph_latency")
-    names += ("cfm_tables", "build_and_test")
-    return SimpleNamespace(**{name: bench_module(f"gpu/{name}") for name in names})
-
-
-@pytest.fixture(scope="module")
-def on_gpu(parts, bench_module):
-    return bench_module("./on_gpu")
-
-
 @pytest.fixture
-def device(parts):
+def device():
     """The host: tests of the steps need no GPU and must not measure one."""
-    return parts.gpu_device.Device("cpu")
+    return gpu_device.Device("cpu")
 
 
 @pytest.fixture
-def untimed(parts):
+def untimed():
     """The host, where nothing is timed: an interpreted kernel takes a second."""
 
-    class Untimed(parts.gpu_device.Device):
+    class Untimed(gpu_device.Device):
         def latencies_ms(self, function, *, num_warmup, num_runs, is_cold):
             return [1.0] * num_runs
 
@@ -62,13 +62,13 @@ def untimed(parts):
 
 
 @pytest.fixture
-def rows(parts):
-    return parts.gpu_rows.RowFile(None)
+def rows():
+    return gpu_rows.RowFile(None)
 
 
 @pytest.fixture(scope="module")
-def tiny(parts):
-    return parts.op_cases.Sizes(
+def tiny():
+    return Sizes(
         frames=((32, 0.28),),
         num_groups=16,
         group_size=8,
@@ -84,24 +84,22 @@ def tiny(parts):
 
 
 @pytest.fixture(scope="module")
-def budget(parts):
-    return parts.kernel_table.Budget(num_runs=5, row_s=0.001, num_configs=1)
+def budget():
+    return kernel_table.Budget(num_runs=5, row_s=0.001, num_configs=1)
 
 
 # What it decides
 
 
-def test_without_a_gpu_it_says_what_is_missing_and_writes_nothing(
-    on_gpu, tmp_path, monkeypatch, capsys
-):
+def test_without_a_gpu_it_says_what_is_missing_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(on_gpu, "what_is_missing", lambda: "no driver: install one")
     assert on_gpu.main(["--output", str(tmp_path)]) == 2
     assert "needs a GPU and there is none: no driver: install one" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_is_named(parts, monkeypatch):
-    missing = parts.gpu_device.what_is_missing
+def test_what_is_missing_is_named(monkeypatch):
+    missing = gpu_device.what_is_missing
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "is a build without CUDA" in missing()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -113,7 +111,7 @@ def test_what_is_missing_is_named(parts, monkeypatch):
     assert "torch does not load" in missing()
 
 
-def test_help_names_every_step(on_gpu, capsys):
+def test_help_names_every_step(capsys):
     with pytest.raises(SystemExit) as ended:
         on_gpu.main(["--help"])
     assert ended.value.code == 0
@@ -140,8 +138,8 @@ JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest">
 </testsuite></testsuites>"""
 
 
-def test_a_skipped_gpu_test_is_a_failure(parts):
-    outcomes = {test.name: test for test in parts.build_and_test.read_junit(JUNIT)}
+def test_a_skipped_gpu_test_is_a_failure():
+    outcomes = {test.name: test for test in build_and_test.read_junit(JUNIT)}
     failures = {name for name, test in outcomes.items() if test.is_failure}
     assert failures == {
         "tests.ops.test_knn_grouping_cuda::test_b",
@@ -153,8 +151,7 @@ def test_a_skipped_gpu_test_is_a_failure(parts):
     assert outcomes["tests.ops.test_knn_grouping_cuda::test_a"].seconds == 0.5
 
 
-def test_every_skip_on_a_gpu_is_allowed(parts, bench_module):
-    build_and_test = parts.build_and_test
+def test_every_skip_on_a_gpu_is_allowed():
     on_a_gpu = r'(?:TEST_DEVICE == "cuda"|not IS_EMULATED),\s*reason="([^"]+)"'
     reasons = {
         reason
@@ -162,14 +159,12 @@ def test_every_skip_on_a_gpu_is_allowed(parts, bench_module):
         for reason in re.findall(on_a_gpu, (build_and_test.ROOT / name).read_text(encoding="utf-8"))
     }
     assert len(reasons) > 4
-    page = bench_module("tables/gpu_resources")
-    made, here = (f"{page.VERSIONS}{version}" for version in ("triton 1", "triton 2"))
-    for reason in (*reasons, page.difference(made, here)):
+    made, here = (f"{resources.VERSIONS}{version}" for version in ("triton 1", "triton 2"))
+    for reason in (*reasons, resources.difference(made, here)):
         assert reason.startswith(build_and_test.ALLOWED_SKIPS), reason
 
 
-def test_the_rows_of_a_test_run(parts, rows):
-    build_and_test = parts.build_and_test
+def test_the_rows_of_a_test_run(rows):
     outcomes = build_and_test.read_junit(JUNIT)
     build_and_test.write_test_rows(outcomes, rows, step="tests")
     summary, *failures = rows.rows
@@ -188,8 +183,7 @@ def test_the_rows_of_a_test_run(parts, rows):
     assert "no test of a GPU backend passed" in rows.rows[-1]["reason"]
 
 
-def test_a_run_of_pytest_without_a_report_is_a_failure(parts, rows, tmp_path, monkeypatch):
-    build_and_test = parts.build_and_test
+def test_a_run_of_pytest_without_a_report_is_a_failure(rows, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
         build_and_test, "run_process", lambda c, **more: (said.append((c, more)), (3, "x", 1.0))[1]
@@ -204,8 +198,7 @@ def test_a_run_of_pytest_without_a_report_is_a_failure(parts, rows, tmp_path, mo
     assert rows.rows[1]["what"] == "tests"
 
 
-def test_the_sanitizer_runs_each_tool_or_says_that_it_is_absent(parts, rows, monkeypatch):
-    build_and_test = parts.build_and_test
+def test_the_sanitizer_runs_each_tool_or_says_that_it_is_absent(rows, monkeypatch):
     monkeypatch.setattr(build_and_test.shutil, "which", lambda name: None)
     build_and_test.sanitize(rows, is_quick=False, timeout_s=1)
     assert [row["status"] for row in rows.rows] == ["not run"] * 4
@@ -231,8 +224,7 @@ def test_the_sanitizer_runs_each_tool_or_says_that_it_is_absent(parts, rows, mon
         assert [row["status"] for row in rows.rows[-4:]] == [expected] * 4
 
 
-def test_the_build_asks_for_the_cuda_kernels(parts, rows, monkeypatch):
-    build_and_test = parts.build_and_test
+def test_the_build_asks_for_the_cuda_kernels(rows, monkeypatch):
     said = []
     monkeypatch.setattr(
         build_and_test, "run_process", lambda c, **more: (said.append((c, more)), (1, "no", 2.0))[1]
@@ -250,8 +242,8 @@ def test_the_build_asks_for_the_cuda_kernels(parts, rows, monkeypatch):
     assert said[1][1]["environment"] == {"MMAD_FAST_CUDA": "ON", "CUDACXX": "/pip/nvcc"}
 
 
-def test_a_process_is_stopped_when_its_time_is_up(parts, on_gpu):
-    run = parts.build_and_test.run_process
+def test_a_process_is_stopped_when_its_time_is_up():
+    run = build_and_test.run_process
     code, tail, _ = run([sys.executable, "-c", "print('hello')"], environment={}, timeout_s=30)
     assert (code, tail) == (0, "hello")
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -265,7 +257,7 @@ def test_a_process_is_stopped_when_its_time_is_up(parts, on_gpu):
 
 
 def test_steps_run_in_processes_of_their_own_and_a_dead_one_is_a_failure(
-    on_gpu, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
     asked = []
 
@@ -288,7 +280,7 @@ def test_steps_run_in_processes_of_their_own_and_a_dead_one_is_a_failure(
     assert len(asked) == 2
 
 
-def test_a_child_writes_its_rows_with_the_facts_of_the_run(on_gpu, tmp_path, monkeypatch):
+def test_a_child_writes_its_rows_with_the_facts_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(on_gpu, "what_is_missing", lambda: None)
     more = ["--run", "2026-01-01T00:00:00", "--output", str(tmp_path)]
     assert on_gpu.main(["--child", "report", *more]) == 0
@@ -303,10 +295,10 @@ def test_a_child_writes_its_rows_with_the_facts_of_the_run(on_gpu, tmp_path, mon
     assert on_gpu.read_run(tmp_path / "gpu.jsonl", "another") == []
 
 
-def test_every_step_is_wired(on_gpu, parts, tmp_path, monkeypatch):
+def test_every_step_is_wired(tmp_path, monkeypatch):
     """Each step's function is called with what it takes, its work replaced."""
     called = []
-    for name in ("measure_kernels", "compare_cubins", "measure_cfm", "measure_graph"):
+    for name in ("measure_kernels", "compare_cubins", "measure_detectors", "measure_graph"):
         monkeypatch.setattr(on_gpu, name, lambda *a, n=name, **k: called.append((n, a, k)))
     monkeypatch.setattr(on_gpu, "measure_ceilings", lambda device, rows: {"copy": 1.0})
     monkeypatch.setattr(on_gpu, "build_cubins", lambda sm, folder: called.append(("build", sm)))
@@ -321,45 +313,47 @@ def test_every_step_is_wired(on_gpu, parts, tmp_path, monkeypatch):
         monkeypatch.setattr(on_gpu.build_and_test, name, stand_in)
     for flags in ([], ["--quick"]):
         options = on_gpu.parse_arguments(flags)
-        rows = parts.gpu_rows.RowFile(None)
+        rows = gpu_rows.RowFile(None)
         for step in on_gpu.STEPS.values():
             step(rows, options)
         assert not rows.failures()
     names = [entry[0] for entry in called]
     assert {name: names.count(name) for name in set(names)} == {
-        **dict.fromkeys(("measure_kernels", "compare_cubins", "measure_cfm", "measure_graph"), 2),
+        **dict.fromkeys(
+            ("measure_kernels", "compare_cubins", "measure_detectors", "measure_graph"), 2
+        ),
         **dict.fromkeys(("run_tests", "sanitize"), 2),
         "build": 4,  # of the project, and of the cubins
     }
     quick = [entry for entry in called if entry[0] == "measure_kernels"][1]
-    assert quick[1][2] is parts.op_cases.QUICK
+    assert quick[1][2] == Sizes.read("quick")
 
 
 # Arithmetic
 
 
-def test_rates_are_work_by_time(parts):
-    work = parts.kernel_costs.Work("x", matrix_flop=4e9, plain_flop=1e9, device_bytes=2e9)
+def test_rates_are_work_by_time():
+    work = Work(matrix_flop=4e9, plain_flop=1e9, device_bytes=2e9)
     ceilings = {"copy": 2000.0, "float16": 10_000.0, "float32": 1_000.0}
-    rates = parts.gpu_rows.rate_fields(work, 2.0, ceilings, "float16")
+    rates = gpu_rows.rate_fields(work, 2.0, ceilings, "float16")
     assert rates["gflops"] == pytest.approx(2500)
     assert rates["gbs"] == pytest.approx(1000)
     assert rates["flop_share"] == pytest.approx(0.25)
     assert rates["bandwidth_share"] == pytest.approx(0.5)
-    plain = parts.kernel_costs.Work("x", plain_flop=1e9)
-    assert parts.gpu_rows.rate_fields(plain, 1.0, ceilings, "float16")["flop_share"] == 1.0
-    assert parts.gpu_rows.rate_fields(work, 1.0, {}, "float16")["flop_share"] is None
+    plain = Work(plain_flop=1e9)
+    assert gpu_rows.rate_fields(plain, 1.0, ceilings, "float16")["flop_share"] == 1.0
+    assert gpu_rows.rate_fields(work, 1.0, {}, "float16")["flop_share"] is None
 
 
-def test_timing_and_number_of_runs(parts):
-    fields = parts.gpu_rows.timing_fields([1.0, 2.0, 3.0])
+def test_timing_and_number_of_runs():
+    fields = gpu_rows.timing_fields([1.0, 2.0, 3.0])
     assert (fields["p50_ms"], fields["p95_ms"], fields["runs"]) == (2.0, None, 3)
-    budget = parts.kernel_table.Budget(num_runs=200, row_s=1.0)
+    budget = kernel_table.Budget(num_runs=200, row_s=1.0)
     assert [budget.runs_for(ms) for ms in (0.01, 10.0, 5000.0)] == [200, 100, 5]
 
 
-def test_a_broken_part_is_a_row_and_not_the_end(parts, tmp_path):
-    rows = parts.gpu_rows.RowFile(tmp_path / "deep" / "x.jsonl", {"run": "r"})
+def test_a_broken_part_is_a_row_and_not_the_end(tmp_path):
+    rows = gpu_rows.RowFile(tmp_path / "deep" / "x.jsonl", {"run": "r"})
     with rows.guarded("step", "what", backend="b"):
         raise ValueError("two\nlines")
     rows.write("step", "other", p50_ms=1.0)
@@ -372,9 +366,9 @@ def test_a_broken_part_is_a_row_and_not_the_end(parts, tmp_path):
     assert rows.failures() == [first]
 
 
-def test_the_report_of_nvidia_smi_is_read(parts):
+def test_the_report_of_nvidia_smi_is_read():
     line = "NVIDIA H100 80GB HBM3, 570.1, 81559 MiB, 700.00 W, 700.00 W, P0, 345 MHz, 1980 MHz"
-    found = parts.gpu_device.parse_smi(f"{line}, 2619 MHz, 2619 MHz, 30, Enabled\n")
+    found = gpu_device.parse_smi(f"{line}, 2619 MHz, 2619 MHz, 30, Enabled\n")
     assert found["power.limit"] == "700.00 W"
     assert found["clocks.max.sm"] == "1980 MHz"
     assert found["ecc.mode.current"] == "Enabled"
@@ -393,10 +387,8 @@ def assert_ok(rows, *, may_lack_triton=True):
         assert row["status"] == "ok", row
 
 
-def test_ceilings(parts, device, rows):
-    found = parts.ceilings.measure_ceilings(
-        device, rows, num_runs=2, copy_bytes=4096, matrix_side=16
-    )
+def test_ceilings(device, rows):
+    found = kernel_table.measure_ceilings(device, rows, num_runs=2, copy_bytes=4096, matrix_side=16)
     assert set(found) == {"copy", "float32", "tf32", "float16", "bfloat16"}
     assert all(value > 0 for value in found.values())
     assert_ok(rows)
@@ -407,9 +399,9 @@ def test_ceilings(parts, device, rows):
 
 
 @pytest.mark.skipif(TEST_DEVICE == "cuda", reason="interpreter only: drives kernels on the host")
-def test_kernel_table(parts, untimed, rows, tiny, budget):
+def test_kernel_table(untimed, rows, tiny, budget):
     ceilings = {"copy": 10.0, "float32": 100.0}
-    parts.kernel_table.measure_kernels(untimed, rows, tiny, ceilings, budget)
+    kernel_table.measure_kernels(untimed, rows, tiny, ceilings, budget)
     assert_ok(rows)
     ops = {row["what"] for row in rows.rows if row["step"] == "kernels"}
     assert ops >= {
@@ -428,13 +420,21 @@ def test_kernel_table(parts, untimed, rows, tiny, budget):
                 assert row["gflops"] > 0
 
 
-def test_a_wrong_result_is_not_timed(parts, device, rows, budget):
-    case = parts.op_cases.OpCase(
-        "op", {}, parts.kernel_costs.Work("op", plain_flop=1.0), lambda got: got, 0.5
-    )
-    case.functions.update(right=lambda: 0.4, wrong=lambda: 0.6, nan=lambda: float("nan"))
-    case.offer("absent", lambda: parts.op_cases.triton_function("mmad_fast.nothing", "f"))
-    parts.kernel_table.measure_case(case, device, rows, {}, budget)
+def case_of(error_of, max_error, **functions):
+    """A case of ours, by backend; None where there is no such module."""
+
+    def contender(name, function):
+        make = (lambda: function) if function else (lambda: kernels_of("nothing"))
+        return Contender(name, make, is_ours=True)
+
+    listed = [contender(name, function) for name, function in functions.items()]
+    return Case("op", {}, listed, work=Work(plain_flop=1.0), error_of=error_of, max_error=max_error)
+
+
+def test_a_wrong_result_is_not_timed(device, rows, budget):
+    functions = {"right": lambda: 0.4, "wrong": lambda: 0.6, "nan": lambda: float("nan")}
+    case = case_of(lambda got: got, 0.5, **functions, absent=None)
+    kernel_table.measure_case(case, device, rows, {}, budget)
     by_backend = {row["backend"]: row for row in rows.rows}
     assert "p50_ms" in by_backend["right"]
     for name in ("wrong", "nan"):
@@ -444,8 +444,8 @@ def test_a_wrong_result_is_not_timed(parts, device, rows, budget):
     assert "No module" in by_backend["absent"]["reason"]
     rows.rows.clear()
     on_device = SimpleNamespace(is_cuda=True)  # there every backend must run
-    case.functions.clear()
-    parts.kernel_table.measure_case(case, on_device, rows, {}, budget)
+    lone = replace(case, contenders=case.contenders[-1:])
+    kernel_table.measure_case(lone, on_device, rows, {}, budget)
     assert rows.rows[0]["status"] == "failed"
 
 
@@ -459,9 +459,8 @@ KERNEL = TritonKernel(
 )
 
 
-def test_each_configuration_is_timed_and_the_fastest_named(parts, device, rows):
+def test_each_configuration_is_timed_and_the_fastest_named(device, rows):
     """A function whose answer is wrong in one configuration, and that looks its launch up."""
-    table = parts.kernel_table
     configs = (*KERNEL.configs[DEFAULT_SM], LaunchConfig(1, 1, {"BLOCK": 1}))
     kernel = replace(KERNEL, configs={DEFAULT_SM: configs})
 
@@ -469,11 +468,9 @@ def test_each_configuration_is_timed_and_the_fastest_named(parts, device, rows):
         block = kernel.configs_for(89)[0].constants["BLOCK"]
         return 1.0 if block == 64 else 0.0
 
-    case = parts.op_cases.OpCase(
-        "op", {}, parts.kernel_costs.Work("op", plain_flop=1.0), lambda got: got, 0.5
-    )
-    budget = table.Budget(num_runs=5, row_s=0.01)
-    table.measure_configs(case, "triton", function, device, rows, {}, budget)
+    case = case_of(lambda got: got, 0.5)
+    budget = kernel_table.Budget(num_runs=5, row_s=0.01)
+    kernel_table.measure_configs(case, "triton", function, device, rows, {}, budget)
     *by_config, fastest = rows.rows
     assert [row["status"] for row in by_config] == ["ok", "failed", "ok"]
     assert by_config[0]["config"] == "BLOCK=32 warps=4 stages=1"
@@ -484,7 +481,7 @@ def test_each_configuration_is_timed_and_the_fastest_named(parts, device, rows):
 
 
 @pytest.fixture
-def kernel_module(monkeypatch, parts):
+def kernel_module(monkeypatch):
     """A module with one kernel, whose JIT function doubles x."""
     module = ModuleType("kernel_of_the_test")
 
@@ -501,47 +498,42 @@ def kernel_module(monkeypatch, parts):
     module.part_kernel = Jit()
     module.double = double
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(parts.cubins, "TRITON_MODULES", (module.__name__, "mmad_fast.nothing"))
+    monkeypatch.setattr(cubins, "TRITON_MODULES", (module.__name__, "mmad_fast.nothing"))
     return module
 
 
-def test_launches_are_handed_to_the_launcher(parts, device, rows, kernel_module):
+def test_launches_are_handed_to_the_launcher(device, rows, kernel_module):
     launches = []
 
     def launch(kernel, grid, arguments):
         launches.append((kernel.name, grid, sorted(arguments), arguments["n"]))
         arguments["x"].mul_(2)
 
-    case = parts.op_cases.OpCase(
-        "op",
-        {},
-        parts.kernel_costs.Work("op"),
-        lambda got: float(np.abs(parts.op_cases.host(got) - 2).max()),
-        1e-6,
-    )
-    case.functions["triton"] = lambda: kernel_module.double(torch.ones(4))
+    case = case_of(lambda got: float(np.abs(host(got) - 2).max()), 1e-6)
+
+    def double():
+        return kernel_module.double(torch.ones(4))
+
     original = kernel_module.part_kernel
-    parts.cubins.compare_case(case, device, rows, launch)
+    cubins.compare_case(case, double, device, rows, launch)
     assert_ok(rows)
     assert rows.rows[0]["difference_to_jit"] == 0
     assert rows.rows[0]["kernels"] == ["op.part.fp32"]
     assert launches[0] == ("op.part.fp32", (3,), ["n", "x"], 4)
     assert kernel_module.part_kernel is original
-    case.functions["triton"] = lambda: torch.full((4,), 2.0)
-    parts.cubins.compare_case(case, device, rows, launch)
+    cubins.compare_case(case, lambda: torch.full((4,), 2.0), device, rows, launch)
     assert "no launch" in rows.rows[-1]["reason"]
-    case.functions["triton"] = lambda: kernel_module.double(torch.ones(4))
-    parts.cubins.compare_case(case, device, rows, lambda kernel, grid, arguments: None)
+    cubins.compare_case(case, double, device, rows, lambda kernel, grid, arguments: None)
     assert rows.rows[-1]["status"] == "failed"
     assert "p50_ms" not in rows.rows[-1]
 
 
 @pytest.mark.skipif(TEST_DEVICE == "cuda", reason="interpreter only: drives kernels on the host")
-def test_cubins_step_goes_over_every_triton_case(parts, untimed, rows, tiny):
+def test_cubins_step_goes_over_every_triton_case(untimed, rows, tiny):
     """The interpreter stands in for the launcher."""
     originals = {
         (module.__name__, kernel.name): getattr(module, kernel.function)
-        for module in parts.cubins.importable_modules()
+        for module in cubins.importable_modules()
         for kernel in module.KERNELS
     }
 
@@ -550,25 +542,25 @@ def test_cubins_step_goes_over_every_triton_case(parts, untimed, rows, tiny):
         options = kernel.launch_options(80)
         function[grid](*arguments.values(), **options)
 
-    parts.cubins.compare_cubins(untimed, rows, tiny, launch)
+    cubins.compare_cubins(untimed, rows, tiny, launch)
     assert_ok(rows)
     assert {row["what"] for row in rows.rows} >= {"inverse_distance_weights", "pixel_mapping"}
 
 
-def test_the_cubins_are_built_by_the_command(parts, tmp_path, monkeypatch):
+def test_the_cubins_are_built_by_the_command(tmp_path, monkeypatch):
     def run(command, **more):
         assert command[-5:] == ["build", "--sm", "89", "--output", str(tmp_path)]
         return SimpleNamespace(returncode=1, stderr="it\nsaid")
 
-    monkeypatch.setattr(parts.cubins.subprocess, "run", run)
+    monkeypatch.setattr(cubins.subprocess, "run", run)
     with pytest.raises(RuntimeError, match="ended with 1: it said"):
-        parts.cubins.build_cubins(89, tmp_path)
+        cubins.build_cubins(89, tmp_path)
 
 
 @pytest.mark.skipif(TEST_DEVICE == "cuda", reason="interpreter only: drives kernels on the host")
-def test_graph_step(parts, untimed, rows, tiny):
+def test_graph_step(untimed, rows, tiny):
     sizes = replace(tiny, dtypes=("float16",))
-    parts.graph_latency.measure_graph(untimed, rows, sizes, num_runs=2)
+    graph.measure_graph(untimed, rows, sizes, num_runs=2)
     if not HAS_TRITON_KERNELS:
         assert all("No module" in row["reason"] for row in rows.rows)
         return
@@ -577,31 +569,39 @@ def test_graph_step(parts, untimed, rows, tiny):
     assert rows.rows[1]["ratio_to_eager"] > 0
 
 
-def test_a_graph_with_another_answer_is_refused(parts, device, rows):
+def test_a_graph_with_another_answer_is_refused(device, rows):
     answers = iter(range(100))
     with rows.guarded("graph", "chain"):
-        parts.graph_latency.measure_chain(
+        graph.measure_chain(
             lambda: (torch.tensor([float(next(answers))]),), device, rows, {}, num_runs=2
         )
     assert "differs from the eager one" in rows.rows[-1]["reason"]
 
 
-def test_cases_see_wrong_answers(parts, device, tiny):
+def test_cases_see_wrong_answers(device, tiny):
     """The measure of every geometric case grows when a result is spoilt."""
-    (frame,) = parts.op_cases.frames(tiny)
-    for case in parts.geometry_op_cases.geometry_cases(frame, tiny, device):
-        for function in case.baselines.values():
-            good = function()
-            good = good if isinstance(good, tuple) else (good,)
-            spoilt = [part.clone() for part in good]
-            spoilt[0] = spoilt[0].roll(1, 0)
-            assert case.error_of(spoilt if len(spoilt) > 1 else spoilt[0]) > case.max_error
+    geometric = {"farthest_point_sampling", "knn_grouping", "inverse_distance_interpolation"}
+    seen = set()
+    for op in geometric:
+        for make in op_modules()[op].gpu_cases(tiny, device):
+            for case in make():
+                seen.add(case.what)
+                for contender in case.contenders:
+                    if contender.is_ours:
+                        continue
+                    good = contender.make()()
+                    good = good if isinstance(good, tuple) else (good,)
+                    spoilt = [part.clone() for part in good]
+                    spoilt[0] = spoilt[0].roll(1, 0)
+                    found = spoilt if len(spoilt) > 1 else spoilt[0]
+                    assert case.error_of(found) > case.max_error
+    assert seen > geometric
 
 
-def test_the_coreset_case_sees_wrong_selections(parts, device):
-    case = parts.coreset_op_cases.coreset_case("tiny", (20, 6, 12), "float32", device)
-    for function in case.baselines.values():
-        good = function()
+def test_the_coreset_case_sees_wrong_selections(device):
+    case = coreset.gpu_case("tiny", (20, 6, 12), "float32", device)
+    for contender in case.contenders[1:]:
+        good = contender.make()()
         assert case.error_of(good) <= case.max_error
         assert case.error_of(good.flip(0)) > case.max_error
         assert case.error_of(good[:-1]) > case.max_error
@@ -610,17 +610,35 @@ def test_the_coreset_case_sees_wrong_selections(parts, device):
         assert case.error_of(later) > case.max_error
 
 
-def test_windows_are_those_of_the_reference(parts):
+def test_the_work_of_a_call_by_hand():
+    """A formula per op, on sizes that can be counted."""
+    modules = op_modules()
+    sampling = modules["farthest_point_sampling"].work(7, 3)
+    assert (sampling.plain_flop, sampling.device_bytes) == (3 * 7 * 10, 7 * 12 + 3 * 8)
+    # A bitonic sort of 4: (1 + 2) rounds of 2 comparisons.
+    assert modules["knn_grouping"].work(10, 2, 4).plain_flop == 2 * (2 * 10 * 9 + 6)
+    assert interpolation.work_of_weights(10, 4).device_bytes == 14 * 12 + 10 * 36
+    assert interpolation.work_of_rows(10, 6, 2).plain_flop == 36
+    scoring = modules["nearest_neighbor_scoring"].work(5, 7, 3)
+    assert (scoring.matrix_flop, scoring.plain_flop) == (2 * 5 * 7 * 3, 3 * 5 * 7 + 3 * 5 * 3)
+    assert coreset.work(10, 4, 5).device_bytes == 3 * 10 * (5 * 4 + 8) + 4 * 8
+    entries = {"source_entries": 4, "target_entries": 7}
+    mapping = modules["pixel_mapping"].work(10, 4, 6, (2, 3, 3, 5), **entries)
+    assert mapping.matrix_flop == 2 * (4 * 2 * 3 + 10 * (3 * 3 + 3 * 5))
+    embedding = modules["point_embedding"].work(1024, 128)
+    assert embedding.matrix_flop / 2e9 == pytest.approx(41, abs=0.05)
+
+
+def test_windows_are_those_of_the_reference():
     """Rows made of windows and plain weights, summed per centre, are the op's rows."""
     from ops.cases import depth_frame
 
     from mmad_fast.ops.inverse_distance_interpolation import reference
 
     frame = depth_frame(24, coverage=0.3)
-    geometry = parts.geometry_op_cases
     centers = frame.points[::7]
-    indices, weights = geometry.plain_weights_in_parts(frame.points, centers, part=10)
-    pixels, points, values = geometry.pooling_windows(frame.pixel_indices, 24)
+    indices, weights = interpolation.plain_weights(frame.points, centers, part=10)
+    pixels, points, values = interpolation.pooling_windows(frame.pixel_indices, 24)
     kept, offsets, columns, row_values = reference.pooled_interpolation_rows(
         indices, weights, frame.pixel_indices, len(centers), 24, 24
     )
@@ -636,37 +654,15 @@ def test_windows_are_those_of_the_reference(parts):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-# CFM
-
-
-def test_the_published_pipeline_on_a_device_is_the_reference(parts, device, tiny_published):
-    from mmad_fast.methods.cfm.reference import reference_infer
-    from mmad_fast.stage_clock import StageClock
-
-    prepared, networks, options = tiny_published
-    expected = reference_infer(prepared, networks, options).anomaly_map
-    for samples_fast in (False, True):
-        pipeline = parts.cfm_tables.PublishedPipeline(
-            networks, options, device, samples_fast=samples_fast
-        )
-        clock = StageClock()
-        tf32 = []  # of convolutions, which torch computes in it unless told
-        watch = networks.rgb.register_forward_hook(
-            lambda *_, tf32=tf32: tf32.append(torch.backends.cudnn.allow_tf32)
-        )
-        found = pipeline.anomaly_map(prepared, clock, knn_ties="lowest")
-        watch.remove()
-        assert tf32 == [False]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-        assert list(clock.stage_ms)[:3] == ["upload", "rgb_tokens", "sampling"]
+# Detectors
 
 
 @pytest.fixture
-def tiny_published(make_test_scan):
-    """(scan, networks, options) of the published pipeline, small."""
+def tiny_published(tiny_artifact):
+    """(a prepared scan, a small published pipeline as a family's reference makes it)."""
     from mmad_fast.backbones import build_point_backbone
+    from mmad_fast.methods.cfm import reference
     from mmad_fast.methods.cfm.networks import FeatureProjectionMLP
-    from mmad_fast.methods.cfm.reference import ReferenceNetworks, ReferenceOptions
 
     torch.manual_seed(0)
 
@@ -683,18 +679,47 @@ def tiny_published(make_test_scan):
         "rgb_to_point": FeatureProjectionMLP(6, 384),
         "point_to_rgb": FeatureProjectionMLP(384, 6),
     }
-    networks = ReferenceNetworks(Tokens().eval(), point.eval(), mappings)
-    return make_test_scan, networks, ReferenceOptions(num_groups=24, group_size=8)
+    networks = reference.ReferenceNetworks(Tokens().eval(), point.eval(), mappings)
+    options = reference.ReferenceOptions(num_groups=24, group_size=8)
+
+    def pipeline(prepared, clock, *, ties="lowest"):
+        chosen = replace(options, knn_ties=ties)
+        return reference.reference_infer(prepared, networks, chosen, clock)
+
+    pipeline.__module__ = reference.__name__
+    return load(tiny_artifact).prepare(Scan.from_arrays(*make_arrays())), pipeline
 
 
-@pytest.fixture
-def make_test_scan(tiny_artifact):
-    from conftest import make_arrays
+@pytest.mark.parametrize("samples_fast", [False, True])
+def test_the_published_pipeline_on_a_device_is_the_reference(
+    device, tiny_published, monkeypatch, samples_fast
+):
+    """Its arrays and networks go to the device and come back; on the host that changes nothing."""
+    prepared, plain = tiny_published
+    expected = plain(prepared, StageClock()).anomaly_map
+    family = SimpleNamespace(reference=lambda artifact, weights: plain)
+    detector = SimpleNamespace(artifact=None, family=family, method="cfm-s")
+    pipeline = gpu_detectors.published_on(device, detector, samples_fast=samples_fast)
+    clock = gpu_detectors.DeviceClock(device)
+    found = gpu_detectors.answer(pipeline, prepared, clock, "lowest")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert list(clock.stage_ms)[:2] == ["rgb_tokens", "sampling"]
+    assert torch.from_numpy(np.zeros(1)).numpy().shape == (1,)  # as before
 
-    from mmad_fast.detector import load
-    from mmad_fast.scan import Scan
 
-    return load(tiny_artifact).prepare(Scan.from_arrays(*make_arrays()))
+def test_a_pipeline_on_another_device_meets_its_arrays_there(tiny_published):
+    """torch's device without memory stands in for a GPU: networks and arrays are all on it."""
+    prepared, plain = tiny_published
+    met = []
+
+    def sample(points, num_samples, **options):
+        met.append(points.device.type)
+        return torch.zeros(num_samples, dtype=torch.int64)
+
+    pipeline = DevicePipeline(plain, "meta", sample=sample)
+    with pytest.raises(NotImplementedError, match="meta"):  # its answer has no values to bring back
+        pipeline(prepared, StageClock())
+    assert met == ["meta"]
 
 
 class Replayed:
@@ -703,13 +728,14 @@ class Replayed:
     def __init__(self, detector, factor=1.0):
         self.detector, self.factor = detector, factor
 
-    def anomaly_map(self, prepared, clock, *, knn_ties="any"):
+    def __call__(self, prepared, clock, ties="any"):
         with clock.stage("mapping"):
-            return self.factor * self.detector.infer_prepared(prepared).anomaly_map
+            result = self.detector.infer_prepared(prepared)
+        return replace(result, anomaly_map=self.factor * result.anomaly_map)
 
 
 @pytest.fixture
-def cfm_folder(tmp_path):
+def set_folder(tmp_path):
     from mmad_fast.data.synthetic import CATEGORIES, write_synthetic
 
     write_synthetic(
@@ -726,33 +752,32 @@ def cfm_folder(tmp_path):
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.01])
-def test_cfm_step(parts, device, rows, tiny_artifact, cfm_folder, monkeypatch, factor):
+def test_detectors_step(device, rows, tiny_artifact, set_folder, monkeypatch, factor):
     """The detector of the tests against a pipeline that answers alike, and one that does not."""
     import shutil
 
-    cfm_tables = parts.cfm_tables
     monkeypatch.setattr(
-        cfm_tables.PublishedPipeline,
-        "of_detector",
-        classmethod(lambda cls, detector, device, *, samples_fast: Replayed(detector, factor)),
+        gpu_detectors,
+        "published_on",
+        lambda device, detector, *, samples_fast: Replayed(detector, factor),
     )
     if TEST_DEVICE == "cuda":  # the step itself is for the GPU; here it is driven without
-        original = cfm_tables.load
-        monkeypatch.setattr(cfm_tables, "load", lambda path, **more: original(path))
-    runs = cfm_tables.CfmRuns(device=2, published=2, cpu=2)
-    cfm_tables.measure_cfm(
+        original = gpu_detectors.load
+        monkeypatch.setattr(gpu_detectors, "load", lambda path, **more: original(path))
+    runs = gpu_detectors.Runs(device=2, published=2, cpu=2)
+    gpu_detectors.measure_detectors(
         device,
         rows,
-        cfm_folder / "artifacts",
+        set_folder / "artifacts",
         runs,
         methods=("cfm-t",),
-        data=cfm_folder / "set",
+        data=set_folder / "set",
         fit=lambda method, path: shutil.copytree(tiny_artifact, path),
     )
     published = [row for row in rows.rows if row.get("is_baseline")]
     assert [row["backend"] for row in published] == [
-        cfm_tables.PUBLISHED,
-        cfm_tables.PUBLISHED_FAST_SAMPLING,
+        gpu_detectors.PUBLISHED,
+        gpu_detectors.PUBLISHED_FAST_SAMPLING,
     ]
     assert all(row["p50_ms"] > 0 and row["stage_ms"] for row in published)
     on_cpu = [row for row in rows.rows if row.get("backend") == "cpu"]
@@ -770,10 +795,8 @@ def test_cfm_step(parts, device, rows, tiny_artifact, cfm_folder, monkeypatch, f
         assert all(row["status"] == "not run" and row["reason"] for row in on_cuda)
 
 
-def test_a_gpu_detector_has_its_memory_in_columns_of_their_own(parts, device, rows, tiny_artifact):
-    from mmad_fast.detector import load
-
-    fields = parts.cfm_tables.memory_fields(device, "cuda", lambda: None, 10.0)
+def test_a_gpu_detector_has_its_memory_in_columns_of_their_own(device, rows, tiny_artifact):
+    fields = gpu_detectors.memory_fields(device, "cuda", lambda: None, 10.0)
     assert set(fields) == {"device_memory_mib", "device_used_mib", "peak_working_mib"}
-    on_cpu = parts.cfm_tables.memory_fields(device, "cpu", lambda: load(tiny_artifact), None)
+    on_cpu = gpu_detectors.memory_fields(device, "cpu", lambda: load(tiny_artifact), None)
     assert on_cpu["device_memory_mib"] is None

@@ -1,9 +1,13 @@
-"""How bench/peers compares results: ties are free, everything else is not."""
+"""How bench/ops compares results: ties are free, everything else is not."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from ops import bench_farthest_point_sampling as sampling
+from ops import bench_nearest_neighbor_scoring as scoring
+from ops import neighbor_search as search
+from ops.case import DisagreementError
 from ops.cases import integer_cloud, uniform_cloud
 
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -12,27 +16,7 @@ from mmad_fast.ops.nearest_neighbor_scoring import nearest_neighbor_scoring
 SQUARE = np.float32([[0, 0, 0], [2, 0, 0], [0, 2, 0], [2, 2, 0], [1, 1, 0]])
 
 
-@pytest.fixture(scope="module")
-def sampling(bench_module):
-    return bench_module("peers/farthest_point_sampling")
-
-
-@pytest.fixture(scope="module")
-def search(bench_module):
-    return bench_module("peers/neighbor_search")
-
-
-@pytest.fixture(scope="module")
-def scoring(bench_module):
-    return bench_module("peers/nearest_neighbor_scoring")
-
-
-@pytest.fixture(scope="module")
-def disagreement(bench_module):
-    return bench_module("peers/peer_rows").DisagreementError
-
-
-def test_samples_from_the_same_point_or_from_another(sampling):
+def test_samples_from_the_same_point_or_from_another():
     points = uniform_cloud(300)
     ours = farthest_point_sampling(points, 40)
     assert sampling.agreement(ours.astype(np.uint64), points, ours).kind == "same indices"
@@ -41,40 +25,40 @@ def test_samples_from_the_same_point_or_from_another(sampling):
     assert kind == "same indices, from a first point of its own"
 
 
-def test_samples_may_take_other_ties_and_nothing_else(sampling, disagreement):
+def test_samples_may_take_other_ties_and_nothing_else():
     ours = farthest_point_sampling(SQUARE, 4)
     np.testing.assert_array_equal(ours, [0, 3, 1, 2])
     found = sampling.agreement(np.array([0, 3, 2, 1]), SQUARE, ours)
     assert (found.kind, found.detail) == ("ties taken otherwise", "from sample 2")
-    with pytest.raises(disagreement, match="from sample 1 on a chosen point is only 0.707"):
+    with pytest.raises(DisagreementError, match="from sample 1 on a chosen point is only 0.707"):
         sampling.agreement(np.array([0, 1, 2, 3]), SQUARE, ours)
-    with pytest.raises(disagreement, match="from sample 3"):
+    with pytest.raises(DisagreementError, match="from sample 3"):
         sampling.agreement(np.array([0, 3, 1, 1]), SQUARE, ours)
 
 
-def test_samples_without_indices_are_compared_as_a_set(sampling, disagreement):
+def test_samples_without_indices_are_compared_as_a_set():
     points = integer_cloud(50)
     ours = farthest_point_sampling(points, 9)
     assert sampling.agreement(points[ours[::-1]], points, ours).kind == "same points"
-    with pytest.raises(disagreement, match="another set"):
+    with pytest.raises(DisagreementError, match="another set"):
         sampling.agreement(points[:9], points, ours)
 
 
-def test_neighbours_may_take_other_ties_and_nothing_else(search, disagreement):
+def test_neighbours_may_take_other_ties_and_nothing_else():
     center = SQUARE[4:]
     ours = np.array([[4, 0, 1]])
     assert search.neighbor_agreement(ours, ours, SQUARE, center).kind == "same indices"
     tied = search.neighbor_agreement(np.array([[4, 3, 2]], np.uint32), ours, SQUARE, center)
     assert tied.detail == "2 of 3 indices differ"
-    with pytest.raises(disagreement, match="differs by"):
+    with pytest.raises(DisagreementError, match="differs by"):
         search.neighbor_agreement(np.array([[0, 4, 1]]), ours, SQUARE, center)
     moved = SQUARE.copy()
     moved[3] *= np.float32(1.01)
-    with pytest.raises(disagreement, match="differs by"):
+    with pytest.raises(DisagreementError, match="differs by"):
         search.neighbor_agreement(np.array([[4, 0, 3]]), ours, moved, center)
 
 
-def test_scores_may_round_as_the_expanded_form_does(scoring, disagreement):
+def test_scores_may_round_as_the_expanded_form_does():
     rng = np.random.default_rng(0)
     queries, bank = rng.standard_normal((2, 60, 32), np.float32)
     ours = nearest_neighbor_scoring(queries, bank)
@@ -84,11 +68,11 @@ def test_scores_may_round_as_the_expanded_form_does(scoring, disagreement):
     rounded = scoring.agreement(other, ours, queries, bank)
     assert rounded.kind == "same distances within float32"
     assert rounded.detail.startswith("59 of 60")
-    with pytest.raises(disagreement, match="a squared distance differs"):
+    with pytest.raises(DisagreementError, match="a squared distance differs"):
         scoring.agreement((ours.distances + 0.01, ours.indices), ours, queries, bank)
 
 
-def test_cases_are_cut_evenly_out_of_the_features(scoring, tmp_path):
+def test_cases_are_cut_evenly_out_of_the_features(tmp_path):
     rows = np.arange(12_000, dtype=np.float32)[:, None] * np.ones(5, np.float32)
     for name in ("bank", "queries"):
         np.save(tmp_path / f"{name}.npy", rows)

@@ -1,18 +1,21 @@
-"""bench/peers/peer_rows.py: who is timed, who is a row with a reason, and when there are none."""
+"""bench/ops/compare.py: who is timed, who is a row with a reason, and when there are none."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 import pytest
+import run_ops
+from ops import compare as rows
+from ops.case import Agreement, Case, Contender, DisagreementError, RefusalError, Work
 
 from mmad_fast.errors import InvalidInputError
 
 
-@pytest.fixture(scope="module")
-def rows(bench_module):
-    return bench_module("peers/peer_rows")
+def compare(case, listed, options):
+    rows.compare(replace(case, contenders=listed), options)
 
 
 @pytest.fixture
@@ -23,39 +26,39 @@ def options(tmp_path):
 
 
 @pytest.fixture
-def case(rows):
+def case():
     def check(result):
         if result != 42:
-            raise rows.DisagreementError(f"{result} is not 42")
-        return rows.Agreement("same number", "exactly")
+            raise DisagreementError(f"{result} is not 42")
+        return Agreement("same number", "exactly")
 
-    return rows.Case("op", "noise", {"N": 5}, check, flop=2e6)
+    return Case("op", {"N": 5}, [], data="noise", work=Work(plain_flop=2e6), check=check)
 
 
 def written(options):
     return [json.loads(line) for line in options.results.read_text().splitlines()]
 
 
-def contender(rows, name, result=42, error=None, **changes):
+def contender(name, result=42, error=None, **changes):
     def make():
         if error is not None:
             raise error
         return lambda: result
 
-    return rows.Contender(name, make, **changes)
+    return Contender(name, make, **changes)
 
 
-def test_every_contender_is_a_row_and_only_those_that_agree_are_timed(rows, options, case):
-    refusal = rows.RefusalError("too large")
+def test_every_contender_is_a_row_and_only_those_that_agree_are_timed(options, case):
+    refusal = RefusalError("too large")
     listed = [
-        contender(rows, "mmad-fast", is_ours=True),
-        contender(rows, "peer", parameter="h=3", note="n"),
-        contender(rows, "wrong", result=41),
-        contender(rows, "absent", error=ModuleNotFoundError("No module named 'absent'")),
-        contender(rows, "large", error=refusal),
-        contender(rows, "bound", result=None, part="writes only"),
+        contender("mmad-fast", is_ours=True),
+        contender("peer", parameter="h=3", note="n"),
+        contender("wrong", result=41),
+        contender("absent", error=ModuleNotFoundError("No module named 'absent'")),
+        contender("large", error=refusal),
+        contender("bound", result=None, part="writes only"),
     ]
-    rows.compare(case, listed, options)
+    compare(case, listed, options)
     by_name = {row["backend"]: row for row in written(options)}
     assert list(by_name) == ["mmad-fast", "peer", "wrong", "absent", "large", "bound"]
     assert [row["runs"] for row in by_name.values()] == [3, 3, 0, 0, 0, 3]
@@ -75,30 +78,30 @@ def test_every_contender_is_a_row_and_only_those_that_agree_are_timed(rows, opti
     assert by_name["bound"]["part"] == "writes only"
 
 
-def test_without_a_peer_that_confirms_ours_nothing_is_timed(rows, options, case):
+def test_without_a_peer_that_confirms_ours_nothing_is_timed(options, case):
     listed = [
-        contender(rows, "mmad-fast", is_ours=True),
-        contender(rows, "wrong", result=41),
-        contender(rows, "bound", part="writes only"),
+        contender("mmad-fast", is_ours=True),
+        contender("wrong", result=41),
+        contender("bound", part="writes only"),
     ]
     with pytest.raises(SystemExit, match="no peer confirms our result") as caught:
-        rows.compare(case, listed, options)
+        compare(case, listed, options)
     assert "wrong: another result: 41 is not 42" in str(caught.value)
     assert not options.results.exists()
 
 
-def test_ours_has_no_excuse(rows, options, case):
-    peer = contender(rows, "peer")
+def test_ours_has_no_excuse(options, case):
+    peer = contender("peer")
     with pytest.raises(SystemExit, match="41 is not 42; no timing"):
-        rows.compare(case, [contender(rows, "mmad-fast", result=41, is_ours=True), peer], options)
+        compare(case, [contender("mmad-fast", result=41, is_ours=True), peer], options)
     error = InvalidInputError("points are missing")
     with pytest.raises(InvalidInputError, match="points are missing"):
-        rows.compare(case, [contender(rows, "mmad-fast", error=error, is_ours=True), peer], options)
+        compare(case, [contender("mmad-fast", error=error, is_ours=True), peer], options)
 
 
-def test_the_slow_get_the_runs_that_their_budget_allows(rows, options, case, monkeypatch):
-    listed = [contender(rows, "mmad-fast", is_ours=True)]
-    listed += [contender(rows, "slow"), contender(rows, "few", max_runs=1)]
+def test_the_slow_get_the_runs_that_their_budget_allows(options, case, monkeypatch):
+    listed = [contender("mmad-fast", is_ours=True)]
+    listed += [contender("slow"), contender("few", max_runs=1)]
     seconds = iter([0.0, 0.001, 0.0, 0.001, 0.0, 0.5, 0.0, 0.001, 0.0, 0.001])
     monkeypatch.setattr(rows.time, "perf_counter", lambda: next(seconds, 0.0))
     counts = {}
@@ -108,27 +111,27 @@ def test_the_slow_get_the_runs_that_their_budget_allows(rows, options, case, mon
         return {name: [1.0] * count for name, count in num_runs.items()}
 
     monkeypatch.setattr(rows, "time_interleaved", timed)
-    rows.compare(case, listed, options)
+    compare(case, listed, options)
     assert counts == {"mmad-fast": 3, "slow": 2, "few": 1}
 
 
-def test_resume_skips_what_the_same_code_has_measured(rows, options, case, monkeypatch):
-    listed = [contender(rows, "mmad-fast", is_ours=True), contender(rows, "peer")]
+def test_resume_skips_what_the_same_code_has_measured(options, case, monkeypatch):
+    listed = [contender("mmad-fast", is_ours=True), contender("peer")]
     facts = {"commit": "a", "versions": {}}
     monkeypatch.setattr(rows, "peer_environment", lambda: dict(facts))
-    rows.compare(case, listed, options)
+    compare(case, listed, options)
     options.resume = True
-    rows.compare(case, listed, options)
+    compare(case, listed, options)
     assert len(written(options)) == 2
     facts["commit"] = "b"
-    rows.compare(case, listed, options)
+    compare(case, listed, options)
     assert len(written(options)) == 4
     options.threads = 1
-    rows.compare(case, listed, options)
+    compare(case, listed, options)
     assert len(written(options)) == 6
 
 
-def test_all_libraries_get_the_same_threads_by_starting_anew(rows, monkeypatch):
+def test_all_libraries_get_the_same_threads_by_starting_anew(monkeypatch):
     started = {}
 
     def execve(program, arguments, environment):
@@ -137,10 +140,10 @@ def test_all_libraries_get_the_same_threads_by_starting_anew(rows, monkeypatch):
     monkeypatch.setattr(rows.os, "execve", execve)
     for name, value in rows.library_environment(2).items():
         monkeypatch.setenv(name, value)
-    rows._restart_with_threads(2)
+    rows.restart_with_threads(2)
     assert started == {}
     monkeypatch.setenv("KEPT", "1")
-    rows._restart_with_threads(3)
+    rows.restart_with_threads(3)
     assert {started[name] for name in rows.THREAD_VARIABLES} == {"3"}
     assert started["KEPT"] == "1"
 
@@ -148,18 +151,24 @@ def test_all_libraries_get_the_same_threads_by_starting_anew(rows, monkeypatch):
 @pytest.mark.parametrize(
     ("instruction_set", "core"), [("AVX512", "SkylakeX"), ("AVX2", "Haswell"), ("BASELINE", None)]
 )
-def test_openblas_is_told_what_the_cpu_has(rows, monkeypatch, instruction_set, core):
+def test_openblas_is_told_what_the_cpu_has(monkeypatch, instruction_set, core):
     found = argparse.Namespace(name=instruction_set)
     monkeypatch.setattr(rows._kernels, "best_instruction_set", lambda: found)
     assert rows.library_environment(2).get("OPENBLAS_CORETYPE") == core
 
 
-def test_pieces_are_commands_and_real_features_only_where_given(bench_module):
-    pieces = bench_module("peers/run_all")
-    plain = pieces.commands(["--resume"])
-    assert all(command[2] == "--resume" and command[-2] == "--only" for command in plain)
-    assert not any("features" in command[-1] for command in plain)
-    given = pieces.commands(["--features=folder"])
-    assert {command[-1] for command in given} - {command[-1] for command in plain} == set(
-        pieces.FEATURE_PIECES
-    )
+def test_pieces_are_commands_and_real_features_only_where_given():
+    def pieces(*arguments):
+        return run_ops.commands(run_ops.parse_arguments(list(arguments)))
+
+    plain = pieces("--resume", "--runs", "3")
+    assert all("--resume" in command and "--only" in command for command in plain)
+    assert all(command[command.index("--runs") + 1] == "3" for command in plain)
+    assert not any("features" in command[5] for command in plain)
+    given = {command[5] for command in pieces("--features=folder")}
+    assert given - {command[5] for command in plain} == {
+        "features-small",
+        "features-large",
+        "features-growth",
+    }
+    assert {command[3] for command in pieces("--op", "knn_grouping")} == {"knn_grouping"}

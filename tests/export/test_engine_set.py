@@ -278,7 +278,12 @@ def test_a_script_explains_itself(name: str) -> None:
         ("dino.py", ["--to", "tensorrt-rtx", "--sm", "87"], 2, "does not build for 87"),
         ("dino.py", ["--to", "onnx", "--sm", "89"], 2, "leave --sm out, or add tensorrt-rtx"),
         ("dino.py", ["--sm", "x"], 2, "must be numbers with commas, without the dot"),
-        ("point_mae.py", ["--layers", "1;2", "--to", "onnx"], 2, "must be numbers with commas"),
+        (
+            "point_mae.py",
+            ["--layers", "1;2", "--to", "onnx"],
+            2,
+            "must be one or more numbers with commas, e.g. 1,2,3",
+        ),
         ("point_mae.py", ["--to", "onnx", "--batch", "3,1"], 2, "batch"),
         ("point_mae.py", ["--to", "onnx", "--weights", "no.pth"], 1, "no.pth does not exist"),
     ],

@@ -9,11 +9,12 @@ import ast
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from pages import load_pages
+from rendering import resources
 
 from mmad_fast.gpu.ahead_of_time import CompileJob, Outcome, compile_all, compile_jobs, kernels_of
 from mmad_fast.gpu.architectures import ARCHITECTURES
@@ -211,30 +212,20 @@ def test_kernels_with_dynamic_shared_memory_say_how_much() -> None:
     assert {kernel.op for kernel in measured() if kernel.name in LAUNCHES} == with_dynamic
 
 
-@pytest.fixture(scope="module")
-def page() -> ModuleType:
-    file = ROOT / "bench" / "tables" / "gpu_resources.py"
-    spec = spec_from_file_location("bench_tables_gpu_resources", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @needs_triton
 @needs_nvcc
-def test_the_page_shows_what_was_measured(page: ModuleType) -> None:
+def test_the_page_shows_what_was_measured() -> None:
     triton = [outcome[0] for outcome in compiled().values() if not isinstance(outcome, str)]
-    wanted = page.render(triton, measured())
-    found = page.difference(page.PAGE.read_text(encoding="utf-8"), wanted)
+    page = load_pages()["gpu_resources"]
+    wanted = resources.render_kernels(triton, measured(), page)
+    found = resources.difference((ROOT / page["file"]).read_text(encoding="utf-8"), wanted)
     if found is not None and "cannot be compared" in found:
         pytest.skip(found)
     assert found is None
 
 
-def test_pages_of_other_versions_are_told_apart(page: ModuleType) -> None:
-    made = f"a\n{page.VERSIONS}triton 1.\n| x | 1 |"
-    assert page.difference(made, made) is None
-    assert "cannot be compared" in page.difference(made, made.replace("triton 1", "triton 2"))
-    assert "out of date, e.g. '| x | 2 |'" in page.difference(made, made.replace("1 |", "2 |"))
+def test_pages_of_other_versions_are_told_apart() -> None:
+    made = f"a\n{resources.VERSIONS}triton 1.\n| x | 1 |"
+    assert resources.difference(made, made) is None
+    assert "cannot be compared" in resources.difference(made, made.replace("triton 1", "triton 2"))
+    assert "out of date, e.g. '| x | 2 |'" in resources.difference(made, made.replace("1 |", "2 |"))

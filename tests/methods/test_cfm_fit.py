@@ -198,13 +198,14 @@ def test_the_trainings_part_of_the_options():
 
 
 def test_every_option_of_the_training_reaches_it():
-    published = replace(dense_recipe(epochs=250, seed=5), standardize=True, batch_scans=2)
+    published = replace(dense_recipe(epochs=250, seed=5), batch_scans=2)
     request = FitRequest.of(
         "cfm",
         seed=5,
         epochs=250,
         pixels_per_step="none",
         learning_rate=1e-3,
+        standardize=False,
         schedule="constant",
         batch_scans=2,
         patience="none",

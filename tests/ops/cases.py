@@ -1,4 +1,4 @@
-"""Point clouds that tests and benchmarks of the ops share. Procedural and seeded."""
+"""Point clouds of the ops' tests. Procedural and seeded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from ops.inputs import Frame as Frame
+from ops.inputs import depth_frame as depth_frame
+from ops.inputs import uniform_cloud as uniform_cloud
 
 
 @dataclass(frozen=True)
@@ -22,51 +25,6 @@ class Cloud:
     name: str
     points: NDArray[np.float32]
     is_exact: bool
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The foreground of an organised depth frame, as preprocessing delivers it.
-
-    Attributes:
-        points: (N, 3) float32 metres, row-major by pixel.
-        pixel_indices: (N,) int64 on the grid.
-        grid_size: S.
-    """
-
-    points: NDArray[np.float32]
-    pixel_indices: NDArray[np.int64]
-    grid_size: int
-
-
-def depth_frame(grid_size: int = 224, *, coverage: float = 0.28, seed: int = 0) -> Frame:
-    """A bumpy, lobed object seen by a pinhole camera at 0.5 m, with noise, holes and a ragged rim.
-
-    `coverage` is roughly the object's share of the frame; 0.28 of 224 x 224 is about 14k points.
-    """
-    rng = np.random.default_rng(seed)
-    v, u = np.mgrid[:grid_size, :grid_size].astype(np.float64) + 0.5
-    x, y = u / grid_size - 0.5, v / grid_size - 0.5
-    angle = np.arctan2(y, x) + rng.uniform(0, 2 * np.pi)
-    rim = np.sqrt(coverage / np.pi) * (1 + 0.15 * np.sin(3 * angle) + 0.05 * np.sin(11 * angle))
-    radius = np.hypot(x, y) / rim
-    height = 0.03 * np.sqrt(np.clip(1 - radius**2, 0, None)) + 0.002 * np.sin(90 * x) * np.cos(
-        70 * y
-    )
-    z = 0.5 - height + rng.normal(0, 5e-5, x.shape)
-    is_object = radius + rng.normal(0, 0.02, x.shape) < 1
-    is_object &= rng.uniform(size=x.shape) > 0.01  # missing pixels
-    for hole in rng.uniform(-0.2, 0.2, (4, 2)):
-        is_object &= np.hypot(x - hole[0], y - hole[1]) > 0.02
-    xyz = np.stack([x * z * 0.4, y * z * 0.4, z], axis=-1).astype(np.float32).reshape(-1, 3)
-    pixel_indices = np.flatnonzero(is_object).astype(np.int64)
-    return Frame(np.ascontiguousarray(xyz[pixel_indices]), pixel_indices, grid_size)
-
-
-def uniform_cloud(num_points: int, *, seed: int = 0) -> NDArray[np.float32]:
-    """(N, 3) uniform in a cube of 0.2 m around (0, 0, 0.5)."""
-    rng = np.random.default_rng(seed)
-    return rng.uniform((-0.1, -0.1, 0.4), (0.1, 0.1, 0.6), (num_points, 3)).astype(np.float32)
 
 
 def integer_cloud(num_points: int, *, high: int = 2048, seed: int = 0) -> NDArray[np.float32]:

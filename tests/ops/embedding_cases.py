@@ -1,13 +1,11 @@
-"""Weights and groups that the tests and the benchmark of point_embedding share."""
+"""Weights and groups that the tests of point_embedding share."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from ops.cases import depth_frame
+from ops.inputs import surface_groups as surface_groups
 
-from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
-from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.ops.point_embedding import EmbedderWeights, reference
 from mmad_fast.ops.point_embedding.weights import NORM_NAMES, SHAPES
 
@@ -24,12 +22,6 @@ def embedder_weights(*, uses_cloud_statistics: bool, seed: int = 0) -> EmbedderW
     if not uses_cloud_statistics:
         arrays["first_weight"] *= 100
     return EmbedderWeights(**arrays)
-
-
-def surface_groups(num_groups: int, group_size: int, *, seed: int = 0) -> NDArray[np.float32]:
-    """(G, K, 3) metres: neighbourhoods on the depth frame, as a detector gets them."""
-    points = depth_frame(seed=seed).points
-    return knn_grouping(points, farthest_point_sampling(points, num_groups), group_size).groups
 
 
 def random_groups(num_groups: int, group_size: int, *, seed: int = 0) -> NDArray[np.float32]:

@@ -1,15 +1,15 @@
-"""Inputs in feature space that the tests and benchmarks of nearest_neighbor_scoring and
-pixel_mapping share."""
+"""Inputs in feature space that the tests of nearest_neighbor_scoring and pixel_mapping
+share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-
 import numpy as np
-from numpy.typing import NDArray
+from ops.inputs import MappingCase as MappingCase
+from ops.inputs import low_rank_queries_and_bank as low_rank_queries_and_bank
+from ops.inputs import mapping_network as mapping_network
+from ops.inputs import queries_and_bank as queries_and_bank
 
-from mmad_fast.ops.pixel_mapping import MappingNetwork, bilinear_rows
+from mmad_fast.ops.pixel_mapping import bilinear_rows
 from mmad_fast.ops.sparse_rows import SparseRows
 
 QUERY_BANK_SIZES = [  # (Q, M, C)
@@ -22,45 +22,6 @@ QUERY_BANK_SIZES = [  # (Q, M, C)
     (130, 113, 257),
     (1025, 63, 63),
 ]
-
-CFM_SIZES = {"3 layers": (768, 960, 960, 1152), "tiny": (768, 576, 576, 1152)}
-
-
-def queries_and_bank(
-    num_queries: int, num_bank_rows: int, num_channels: int, *, seed: int = 0, offset: float = 0.0
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Queries (Q, C) and bank (M, C) float32 in clusters, as features of similar parts are."""
-    rng = np.random.default_rng(seed)
-    centers = rng.standard_normal((max(1, num_bank_rows // 100), num_channels)) + offset
-
-    def draw(count: int) -> NDArray[np.float32]:
-        noise = 0.5 * rng.standard_normal((count, num_channels))
-        return (centers[rng.integers(0, len(centers), count)] + noise).astype(np.float32)
-
-    return draw(num_queries), draw(num_bank_rows)
-
-
-def low_rank_queries_and_bank(
-    num_queries: int, num_bank_rows: int, num_channels: int, *, seed: int = 0
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Queries (Q, C) and bank (M, C) float32 whose variance falls with the direction and which have
-    a common offset, as those of a network's features do."""
-    rng = np.random.default_rng(seed)
-    directions, _ = np.linalg.qr(rng.standard_normal((num_channels, num_channels)))
-    deviations = 10 / np.arange(1, num_channels + 1) ** 1.5
-    rows = rng.standard_normal((num_queries + num_bank_rows, num_channels)) * deviations
-    rows = (rows @ directions.T + 3).astype(np.float32)
-    return rows[:num_queries], rows[num_queries:]
-
-
-def mapping_network(sizes: tuple[int, ...], *, seed: int = 0) -> MappingNetwork:
-    """Random layers whose activations keep their scale."""
-    rng = np.random.default_rng(seed)
-    pairs = list(pairwise(sizes))
-    return MappingNetwork(
-        tuple((rng.standard_normal((o, i)) / np.sqrt(i)).astype(np.float32) for i, o in pairs),
-        tuple((0.3 * rng.standard_normal(o)).astype(np.float32) for _, o in pairs),
-    )
 
 
 def sparse_rows(
@@ -75,27 +36,6 @@ def sparse_rows(
     flat = np.concatenate([*columns, np.empty(0, np.int64)]).astype(np.int32)
     values = rng.uniform(0.05, 1, len(flat)).astype(np.float32)
     return SparseRows(offsets, flat, values, num_columns)
-
-
-@dataclass(frozen=True)
-class MappingCase:
-    """The arguments of one pixel_mapping call."""
-
-    source_features: NDArray[np.float32]
-    source_rows: SparseRows
-    target_features: NDArray[np.float32]
-    target_rows: SparseRows
-    network: MappingNetwork
-
-    @property
-    def arguments(self) -> tuple:
-        return (
-            self.source_features,
-            self.source_rows,
-            self.target_features,
-            self.target_rows,
-            self.network,
-        )
 
 
 def mapping_case(

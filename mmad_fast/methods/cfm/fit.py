@@ -90,6 +90,7 @@ def training_recipe(options: CfmOptions, seed: int) -> TrainingRecipe:
         epochs=options.epochs,
         pixels_per_step=options.pixels_per_step,
         learning_rate=options.learning_rate,
+        standardize=options.standardize,
         schedule=options.schedule,
         batch_scans=options.batch_scans,
         patience=options.patience,

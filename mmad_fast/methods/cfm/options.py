@@ -37,7 +37,7 @@ class CfmOptions(VitTokenOptions, PointGroupOptions):
         smoothing: "boxes53" (the published boxes) or "sigma4" (the paper's Gaussian).
         pixel_stride: The discrepancy is computed at one pixel per block of that side and holds for
             the block's other foreground pixels. Above 1 it approximates.
-        epochs, pixels_per_step, learning_rate, schedule, batch_scans, patience: As in
+        epochs, pixels_per_step, learning_rate, standardize, schedule, batch_scans, patience: As in
             training.TrainingRecipe.
     """
 
@@ -69,6 +69,10 @@ class CfmOptions(VitTokenOptions, PointGroupOptions):
         512, "Foreground pixels per step; none: all, as published.", minimum=1, fit_only=True
     )
     learning_rate: float = option(3e-3, "Of Adam, at the start.", above=0, fit_only=True)
+    standardize: bool = option(
+        True, "Train on features of mean 0 and deviation 1 per channel; published: false.",
+        fit_only=True,
+    )  # fmt: skip
     schedule: Literal["cosine", "constant"] = option(
         "cosine", "Of the learning rate; constant is the published one.", fit_only=True
     )

@@ -32,7 +32,7 @@ several times per epoch."""
 QUICK_UPDATES, QUICK_WARMUP_UPDATES = 120, 40
 QUICK_PATCHES_PER_SCAN = 64
 """Neighbouring patches say nearly the same, and at a temperature of 1 the loss weighs all negatives
-nearly alike: a sample of them does as well. bench/m3dm_uff.py compares the schedules."""
+nearly alike: a sample of them does as well. bench/sweeps/m3dm_uff.toml compares the schedules."""
 PAPER_UPDATES, PAPER_WARMUP_UPDATES = 750, 250
 PAPER_PATCHES = 256
 BETAS = (0.9, 0.95)
@@ -211,7 +211,7 @@ def train_uff(
     """The trained network, and the record of the training.
 
     Memory: the patches of a batch, 5 KiB each, and blocks of activations and logits; never
-    patches x patches. bench/m3dm_uff.py measures it, and the time per update.
+    patches x patches. docs/benchmarks/m3dm_accuracy.md has both.
 
     Args:
         scans: At least one with foreground, each with tokens and point rows.
