@@ -3,6 +3,7 @@ settings that are data, the published pipeline, and what is trained once for sev
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,6 +124,11 @@ def accuracy_columns(accuracy: Accuracy) -> dict[str, float | None]:
         "p_auroc": accuracy.p_auroc,
         **{f"aupro_{round(100 * limit)}": value for limit, value in accuracy.aupro.items()},
     }
+
+
+def medians(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each stage over the calls."""
+    return {name: statistics.median(stage.get(name, 0.0) for stage in stages) for name in stages[0]}
 
 
 def with_graphs(

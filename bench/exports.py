@@ -15,12 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from detectors import (
-    accuracy_columns,
-    differences,
-    fit_request,
-    with_graphs,
-)
+from detectors import accuracy_columns, differences, fit_request, with_graphs
 from sweep import Sweep
 
 from mmad_fast.data.scan_file import ScanFile
@@ -156,9 +151,7 @@ def detector_rows(sweep: Sweep, variant: str, folder: Path) -> Iterator[dict[str
         row |= {"data": sweep.data, "category": category, "threads": get_num_threads()}
         place = folder / str(number)
         try:
-            detector = exported(
-                own, training, row["target"], row["engine"], row["precision"], place
-            )
+            detector = exported(own, training, row, place)
         except MmadFastError as error:
             yield {**row, "refusal": refusal(error, place)}
             continue
@@ -180,19 +173,15 @@ def wanted_rows(sweep: Sweep, variant: str) -> Iterator[dict[str, Any]]:
 
 
 def exported(
-    own: Detector,
-    calibration: Sequence[ScanFile],
-    target: str,
-    engine: str,
-    precision: str,
-    place: Path,
+    own: Detector, calibration: Sequence[ScanFile], row: Mapping[str, Any], place: Path
 ) -> Detector:
-    """The detector with its graphs exported to a target and run by an engine.
+    """The detector with its graphs exported to the row's target and run by its engine.
 
     Raises:
         MmadFastError: the target cannot be had, or the engine cannot run it.
     """
     artifact = own.artifact
+    target, engine, precision = (row[name] for name in ("target", "engine", "precision"))
     if target == OWN[0]:
         return load(artifact.path, engine=engine, precision=precision)
     scans = calibration if precision in ("int8", "fp8") else None

@@ -19,13 +19,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from settings import RESULTS, ROOT, append_rows
+from settings import BENCH, RESULTS, ROOT, append_rows, read_toml
 
 from mmad_fast.measure.environment import environment
 
@@ -37,20 +36,7 @@ FIT_HALF = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Variant:
-    """An installation: what is asked for beside the base install, and the modules that run graphs
-    then, with commas."""
-
-    extras: tuple[str, ...]
-    engine: str
-
-
-VARIANTS = {
-    "run half": Variant((), "onnxruntime"),
-    "with TensorRT-RTX": Variant(("tensorrt-rtx",), "tensorrt_rtx, cuda.bindings.driver"),
-    "with OpenVINO": Variant(("openvino",), "openvino"),
-}
+VARIANTS = read_toml(BENCH / "sweeps" / "install_size.toml")
 
 # Resident memory as Linux counts its peak, and wall time, of one statement in a fresh process.
 _IMPORT = """
@@ -91,11 +77,11 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
-def measure(name: str, variant: Variant, wheel: Path, folder: Path) -> dict[str, Any]:
+def measure(name: str, variant: Mapping[str, Any], wheel: Path, folder: Path) -> dict[str, Any]:
     """The row of a variant, installed into a folder that is not there yet; of its environment it
     has the versions only."""
     pins = ("--constraint", ROOT / "constraints.txt")
-    extras = f"[{','.join(variant.extras)}]" if variant.extras else ""
+    extras = f"[{','.join(variant['extras'])}]" if variant["extras"] else ""
     requirement = f"mmad-fast{extras} @ {wheel.as_uri()}"
     _pip("download", "--dest", folder / "download", *pins, requirement)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
@@ -104,20 +90,20 @@ def measure(name: str, variant: Variant, wheel: Path, folder: Path) -> dict[str,
     (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     packages, versions = package_sizes(site_packages)
     refuse_fit_half(versions)
-    statement = f"import mmad_fast; mmad_fast.load; import {variant.engine}"
+    statement = f"import mmad_fast; mmad_fast.load; import {variant['engine']}"
     import_ms, import_mib = import_cost(python, "import mmad_fast")
     ready_ms, ready_mib = import_cost(python, statement)
     return {
         "what": "install size",
         "variant": name,
-        "extras": list(variant.extras),
+        "extras": variant["extras"],
         "wheel": wheel.name,
         "download_mb": sum(f.stat().st_size for f in (folder / "download").iterdir()) / MB,
         "disk_mb": disk_bytes([site_packages, *site_packages.rglob("*")]) / MB,
         "packages_mb": {package: size / MB for package, size in packages.items()},
         "import_ms": import_ms,
         "import_mib": import_mib,
-        "engine": variant.engine,
+        "engine": variant["engine"],
         "engine_import_ms": ready_ms,
         "engine_import_mib": ready_mib,
         "runs": RUNS - 1,

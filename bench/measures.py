@@ -15,13 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from detectors import (
-    StageTimes,
-    accuracy_columns,
-    differences,
-    fit_request,
-    train_shared,
-)
+from detectors import StageTimes, accuracy_columns, differences, fit_request, medians, train_shared
 from safetensors import safe_open
 from sweep import Setting, Sweep
 
@@ -30,11 +24,9 @@ from mmad_fast.errors import MmadFastError
 from mmad_fast.measure.evaluation import evaluate
 from mmad_fast.measure.memory import measure_detector_process, peak_working_mib, process_peak_mib
 from mmad_fast.measure.timing import Timing
-from mmad_fast.methods.family import Reference
 from mmad_fast.methods.fit_request import FitRequest
 from mmad_fast.methods.fit_run import fit_detector
 from mmad_fast.methods.torch_threads import torch_threads
-from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 from mmad_fast.threads import get_num_threads
 
@@ -152,9 +144,10 @@ def measure_speed(sweep: Sweep, folder: Path) -> None:
         latencies_ms, stages = [], []
         reports: dict[str, list[dict[str, Any]]] = {name: [] for name in detectors}
         for scan in prepared[1:]:
-            latency_ms, stage_ms = time_published(published, scan)
-            latencies_ms.append(latency_ms)
-            stages.append(stage_ms)
+            clock, start = StageClock(), time.perf_counter()
+            published(scan, clock, ties="any")
+            latencies_ms.append((time.perf_counter() - start) * 1e3)
+            stages.append(clock.stage_ms)
             for name, (path, engine, python) in detectors.items():
                 report = measure_detector_process(
                     path,
@@ -171,14 +164,9 @@ def measure_speed(sweep: Sweep, folder: Path) -> None:
         facts["rgb_backbone"] = facts["backbones"].get("rgb_backbone")
         peak = peak_working_mib(partial(published, prepared[0], StageClock(), ties="any"))
         published_ms = statistics.median(latencies_ms)
-        columns = {
-            "p50_ms": published_ms,
-            "min_ms": min(latencies_ms),
-            "runs": len(latencies_ms),
-            "stage_ms": medians(stages),
-            "peak_working_mib": peak,
-        }
-        sweep.results.add({**facts, "setting": "published", "engine": "torch", **columns})
+        row = {**facts, "setting": "published", "engine": "torch", "p50_ms": published_ms}
+        row |= {"min_ms": min(latencies_ms), "runs": len(latencies_ms)}
+        sweep.results.add({**row, "stage_ms": medians(stages), "peak_working_mib": peak})
         for name, of_setting in reports.items():
             row = {**facts, "setting": name, "engine": detectors[name][1]}
             row |= speed_columns(of_setting)
@@ -205,14 +193,6 @@ def check_exact(detector: Detector, difference: tuple[float, float]) -> None:
         )
 
 
-def time_published(published: Reference, prepared: PreparedScan) -> tuple[float, dict[str, float]]:
-    """(milliseconds, milliseconds by stage) of one scan."""
-    clock = StageClock()
-    start = time.perf_counter()
-    published(prepared, clock, ties="any")
-    return (time.perf_counter() - start) * 1e3, clock.stage_ms
-
-
 def speed_columns(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Time and memory of one detector, of the reports of its processes."""
     latencies_ms = [ms for report in reports for ms in report["prepared_latencies_ms"]]
@@ -228,10 +208,6 @@ def speed_columns(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_working_mib": max(report["peak_working_mib"] for report in reports),
         "process_peak_mib": max(report["process_peak_mib"] for report in reports),
     }
-
-
-def medians(stages: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(stage[name] for stage in stages) for name in stages[0]}
 
 
 def measure_fit(sweep: Sweep, folder: Path) -> None:
@@ -288,7 +264,9 @@ def measure_shared(sweep: Sweep, folder: Path) -> None:
             sweep.dataset, sweep.categories, request, folder / str(number), progress=times.report
         )
         times.report("writing", 1, 1)
-        facts = metadata_of(str(trained.options[sweep.content["option"]]))
+        with safe_open(str(trained.options[sweep.content["option"]]), "numpy") as opened:
+            (metadata,) = (opened.metadata() or {}).values()
+        facts = json.loads(metadata)
         columns = {
             **facts[sweep.content["training"]],
             **{name: facts[of] for name, of in sweep.content["columns"].items()},
@@ -304,11 +282,3 @@ def measure_shared(sweep: Sweep, folder: Path) -> None:
                 "threads": get_num_threads(),
             }
         )
-
-
-def metadata_of(file: str) -> dict[str, Any]:
-    """What a safetensors file says of how its network was trained."""
-    with safe_open(file, "numpy") as opened:
-        (facts,) = (opened.metadata() or {}).values()
-    found: dict[str, Any] = json.loads(facts)
-    return found

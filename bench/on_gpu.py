@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,28 +30,19 @@ if importlib.util.find_spec("mmad_fast") is None:  # until the step "build" has 
 
 from gpu import build_and_test
 from gpu.cubins import build_cubins, compare_cubins, device_launch
-from gpu.detectors import QUICK_RUNS, SETTINGS, Runs, measure_detectors
+from gpu.detectors import measure_detectors
 from gpu.device import Device, device_report, what_is_missing
 from gpu.graph import measure_graph
-from gpu.kernel_table import QUICK_BUDGET, Budget, measure_ceilings, measure_kernels
-from gpu.rows import FAILED, NOT_RUN, RowFile
+from gpu.kernel_table import Budget, measure_ceilings, measure_kernels
+from gpu.rows import FAILED, NOT_RUN, SETTINGS, RowFile
 from ops.case import Sizes
 from settings import BENCH, RESULTS
 
 from mmad_fast.measure.environment import environment
+from mmad_fast.measure.generated_pages import read_rows
 
 FILE_NAME = "gpu.jsonl"
 QUICK_DEADLINE_S = 520.0
-TIMEOUTS_S = {  # of a step; quick
-    "report": (60, 30),
-    "build": (1200, 240),
-    "tests": (3600, 150),
-    "kernels": (3600, 180),
-    "cubins": (1200, 100),
-    "detectors": (2400, 150),
-    "graph": (900, 60),
-    "sanitizer": (7200, 90),
-}
 NO_GPU, STOPPED = 2, 130
 
 
@@ -76,8 +66,8 @@ def step_tests(rows: RowFile, options: argparse.Namespace) -> None:
 def step_kernels(rows: RowFile, options: argparse.Namespace) -> None:
     device = Device()
     ceilings = measure_ceilings(device, rows)
-    sizes, budget = ("quick", QUICK_BUDGET) if options.quick else ("full", Budget())
-    measure_kernels(device, rows, Sizes.read(sizes), ceilings, budget)
+    sizes, name = ("quick", "quick_budget") if options.quick else ("full", "budget")
+    measure_kernels(device, rows, Sizes.read(sizes), ceilings, Budget(**SETTINGS[name]))
 
 
 def step_cubins(rows: RowFile, options: argparse.Namespace) -> None:
@@ -93,7 +83,7 @@ def step_cubins(rows: RowFile, options: argparse.Namespace) -> None:
 
 def step_detectors(rows: RowFile, options: argparse.Namespace) -> None:
     methods = SETTINGS["quick_methods" if options.quick else "methods"]
-    runs = QUICK_RUNS if options.quick else Runs()
+    runs = SETTINGS["quick_runs" if options.quick else "runs"]
     with tempfile.TemporaryDirectory() as folder:
         measure_detectors(Device(), rows, Path(folder), runs, methods=methods)
 
@@ -109,19 +99,16 @@ def step_sanitizer(rows: RowFile, options: argparse.Namespace) -> None:
 
 
 STEPS: dict[str, Callable[[RowFile, argparse.Namespace], None]] = {
-    "report": step_report,
-    "build": step_build,
-    "tests": step_tests,
-    "kernels": step_kernels,
-    "cubins": step_cubins,
-    "detectors": step_detectors,
-    "graph": step_graph,
-    "sanitizer": step_sanitizer,
+    step.__name__.removeprefix("step_"): step
+    for step in (
+        *(step_report, step_build, step_tests, step_kernels),
+        *(step_cubins, step_detectors, step_graph, step_sanitizer),
+    )
 }
 
 
 def timeout_of(step: str, is_quick: bool) -> float:
-    return float(TIMEOUTS_S[step][is_quick])
+    return float(SETTINGS["timeouts_s"][step][is_quick])
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -150,10 +137,7 @@ def row_facts(run: str) -> dict[str, Any]:
             **facts["versions"],
             **{name: report[name] for name in ("torch", "triton", "cuda", "onnxruntime")},
         },
-        "mmad_fast": facts["mmad_fast"],
-        "commit": facts["commit"],
-        "commit_is_clean": facts["commit_is_clean"],
-        "date": facts["date"],
+        **{name: facts[name] for name in ("mmad_fast", "commit", "commit_is_clean", "date")},
     }
 
 
@@ -163,15 +147,6 @@ def run_child(options: argparse.Namespace) -> int:
     with rows.guarded(options.child, "step"):
         STEPS[options.child](rows, options)
     return int(bool(rows.failures()))
-
-
-def child_command(step: str, run: str, options: argparse.Namespace) -> list[str]:
-    command = [sys.executable, str(Path(__file__)), "--child", step, "--run", run]
-    command += ["--output", str(options.output)]
-    for flag in ("quick", "no_build"):
-        if getattr(options, flag):
-            command.append(f"--{flag.replace('_', '-')}")
-    return command
 
 
 def run_step(command: list[str], timeout_s: float) -> str | None:
@@ -200,15 +175,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def read_run(path: Path, run: str) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if row["run"] == run]
-
-
-def run_all(options: argparse.Namespace) -> int:
-    """All steps; exit code 1 where one failed."""
+def run_all(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """All steps, each given the same arguments; exit code 1 where one failed."""
     run = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     path = options.output / FILE_NAME
     deadline_s = options.deadline or (QUICK_DEADLINE_S if options.quick else float("inf"))
@@ -221,12 +189,13 @@ def run_all(options: argparse.Namespace) -> int:
             continue
         print(f"== {step}", flush=True)
         timeout_s = min(left_s, timeout_of(step, options.quick))
-        problem = run_step(child_command(step, run, options), timeout_s)
+        child = ["--child", step, "--run", run]
+        problem = run_step([sys.executable, str(Path(__file__)), *arguments, *child], timeout_s)
         if problem is not None:
             rows.write(step, "step", status=FAILED, reason=problem)
     if options.output.resolve() == RESULTS.resolve():
         subprocess.run([sys.executable, str(BENCH / "pages.py"), "gpu"], check=True)
-    found = read_run(path, run)
+    found = [row for row in read_rows(path) if row["run"] == run]
     failures = [row for row in found if row["status"] == FAILED]
     print(f"{len(found)} rows in {path}, {len(failures)} failures", flush=True)
     for row in failures:
@@ -244,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run_child(options)
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
     try:
-        return run_all(options)
+        return run_all(options, sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         return STOPPED
     finally:

@@ -21,19 +21,6 @@ from settings import BENCH, ROOT, read_toml
 
 from mmad_fast.measure.generated_pages import with_section
 
-RENDERERS = {
-    "readme": "rendering.readme:render",
-    "install_size": "rendering.readme:render_install_size",
-    "cpu": "rendering.cpu:render",
-    "detectors": "rendering.detectors:render",
-    "speed_with_banks": "rendering.detectors:render_with_banks",
-    "configurations": "rendering.configurations:render",
-    "engines": "rendering.engines:render",
-    "gpu": "rendering.gpu:render",
-    "gpu_readme": "rendering.gpu:render_section",
-    "resources": "rendering.resources:render",
-}
-
 
 def load_pages() -> dict[str, dict[str, Any]]:
     """The settings of each page, by its name."""
@@ -46,7 +33,7 @@ def load_pages() -> dict[str, dict[str, Any]]:
 
 def text_of(page: Mapping[str, Any]) -> str:
     """The page, or the part of it that is made of rows."""
-    module, function = RENDERERS[page["renderer"]].split(":")
+    module, function = page["renderer"].split(":")
     return str(getattr(import_module(module), function)(page))
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from mmad_fast.measure.timing import Timing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +24,23 @@ RESULTS = BENCH / "results"
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def version_of(package: str) -> str | None:
+    """The installed version; None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def timing_fields(latencies_ms: Sequence[float]) -> dict[str, Any]:
+    """The timing fields of a row; None and 0 runs of no latencies."""
+    names = ("p50_ms", "p95_ms", "p99_ms", "runs")
+    if not latencies_ms:
+        return {**dict.fromkeys(names), "runs": 0}
+    timing = Timing.from_latencies(latencies_ms)
+    return {name: getattr(timing, name) for name in names}
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -33,6 +33,7 @@ from mmad_fast.data.selection import pick_category
 from mmad_fast.errors import MmadFastError
 from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.environment import environment
+from mmad_fast.measure.generated_pages import read_rows
 from mmad_fast.threads import get_num_threads, set_num_threads
 
 SWEEPS = BENCH / "sweeps"
@@ -58,9 +59,8 @@ class Results:
 
     def __init__(self, file: Path, key: list[str]) -> None:
         self.file, self._key = file, key
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
         self._start = time.perf_counter()
-        self._done = {self.key_of(json.loads(line)) for line in text.splitlines()}
+        self._done = {self.key_of(row) for row in read_rows(file)}
 
     def key_of(self, row: Mapping[str, Any]) -> str:
         return json.dumps([row.get(name) for name in self._key])

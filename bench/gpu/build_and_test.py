@@ -14,22 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
-from gpu.rows import FAILED, NOT_RUN, OK, RowFile
+from gpu.rows import FAILED, NOT_RUN, OK, SETTINGS, RowFile
 from settings import ROOT
 
 from mmad_fast.measure.cuda_resources import installed_nvcc
 
 BUILD_TIMEOUT_S = 900.0
-ALLOWED_SKIPS = (
-    *("emulation only", "interpreter only", "the GPU is there: nothing to emulate"),
-    *("a GPU makes its own schedule", "a GPU draws its own schedule"),
-    *("a device has no schedule to set", "a device does not count warp operations"),
-    *("a GPU has one compute capability", "a GPU has room for clusters or not"),
-    *("compute-sanitizer watches a GPU", "bench/on_gpu.py times them all"),
-    "the page says",
-)
-"""How the reason of a GPU test's skip may begin: it tests what stands in for the GPU, or what the
-other steps do, or a page that was made with other compilers than this machine has."""
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SANITIZER_ERROR = 66
 SANITIZER_SELECTION = "one-point or sixty-three or duplicates or finite or in_range"
@@ -64,7 +54,7 @@ class TestOutcome:
     def is_failure(self) -> bool:
         """It failed, or it needs the GPU and was skipped without a reason that allows it."""
         if self.outcome == "skipped":
-            return self.needs_gpu and not self.reason.startswith(ALLOWED_SKIPS)
+            return self.needs_gpu and not self.reason.startswith(tuple(SETTINGS["allowed_skips"]))
         return self.outcome == "failed"
 
 
@@ -111,7 +101,7 @@ def write_test_rows(outcomes: Sequence[TestOutcome], rows: RowFile, *, step: str
         rows.write(step, test.name, status=FAILED, reason=why)
 
 
-def build(rows: RowFile, sm: int | None, *, step: str = "build") -> None:
+def build(rows: RowFile, sm: int | None) -> None:
     """Installs the checkout, editable, with the CUDA kernels for one compute capability; None: for
     all."""
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--editable", str(ROOT)]
@@ -123,7 +113,9 @@ def build(rows: RowFile, sm: int | None, *, step: str = "build") -> None:
     compiler = installed_nvcc()
     if compiler is not None and not os.environ.get("CUDACXX") and shutil.which("nvcc") is None:
         environment["CUDACXX"] = str(compiler)
-    run_command(command, rows, step=step, what="pip install", environment=environment)
+    code, tail, seconds = run_process(command, environment=environment, timeout_s=BUILD_TIMEOUT_S)
+    status, reason = (OK, "") if code == 0 else (FAILED, f"exit code {code}: {tail}")
+    rows.write("build", "pip install", status=status, reason=reason, seconds=seconds)
 
 
 def run_tests(rows: RowFile, folder: Path, *, is_quick: bool, timeout_s: float) -> None:
@@ -152,14 +144,14 @@ def gpu_test_files(root: Path) -> list[str]:
     return sorted({str(file.relative_to(root)) for file in files})
 
 
-def sanitize(rows: RowFile, *, is_quick: bool, timeout_s: float, step: str = "sanitizer") -> None:
+def sanitize(rows: RowFile, *, is_quick: bool, timeout_s: float) -> None:
     """The CUDA kernels' tests under each tool; a row that says so where there is none."""
     program = shutil.which("compute-sanitizer")
     files = [name for name in gpu_test_files(ROOT) if name.endswith("_cuda.py")]
     if program is None or not files:
         reason = "compute-sanitizer is not on the PATH" if files else "there is no CUDA test"
         for tool in SANITIZER_TOOLS:
-            rows.write(step, tool, status=NOT_RUN, reason=reason)
+            rows.write("sanitizer", tool, status=NOT_RUN, reason=reason)
         return
     environment = {"MMAD_FAST_TEST_DEVICE": "cuda", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in SANITIZER_TOOLS:
@@ -173,23 +165,7 @@ def sanitize(rows: RowFile, *, is_quick: bool, timeout_s: float, step: str = "sa
         out_of_time = NOT_RUN if is_quick else FAILED
         status = {0: OK, TIMED_OUT: out_of_time}.get(code, FAILED)
         reason = "" if code == 0 else f"exit code {code}: {tail}"
-        rows.write(step, tool, status=status, reason=reason, seconds=seconds)
-
-
-def run_command(
-    command: Sequence[str],
-    rows: RowFile,
-    *,
-    step: str,
-    what: str,
-    environment: dict[str, str],
-    timeout_s: float = BUILD_TIMEOUT_S,
-) -> bool:
-    """Whether the command succeeded; writes its row."""
-    code, tail, seconds = run_process(command, environment=environment, timeout_s=timeout_s)
-    reason = "" if code == 0 else f"exit code {code}: {tail}"
-    rows.write(step, what, status=OK if code == 0 else FAILED, reason=reason, seconds=seconds)
-    return code == 0
+        rows.write("sanitizer", tool, status=status, reason=reason, seconds=seconds)
 
 
 def run_process(

@@ -6,7 +6,6 @@ Every Triton case of the kernel table runs twice: as always, and with each launc
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from gpu.build_and_test import run_process
 from gpu.device import Device
 from gpu.kernel_table import function_of, replaced_lookup, wrong
-from gpu.rows import RowFile, timing_fields
-from ops.case import Case, Sizes, gpu_case_makers, host
+from gpu.rows import RowFile
+from ops.case import Case, Sizes, gpu_case_makers, largest_difference, parts_of
+from settings import timing_fields
 
 from mmad_fast.gpu.triton_kernels import TRITON_MODULES, LaunchConfig, TritonKernel
 
@@ -35,12 +35,9 @@ def build_cubins(sm: int, folder: Path) -> None:
     """
     command = [sys.executable, "-c", "from mmad_fast.cli import main; main()"]
     command += ["kernels", "build", "--sm", str(sm), "--output", str(folder)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
-    )
-    if done.returncode != 0:
-        tail = " ".join(done.stderr.split())[-300:]
-        raise RuntimeError(f"mmad-fast kernels build ended with {done.returncode}: {tail}")
+    code, tail, _ = run_process(command, environment={}, timeout_s=BUILD_TIMEOUT_S)
+    if code != 0:
+        raise RuntimeError(f"mmad-fast kernels build ended with {code}: {tail}")
 
 
 def device_launch(folder: Path, device: Device) -> Launch:
@@ -77,8 +74,7 @@ def compare_cubins(device: Device, rows: RowFile, sizes: Sizes, launch: Launch) 
 def compare_case(
     case: Case, function: Callable[[], Any], device: Device, rows: RowFile, launch: Launch
 ) -> None:
-    facts: dict[str, Any] = {"backend": "cubin", "shapes": dict(case.shapes), "dtype": case.dtype}
-    with rows.guarded(STEP, case.what, **facts):
+    with rows.guarded(STEP, case.what, backend="cubin", **case.facts) as write:
         compiled_now = parts_of(function())
         with routed_launches(launch) as launched:
             ahead = function()
@@ -90,29 +86,14 @@ def compare_case(
             )
         if not launched:
             raise RuntimeError("no launch of the case went through the launcher")
-        rows.write(
-            STEP,
-            case.what,
+        outcome = timing if error <= case.max_error else wrong(case, error)
+        write(
             kernels=sorted(launched),
             error=error,
             max_error=case.max_error,
             difference_to_jit=difference,
-            **facts,
-            **(timing if error <= case.max_error else wrong(case, error)),
+            **outcome,
         )
-
-
-def parts_of(result: Any) -> list[np.ndarray]:
-    """Copies of a result's arrays."""
-    parts = result if isinstance(result, tuple | list) else (result,)
-    return [host(part).copy() for part in parts]
-
-
-def largest_difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    return max(
-        float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) if a.size else 0.0
-        for a, b in zip(found, expected, strict=True)
-    )
 
 
 @contextmanager

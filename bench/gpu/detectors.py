@@ -6,7 +6,7 @@ raw arrays to score. The weights are random: time does not depend on them, accur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectors import DevicePipeline, Ties, fit_request
+from detectors import DevicePipeline, Ties, fit_request, medians
 from gpu.device import Device, product_precision
-from gpu.rows import FAILED, NOT_RUN, RowFile, timing_fields
+from gpu.rows import FAILED, NOT_RUN, SETTINGS, RowFile
 from numpy.typing import NDArray
-from settings import BENCH, read_toml
+from settings import timing_fields
 
 from mmad_fast.data.dataset import open_dataset
 from mmad_fast.data.selection import pick_category
@@ -34,7 +34,6 @@ from mmad_fast.scan import PreparedScan, Result, Scan
 from mmad_fast.stage_clock import StageClock
 
 STEP = "detectors"
-SETTINGS = read_toml(BENCH / "sweeps" / "gpu.toml")
 MAX_DIFFERENCE = 1e-3
 """Of a map to the published pipeline's, relative to its maximum."""
 PUBLISHED = "published, torch"
@@ -43,24 +42,13 @@ PUBLISHED_FAST_SAMPLING = "published, torch, sampling by our kernel"
 
 
 @dataclass(frozen=True)
-class Runs:
-    """How often each is timed."""
-
-    device: int = 100
-    published: int = 10
-    cpu: int = 5
-
-
-QUICK_RUNS = Runs(device=30, published=3, cpu=2)
-
-
-@dataclass(frozen=True)
 class Place:
-    """Where and how a method is measured, and where its rows go."""
+    """Where and how a method is measured, and where its rows go. `runs`: how often each is timed:
+    "device", "published", "cpu"."""
 
     device: Device
     rows: RowFile
-    runs: Runs
+    runs: Mapping[str, int]
     method: str
     scans: Sequence[Scan]
     prepared: Sequence[PreparedScan]
@@ -81,12 +69,7 @@ class Place:
             num_warmup=num_warmup,
             num_runs=num_runs,
         )
-        measured = stages[num_warmup:]
-        medians = {
-            name: float(np.median([stage.get(name, 0.0) for stage in measured]))
-            for name in measured[0]
-        }
-        return {"stage_ms": medians, **timing_fields(latencies)}
+        return {"stage_ms": medians(stages[num_warmup:]), **timing_fields(latencies)}
 
 
 class DeviceClock(StageClock):
@@ -104,49 +87,36 @@ class DeviceClock(StageClock):
 
 
 def measure_detectors(
-    device: Device,
-    rows: RowFile,
-    folder: Path,
-    runs: Runs,
-    *,
-    methods: Sequence[str],
-    data: Path | None = None,
-    fit: Callable[[str, Path], None] | None = None,
+    device: Device, rows: RowFile, folder: Path, runs: Mapping[str, int], *, methods: Sequence[str]
 ) -> None:
-    """Fits each method as sweeps/gpu.toml says and measures it in both protocols.
-
-    Args:
-        data: A data set; default: the procedural one.
-        fit: Takes a method and where to put its artifact; for tests.
-    """
-    dataset = open_dataset(data or built_in_set(None))
+    """Fits each method as sweeps/gpu.toml says, on the procedural set, and measures it in both
+    protocols."""
+    dataset = open_dataset(built_in_set())
     category = pick_category(dataset, None)
     scans = [scan.load() for scan in dataset.scans(category, "test")[:4]]
     for method in methods:
         with rows.guarded(STEP, method):
             artifact = folder / method
-            if fit is not None:
-                fit(method, artifact)
-            else:
-                request = fit_request({"method": method, **SETTINGS["fit"]})
-                most = SETTINGS["max_train_scans"]
-                fit_detector(
-                    dataset, artifact, category=category, request=request, max_train_scans=most
-                )
-            measure_method(method, artifact, scans, device, rows, runs)
+            fit_detector(
+                dataset,
+                artifact,
+                category=category,
+                request=fit_request({"method": method, **SETTINGS["fit"]}),
+                max_train_scans=SETTINGS["max_train_scans"],
+            )
+            on_cpu = load(artifact)
+            prepared = [on_cpu.prepare(scan) for scan in scans]
+            weights = weights_mib(artifact, on_cpu.engine_choice.files.values())
+            facts = {"weights_mib": weights, "shapes": {"N": len(prepared[0].points)}}
+            place = Place(device, rows, runs, method, scans, prepared, facts)
+            measure_method(on_cpu, place)
 
 
-def measure_method(
-    method: str, artifact: Path, scans: Sequence[Scan], device: Device, rows: RowFile, runs: Runs
-) -> None:
-    on_cpu = load(artifact)
-    prepared = [on_cpu.prepare(scan) for scan in scans]
-    weights = weights_mib(artifact, on_cpu.engine_choice.files.values())
-    facts = {"weights_mib": weights, "shapes": {"N": len(prepared[0].points)}}
-    place = Place(device, rows, runs, method, scans, prepared, facts)
+def measure_method(on_cpu: Detector, place: Place) -> None:
+    device, prepared = place.device, place.prepared
     expected: NDArray[np.float32] | None = None
     for name in (PUBLISHED, PUBLISHED_FAST_SAMPLING):
-        with rows.guarded(STEP, method, backend=name, protocol="paper"):
+        with place.rows.guarded(STEP, place.method, backend=name, protocol="paper"):
             pipeline = published_on(device, on_cpu, samples_fast=name != PUBLISHED)
             # Of equally near points the detector takes the lowest: so must its measure.
             found = answer(pipeline, prepared[0], StageClock(), "lowest")
@@ -157,7 +127,7 @@ def measure_method(
     measure_detector(on_cpu, "cpu", expected, place)
     before = device.used_memory_mib()
     try:
-        on_gpu = load(artifact, device="cuda")
+        on_gpu = load(on_cpu.artifact.path, device="cuda")
     except MmadFastError as error:
         for protocol in ("paper", "end-to-end"):
             place.write(backend="cuda", protocol=protocol, status=NOT_RUN, reason=str(error))
@@ -198,7 +168,7 @@ def write_published(pipeline: Reference, name: str, difference: float | None, pl
         answer(pipeline, place.prepared[turn], clock, "any")
         return clock.stage_ms
 
-    timing = place.timed(call, num_warmup=1, num_runs=place.runs.published)
+    timing = place.timed(call, num_warmup=1, num_runs=place.runs["published"])
     peak = place.device.peak_memory_mib(
         lambda: answer(pipeline, place.prepared[0], StageClock(), "any")
     )
@@ -226,7 +196,7 @@ def measure_detector(
             "paper": lambda turn: detector.infer_prepared(place.prepared[turn]),
             "end-to-end": lambda turn: detector.infer_scan(place.scans[turn]),
         }
-        num_runs = place.runs.device if backend == "cuda" else place.runs.cpu
+        num_runs = place.runs["device" if backend == "cuda" else "cpu"]
         for protocol, infer in calls.items():
             timing = place.timed(partial(_stages, infer), num_warmup=2, num_runs=num_runs)
             memory = memory_fields(place.device, backend, partial(infer, 0), used_before_mib)

@@ -14,21 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from settings import BENCH, read_toml, version_of
 
 SMALLEST_MS = 1e-4
 """A CUDA event counts in half microseconds: shorter calls are not told from none."""
 FLUSH_BYTES = 256 << 20
 """More than any second level cache holds."""
-SMI_FIELDS = (
-    *("name", "driver_version", "memory.total", "power.limit", "power.max_limit", "pstate"),
-    *("clocks.current.sm", "clocks.max.sm", "clocks.current.memory", "clocks.max.memory"),
-    *("temperature.gpu", "ecc.mode.current"),
-)
+SMI_FIELDS = read_toml(BENCH / "sweeps" / "gpu.toml")["smi_fields"]
 COMMAND_TIMEOUT_S = 30.0
 
 
@@ -175,8 +171,8 @@ def device_report() -> dict[str, Any]:
         "nvidia_smi": nvidia_smi(),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "onnxruntime": _version("onnxruntime-gpu") or _version("onnxruntime"),
+        "triton": version_of("triton"),
+        "onnxruntime": version_of("onnxruntime-gpu") or version_of("onnxruntime"),
         "nvcc": _first_line_with(("nvcc", "--version"), "release"),
         "machine": platform.machine(),
     }
@@ -203,13 +199,6 @@ def parse_smi(text: str) -> dict[str, str]:
     """The first device's fields by name."""
     values = [value.strip() for value in text.splitlines()[0].split(",")]
     return dict(zip(SMI_FIELDS, values, strict=False))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _first_line_with(command: tuple[str, ...], word: str) -> str | None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from gpu.device import Device
-from gpu.rows import RowFile, timing_fields
+from gpu.rows import RowFile
 from ops.bench_inverse_distance_interpolation import pooling_windows
-from ops.case import Sizes, host, kernels_of, public_backend
+from ops.case import Sizes, kernels_of, largest_difference, parts_of, public_backend
 from ops.inputs import depth_frame, mapping_network
+from settings import timing_fields
 
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import knn_grouping
@@ -30,42 +31,28 @@ def measure_graph(device: Device, rows: RowFile, sizes: Sizes, *, num_runs: int 
     """A row for the eager chain and one for the graph, per mapping network and precision."""
     for name, layers in sizes.layers.items():
         for dtype in sizes.dtypes[:2]:
-            facts = {"shapes": {"variant": name}, "dtype": dtype}
+            facts: dict[str, Any] = {"shapes": {"variant": name}, "dtype": dtype}
             with rows.guarded(STEP, "chain of ops", **facts):
                 chain, shapes = op_chain(device, sizes, tuple(layers), dtype)
-                measure_chain(
-                    chain,
-                    device,
-                    rows,
-                    facts | {"shapes": shapes | {"variant": name}},
-                    num_runs=num_runs,
-                )
+                facts |= {"shapes": shapes | {"variant": name}}
+                measure_chain(chain, device, rows, facts, num_runs=num_runs)
 
 
 def measure_chain(
     chain: Callable[[], Any], device: Device, rows: RowFile, facts: dict[str, Any], *, num_runs: int
 ) -> None:
-    expected = [host(part).copy() for part in chain()]
+    expected = parts_of(chain())
     eager = timing_fields(device.wall_latencies_ms(chain, num_warmup=3, num_runs=num_runs))
     rows.write(STEP, "chain of ops", backend="eager", **facts, **eager)
     replay, outputs = captured(chain, device)
     replay()
     device.synchronize()
-    difference = max(
-        float(np.abs(host(part) - whole).max()) if whole.size else 0.0
-        for part, whole in zip(outputs, expected, strict=True)
-    )
+    difference = largest_difference(parts_of(outputs), expected)
     if not difference <= MAX_DIFFERENCE:
         raise RuntimeError(f"the graph's result differs from the eager one by {difference:g}")
     graph = timing_fields(device.wall_latencies_ms(replay, num_warmup=3, num_runs=num_runs))
-    rows.write(
-        STEP,
-        "chain of ops",
-        backend="CUDA graph",
-        ratio_to_eager=eager["p50_ms"] / graph["p50_ms"],
-        **facts,
-        **graph,
-    )
+    graph["ratio_to_eager"] = eager["p50_ms"] / graph["p50_ms"]
+    rows.write(STEP, "chain of ops", backend="CUDA graph", **facts, **graph)
 
 
 def captured(chain: Callable[[], Any], device: Device) -> tuple[Callable[[], Any], list[Any]]:

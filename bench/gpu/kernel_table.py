@@ -4,14 +4,15 @@ torch's own way; and every configuration of each Triton kernel."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from gpu.device import Device, product_precision
-from gpu.rows import FAILED, NOT_RUN, RowFile, rate_fields, timing_fields
+from gpu.rows import FAILED, NOT_RUN, RowFile, one_line, rate_fields
 from ops.case import Case, Contender, Sizes, gpu_case_makers
+from settings import timing_fields
 
 from mmad_fast.errors import MmadFastError
 from mmad_fast.gpu.triton_kernels import LaunchConfig, TritonKernel
@@ -34,15 +35,12 @@ class Budget:
         num_configs: Configurations per Triton kernel at most.
     """
 
-    num_runs: int = 200
-    row_s: float = 2.0
+    num_runs: int
+    row_s: float
     num_configs: int = 100
 
     def runs_for(self, call_ms: float) -> int:
         return max(MIN_RUNS, min(self.num_runs, int(1e3 * self.row_s / call_ms)))
-
-
-QUICK_BUDGET = Budget(num_runs=30, row_s=0.3, num_configs=4)
 
 
 def measure_ceilings(
@@ -57,38 +55,31 @@ def measure_ceilings(
     import torch
 
     found: dict[str, float] = {}
-    with rows.guarded(CEILING_STEP, "copy"):
+
+    def timing(call: Callable[[], object]) -> dict[str, Any]:
+        return timing_fields(
+            device.latencies_ms(call, num_warmup=3, num_runs=num_runs, is_cold=False)
+        )
+
+    with rows.guarded(CEILING_STEP, "copy", shapes={"bytes": copy_bytes}) as write:
         source = torch.zeros(copy_bytes // 4, dtype=torch.float32, device=device.name)
         target = torch.empty_like(source)
-        fields = timing_fields(
-            device.latencies_ms(
-                partial(target.copy_, source), num_warmup=3, num_runs=num_runs, is_cold=False
-            )
-        )
+        fields = timing(partial(target.copy_, source))
         found["copy"] = 1e-6 * 2 * copy_bytes / fields["p50_ms"]
-        rows.write(CEILING_STEP, "copy", shapes={"bytes": copy_bytes}, gbs=found["copy"], **fields)
+        write(gbs=found["copy"], **fields)
         del source, target
     for dtype in ("float32", "tf32", "float16", "bfloat16"):
-        with rows.guarded(CEILING_STEP, "matrix product", dtype=dtype), product_precision(dtype):
+        facts: dict[str, Any] = {"dtype": dtype, "shapes": {"side": matrix_side}}
+        guarded = rows.guarded(CEILING_STEP, "matrix product", **facts)
+        with guarded as write, product_precision(dtype):
             storage = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
             shape = (matrix_side, matrix_side)
             a = torch.randn(shape, device=device.name).to(storage)
             b = torch.randn(shape, device=device.name).to(storage)
             out = torch.empty_like(a)
-            fields = timing_fields(
-                device.latencies_ms(
-                    partial(torch.mm, a, b, out=out), num_warmup=3, num_runs=num_runs, is_cold=False
-                )
-            )
+            fields = timing(partial(torch.mm, a, b, out=out))
             found[dtype] = 1e-6 * 2.0 * matrix_side**3 / fields["p50_ms"]
-            rows.write(
-                CEILING_STEP,
-                "matrix product",
-                dtype=dtype,
-                shapes={"side": matrix_side},
-                gflops=found[dtype],
-                **fields,
-            )
+            write(gflops=found[dtype], **fields)
             del a, b, out
     return found
 
@@ -97,19 +88,14 @@ def measure_kernels(
     device: Device, rows: RowFile, sizes: Sizes, ceilings: dict[str, float], budget: Budget
 ) -> None:
     """A row per case and backend, and per configuration of the Triton kernels behind it."""
+    import torch
+
     for make in gpu_case_makers(sizes, device):
         with rows.guarded(STEP, "inputs"):
             for case in make():
                 measure_case(case, device, rows, ceilings, budget)
-        release(device)
-
-
-def release(device: Device) -> None:
-    """Gives memory that torch keeps for later back: the next inputs may need it whole."""
-    if device.is_cuda:
-        import torch
-
-        torch.cuda.empty_cache()
+        if device.is_cuda:  # the next inputs may need the memory whole
+            torch.cuda.empty_cache()
 
 
 def function_of(
@@ -125,9 +111,8 @@ def function_of(
             case.what,
             backend=contender.name,
             status=FAILED if device.is_cuda else NOT_RUN,
-            reason=f"{type(error).__name__}: {error}",
-            shapes=dict(case.shapes),
-            dtype=case.dtype,
+            reason=one_line(error),
+            **case.facts,
         )
         return None
 
@@ -137,28 +122,20 @@ def measure_case(
 ) -> None:
     """A row per contender: ours only where its error is within the bound."""
     for contender in case.contenders:
-        facts: dict[str, Any] = {"backend": contender.name, "shapes": dict(case.shapes)}
-        facts["dtype"] = case.dtype
-        if not contender.is_ours:
-            facts["is_baseline"] = True
         function = function_of(contender, case, device, rows, STEP)
         if function is None:
             continue
-        with rows.guarded(STEP, case.what, **facts):
-            if not contender.is_ours:
-                with product_precision("float32"):
-                    error = case.error_of(function())
-                    fields = timed(function, case, device, ceilings, budget)
-                rows.write(STEP, case.what, error=error, **facts, **fields)
-                continue
-            facts["max_error"] = case.max_error
-            error = case.error_of(function())
-            if not error <= case.max_error:
-                rows.write(STEP, case.what, error=error, **wrong(case, error), **facts)
-                continue
-            fields = timed(function, case, device, ceilings, budget)
-            rows.write(STEP, case.what, error=error, **facts, **fields)
-            measure_configs(case, contender.name, function, device, rows, ceilings, budget)
+        facts = {"max_error": case.max_error} if contender.is_ours else {"is_baseline": True}
+        precision = nullcontext() if contender.is_ours else product_precision("float32")
+        with rows.guarded(STEP, case.what, backend=contender.name, **facts, **case.facts) as write:
+            with precision:
+                error = case.error_of(function())
+                if contender.is_ours and not error <= case.max_error:
+                    write(error=error, **wrong(case, error))
+                    continue
+                write(error=error, **timed(function, case, device, ceilings, budget))
+            if contender.is_ours:
+                measure_configs(case, contender.name, function, device, rows, ceilings, budget)
 
 
 def wrong(case: Case, error: float) -> dict[str, str]:
@@ -205,39 +182,26 @@ def measure_configs(
     for kernel, configs in used_kernels(function).items():
         if len(configs) < 2:
             continue
+        facts = {"backend": backend, "kernel": kernel, **case.facts}
+        default = config_label(configs[0])
         found: dict[str, float] = {}
-        for number, config in enumerate(configs[: budget.num_configs]):
+        for config in configs[: budget.num_configs]:
             label = config_label(config)
-            facts: dict[str, Any] = {
-                "backend": backend,
-                "kernel": kernel,
-                "config": label,
-                "is_default": number == 0,
-                "shapes": dict(case.shapes),
-                "dtype": case.dtype,
-            }
-            with rows.guarded(CONFIG_STEP, case.what, **facts), chosen_config(kernel, config):
+            names: dict[str, Any] = {"config": label, "is_default": label == default}
+            guarded = rows.guarded(CONFIG_STEP, case.what, **names, **facts)
+            with guarded as write, chosen_config(kernel, config):
                 error = case.error_of(function())
                 if not error <= case.max_error:
-                    rows.write(CONFIG_STEP, case.what, **wrong(case, error), **facts)
+                    write(**wrong(case, error))
                     continue
                 fields = timed(function, case, device, ceilings, budget)
-                rows.write(CONFIG_STEP, case.what, error=error, **facts, **fields)
+                write(error=error, **fields)
                 found[label] = fields["p50_ms"]
         if found:
             best = min(found, key=lambda label: found[label])
-            rows.write(
-                CONFIG_STEP,
-                f"{case.what}: fastest",
-                backend=backend,
-                kernel=kernel,
-                config=best,
-                is_default=best == config_label(configs[0]),
-                shapes=dict(case.shapes),
-                dtype=case.dtype,
-                p50_ms=found[best],
-                default_p50_ms=found.get(config_label(configs[0])),
-            )
+            facts |= {"config": best, "is_default": best == default, "p50_ms": found[best]}
+            facts["default_p50_ms"] = found.get(default)
+            rows.write(CONFIG_STEP, f"{case.what}: fastest", **facts)
 
 
 def config_label(config: LaunchConfig) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ops.case import Work
-from settings import append_rows
+from settings import BENCH, append_rows, read_toml
 
-from mmad_fast.measure.timing import Timing
-
+SETTINGS = read_toml(BENCH / "sweeps" / "gpu.toml")
 OK, FAILED, NOT_RUN = "ok", "failed", "not run"
 """A row's status: measured or passed; wrong or broken; cannot run here, for the row's reason."""
 
@@ -53,13 +53,15 @@ class RowFile:
         print(f"[{step}] {what} {label} {status}{note} {' '.join(figures)}".rstrip(), flush=True)
 
     @contextmanager
-    def guarded(self, step: str, what: str, **more: Any) -> Iterator[None]:
+    def guarded(self, step: str, what: str, **facts: Any) -> Iterator[Callable[..., None]]:
         """Turns whatever goes wrong inside into a FAILED row: one broken part must not cost the
-        others' results, and a run on hardware may meet errors of any kind."""
+        others' results, and a run on hardware may meet errors of any kind. Gives `write` for rows
+        with these facts."""
+        write = partial(self.write, step, what, **facts)
         try:
-            yield
+            yield write
         except Exception as error:
-            self.write(step, what, status=FAILED, reason=one_line(error), **more)
+            write(status=FAILED, reason=one_line(error))
 
     def failures(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["status"] == FAILED]
@@ -69,17 +71,6 @@ def one_line(error: BaseException, *, limit: int = 400) -> str:
     """The error's class and text without line breaks."""
     text = f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:limit]
-
-
-def timing_fields(latencies_ms: list[float]) -> dict[str, Any]:
-    """The timing fields of a row."""
-    timing = Timing.from_latencies(latencies_ms)
-    return {
-        "p50_ms": timing.p50_ms,
-        "p95_ms": timing.p95_ms,
-        "p99_ms": timing.p99_ms,
-        "runs": timing.runs,
-    }
 
 
 def rate_fields(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ PIECES = PARTS
 NUM_SAMPLES = 1024
 GROWTH_POINTS = 50_000
 GROWTH_SAMPLES = (128, 256, 512, 2048)  # besides 1024
-GROWTH_CONTENDERS = ("mmad-fast", "fpsample kdline, best height", "fpsample vanilla")
+KDLINE = "fpsample kdline, best height"
+GROWTH_CONTENDERS = ("mmad-fast", KDLINE, "fpsample vanilla")
 HEIGHTS = (3, 4, 5, 6, 7, 8, 9)
 SWEEP_RUNS = 7
 RELATIVE_TIE = 1e-6
@@ -67,14 +69,6 @@ def agreement(got: NDArray, points: Floats, ours: Integers) -> bench.Agreement:
     return bench.Agreement(f"ties taken otherwise{own_start}", f"from sample {differing[0]}")
 
 
-def torch_loop(points: Floats, num_samples: int) -> Sampler:
-    """The loop of the published code's torch versions, without their batch axis."""
-    import torch
-
-    xyz = torch.from_numpy(points)
-    return lambda: torch_sampling(xyz, num_samples).numpy()
-
-
 def open3d_sampler(points: Floats, num_samples: int) -> Sampler:
     from mmad_fast.preprocess.reference import import_open3d
 
@@ -112,28 +106,19 @@ def best_height(points: Floats, num_samples: int) -> tuple[int | None, str | Non
 def contenders(points: Floats, num_samples: int) -> list[bench.Contender]:
     height, note = best_height(points, num_samples)
     arguments = (points, num_samples)
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: lambda: farthest_point_sampling(*arguments),
+        KDLINE: lambda: fpsample_sampler("bucket_fps_kdline_sampling", *arguments, height),
+        "fpsample kdtree": lambda: fpsample_sampler("bucket_fps_kdtree_sampling", *arguments),
+        "fpsample vanilla": lambda: fpsample_sampler("fps_sampling", *arguments),
+        "fpsample npdu": lambda: fpsample_sampler("fps_npdu_sampling", *arguments),
+        "fpsample npdu kdtree": lambda: fpsample_sampler("fps_npdu_kdtree_sampling", *arguments),
+        "torch loop": lambda: torch_loop(*arguments),
+        "open3d": lambda: open3d_sampler(*arguments),
+    }
     return [
-        bench.Contender(
-            "mmad-fast", lambda: lambda: farthest_point_sampling(points, num_samples), is_ours=True
-        ),
-        bench.Contender(
-            "fpsample kdline, best height",
-            lambda: fpsample_sampler("bucket_fps_kdline_sampling", *arguments, height),
-            parameter=f"h={height}",
-            note=note,
-        ),
-        bench.Contender(
-            "fpsample kdtree", lambda: fpsample_sampler("bucket_fps_kdtree_sampling", *arguments)
-        ),
-        bench.Contender("fpsample vanilla", lambda: fpsample_sampler("fps_sampling", *arguments)),
-        bench.Contender("fpsample npdu", lambda: fpsample_sampler("fps_npdu_sampling", *arguments)),
-        bench.Contender(
-            "fpsample npdu kdtree", lambda: fpsample_sampler("fps_npdu_kdtree_sampling", *arguments)
-        ),
-        bench.Contender("torch loop", lambda: torch_loop(*arguments)),
-        bench.Contender(
-            "open3d", lambda: open3d_sampler(*arguments), note="points without indices"
-        ),
+        replace(one, parameter=f"h={height}", note=note) if one.name == KDLINE else one
+        for one in bench.contenders("farthest_point_sampling", makes)
     ]
 
 
@@ -170,22 +155,21 @@ def work(num_points: int, num_samples: int) -> bench.Work:
 
 
 def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
-    for side, coverage in sizes.frames:
-        yield lambda at=(side, coverage): [  # type: ignore[misc]
-            gpu_case(depth_frame(at[0], coverage=at[1]).points, sizes.num_groups, device)
-        ]
+    for frame in sizes.frames:
+        yield bench.one(gpu_case, *frame, sizes, device)
 
 
-def gpu_case(points: Floats, num_samples: int, device: Device) -> bench.Case:
-    num_samples = min(num_samples, len(points))
+def gpu_case(side: int, coverage: float, sizes: bench.Sizes, device: Device) -> bench.Case:
+    points = depth_frame(side, coverage=coverage).points
+    num_samples = min(sizes.num_groups, len(points))
     cloud, tensor = device.array(points), device.tensor(points)
     backend = bench.public_backend(device, "cuda")
     return bench.Case(
         "farthest_point_sampling",
         {"N": len(points), "G": num_samples},
         [
-            bench.ours_on(
-                "cuda", lambda: lambda: farthest_point_sampling(cloud, num_samples, backend=backend)
+            bench.ours(
+                "cuda", lambda: farthest_point_sampling(cloud, num_samples, backend=backend)
             ),
             bench.baseline("loop", lambda: torch_sampling(tensor, num_samples)),
         ],
@@ -199,27 +183,53 @@ def sampling_shortfall(points: Floats, indices: Integers, *, from_step: int = 0)
     """How much nearer than the farthest point a sample was when it was chosen, at worst, relative
     to the farthest; 0 for an exact sampling whatever its ties. In float64, from a step on; from
     step 0 it must begin at point 0."""
-    exact = points.astype(np.float64)
-    squared = np.full(len(exact), np.inf)
+    nearest = np.full(len(points), np.inf)
     worst = float(from_step == 0 and indices[0] != 0)
     for step, (last, chosen) in enumerate(pairwise(indices), start=1):
-        squared = np.minimum(squared, ((exact - exact[last]) ** 2).sum(axis=1))
-        farthest = squared.max()
+        nearest = np.minimum(nearest, bench.exact_distances(points, points[last]))
+        farthest = nearest.max()
         if step >= from_step and farthest > 0:
-            worst = max(worst, float(1 - np.sqrt(squared[chosen] / farthest)))
+            worst = max(worst, float(1 - nearest[chosen] / farthest))
     return worst
 
 
-def torch_sampling(points: Any, num_samples: int) -> Any:
-    """The loop that one writes in torch; nothing in it waits for the device."""
+def torch_loop(points: Floats, num_samples: int) -> Sampler:
+    """The loop of the published code's torch versions, without their batch axis."""
     import torch
 
-    indices = torch.zeros(num_samples, dtype=torch.int64, device=points.device)
-    nearest = torch.full((len(points),), torch.inf, device=points.device)
-    last = indices[:1]
-    for sample in range(1, num_samples):
+    xyz = torch.from_numpy(points)
+    return lambda: torch_sampling(xyz, num_samples).numpy()
+
+
+def torch_sampling(points: Any, num_samples: int) -> Any:
+    """`farthest_first` of points (N, 3), by squared distances."""
+
+    def distances(last: Any) -> Any:
         difference = points - points.index_select(0, last)
-        nearest = torch.minimum(nearest, (difference * difference).sum(dim=1))
+        return (difference * difference).sum(dim=1)
+
+    return farthest_first(points, num_samples, distances)
+
+
+def farthest_first(rows: Any, num_samples: int, distances_to: Callable[[Any], Any]) -> Any:
+    """The loop that one writes in torch: row 0, then each time the farthest from all before.
+    Nothing in it waits for the device.
+
+    Args:
+        rows: (N, C) on the device.
+        num_samples: G.
+        distances_to: The distances (N,) to a row, given its index (1,) int64, or what grows alike.
+
+    Returns:
+        (G,) int64 indices.
+    """
+    import torch
+
+    selected = torch.zeros(num_samples, dtype=torch.int64, device=rows.device)
+    last, nearest = selected[:1], None
+    for step in range(1, num_samples):
+        distances = distances_to(last)
+        nearest = distances if nearest is None else torch.minimum(nearest, distances)
         last = nearest.argmax().view(1)
-        indices[sample : sample + 1] = last
-    return indices
+        selected[step : step + 1] = last
+    return selected

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from ops import case as bench
-from ops.clouds import PARTS, clouds
+from ops.clouds import PARTS, Search, clouds, neighbor_agreement, neighbor_searches, sampled_index
 from ops.inputs import Floats, Frame, Integers, depth_frame
-from ops.neighbor_search import RELATIVE_TIE, Search, neighbor_agreement, neighbor_searches
 from scipy.spatial import cKDTree
 
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -26,7 +25,7 @@ from mmad_fast.ops.inverse_distance_interpolation import (
     pooled_interpolation_rows,
     reference,
 )
-from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.inverse_distance_interpolation.pixel_windows import pixel_windows
 
 if TYPE_CHECKING:
     from gpu.device import Device
@@ -36,22 +35,19 @@ PIECES = (*PARTS, "dense", "pooled")
 NUM_CENTERS = 1024
 DENSE_POINTS, DENSE_CHANNELS = 50_000, 1152
 OUTPUT_SIZES = (224, 56, 28)
-POOLING_TAPS = 4
-"""Input pixels along one axis under an output pixel of the same grid: 3 x 3 mean, then pairs."""
 MAX_WEIGHT_DIFFERENCE = 1e-4
 MAX_FEATURE_DIFFERENCE = 1e-4
 
 
 def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
     """The weights of every cloud, dense features of one, pooled rows of a frame."""
-    if options.only not in ("dense", "pooled"):
-        for name, points in clouds(options):
-            yield weights_case(name, points, options)
-    if bench.is_asked_for(options, "dense"):
+    for name, points in clouds(options):
+        yield weights_case(name, points, options)
+    if options.only == "dense":
         of_frame = argparse.Namespace(**{**vars(options), "only": "frame"})
         for name, points in clouds(of_frame, sizes=(DENSE_POINTS,)):
             yield dense_case(name, points, options)
-    if bench.is_asked_for(options, "pooled"):
+    if options.only == "pooled":
         frame = depth_frame()
         for output_size in OUTPUT_SIZES:
             yield pooled_case(frame, output_size, options)
@@ -86,35 +82,20 @@ def weights_case(name: str, points: Floats, options: argparse.Namespace) -> benc
     searches = neighbor_searches(options.threads)
 
     def peer(make: Callable[[], Search]) -> Callable[[], InterpolationWeights]:
-        search = make()
-        return lambda: weighted(search, points, centers)
+        return partial(weighted, make(), points, centers)
 
-    def shared_index() -> Callable[[], InterpolationWeights]:
-        index = PointIndex(points)
-        farthest_point_sampling(points, NUM_CENTERS, index=index)
-        return lambda: inverse_distance_weights(points, centers, index=index)
-
-    def query_alone() -> Callable[[], object]:
-        search = searches["pykdtree"]()
-        return lambda: search(centers, points, 3)
-
-    contenders = [
-        bench.Contender(
-            "mmad-fast", lambda: lambda: inverse_distance_weights(points, centers), is_ours=True
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: partial(inverse_distance_weights, points, centers),
+        "mmad-fast, shared index": lambda: partial(
+            inverse_distance_weights, points, centers, index=sampled_index(points, NUM_CENTERS)
         ),
-        bench.Contender(
-            "mmad-fast, shared index",
-            shared_index,
-            is_ours=True,
-            note="index made by the sampling before, not timed",
-        ),
-        *(bench.Contender(name, partial(peer, make)) for name, make in searches.items()),
-        bench.Contender("pykdtree, no weights", query_alone, part="finds the neighbours only"),
-    ]
+        **{name: partial(peer, make) for name, make in searches.items()},
+        "pykdtree, no weights": lambda: partial(searches["pykdtree"](), centers, points, 3),
+    }
     return bench.Case(
         "inverse_distance_weights",
         {"N": len(points), "G": NUM_CENTERS},
-        contenders,
+        bench.contenders("inverse_distance_weights", makes),
         data=name,
         check=lambda got: weights_agreement(got, ours, points, centers),
     )
@@ -126,25 +107,15 @@ def dense_case(name: str, points: Floats, options: argparse.Namespace) -> bench.
     ours = inverse_distance_interpolation(features, centers, points)
     # The third centre is nearer than the fourth: else any of them is right.
     nearest, _ = cKDTree(centers).query(points, 4)
-    is_decided = nearest[:, 3] - nearest[:, 2] > RELATIVE_TIE * nearest[:, 3]
+    is_decided = nearest[:, 3] - nearest[:, 2] > bench.RELATIVE_TIE * nearest[:, 3]
     shape = (len(points), DENSE_CHANNELS)
     pool = ThreadPoolExecutor(options.threads)
-
-    def agreement(got: Floats) -> bench.Agreement:
-        difference = float(np.abs(got - ours)[is_decided].max())
-        if not difference <= MAX_FEATURE_DIFFERENCE * float(np.abs(ours).max()):
-            raise bench.DisagreementError(f"features differ by {difference:.2g}")
-        num_tied = int(np.count_nonzero(~is_decided))
-        detail = f"within {difference:.0e}, apart from {num_tied} points with tied centres"
-        return bench.Agreement("same features", detail)
 
     def in_torch() -> Callable[[], Floats]:
         """The published gather and sum, on the weights of the fastest search."""
         torch = bench.with_threads(options.threads)
-        search, tensor = (
-            neighbor_searches(options.threads)["pykdtree"](),
-            torch.from_numpy(features),
-        )
+        search = neighbor_searches(options.threads)["pykdtree"]()
+        tensor = torch.from_numpy(features)
 
         def interpolate() -> Floats:
             indices, weights = weighted(search, points, centers)
@@ -159,21 +130,20 @@ def dense_case(name: str, points: Floats, options: argparse.Namespace) -> bench.
         list(pool.map(lambda rows: rows.fill(1), np.array_split(output, options.threads)))
         return output
 
-    contenders = [
-        bench.Contender(
-            "mmad-fast",
-            lambda: lambda: inverse_distance_interpolation(features, centers, points),
-            is_ours=True,
-        ),
-        bench.Contender("pykdtree + torch", in_torch, max_runs=5),
-        bench.Contender(
-            "writing the output",
-            lambda: write,
-            part="lower bound: fills a new array of the output's shape",
-        ),
-    ]
-    shapes = {"N": len(points), "G": NUM_CENTERS, "C": DENSE_CHANNELS}
-    return bench.Case(OP, shapes, contenders, data=name, check=agreement)
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: lambda: inverse_distance_interpolation(features, centers, points),
+        "pykdtree + torch": in_torch,
+        "writing the output": lambda: write,
+    }
+    return bench.Case(
+        OP,
+        {"N": len(points), "G": NUM_CENTERS, "C": DENSE_CHANNELS},
+        bench.contenders(OP, makes),
+        data=name,
+        error_of=lambda got: float(np.abs(got - ours)[is_decided].max()),
+        max_error=MAX_FEATURE_DIFFERENCE * float(np.abs(ours).max()),
+        same="same features, apart from points with tied centres",
+    )
 
 
 def dense_steps(frame: Frame, point_features: Any, output_size: int) -> Any:
@@ -211,18 +181,14 @@ def pooled_case(frame: Frame, output_size: int, options: argparse.Namespace) -> 
         )
 
     wide = torch.ones(DENSE_CHANNELS, len(frame.points))
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: ours,
+        "torch, dense": lambda: lambda: dense_steps(frame, wide, output_size),
+    }
     return bench.Case(
         "pooled_interpolation_rows",
         {"N": len(frame.points), "G": NUM_CENTERS, "side": output_size},
-        [
-            bench.Contender("mmad-fast", lambda: ours, is_ours=True),
-            bench.Contender(
-                "torch, dense",
-                lambda: lambda: dense_steps(frame, wide, output_size),
-                part=f"the dense steps on {DENSE_CHANNELS} channels, which need no rows",
-                max_runs=3,
-            ),
-        ],
+        bench.contenders("pooled_interpolation_rows", makes),
         data="synthetic part",
         error_of=error_of,
         max_error=1e-5,
@@ -262,13 +228,14 @@ def work_of_rows(num_points: int, num_pixels: int, window: int) -> bench.Work:
 
 def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
     """Weights, dense rows and pooled rows of every frame."""
-    for side, coverage in sizes.frames:
-        yield lambda at=(side, coverage): gpu_cases_of(  # type: ignore[misc]
-            depth_frame(at[0], coverage=at[1]), sizes, device
-        )
+    for frame in sizes.frames:
+        yield partial(gpu_cases_of, *frame, sizes, device)
 
 
-def gpu_cases_of(frame: Frame, sizes: bench.Sizes, device: Device) -> list[bench.Case]:
+def gpu_cases_of(
+    side: int, coverage: float, sizes: bench.Sizes, device: Device
+) -> list[bench.Case]:
+    frame = depth_frame(side, coverage=coverage)
     num_groups = min(sizes.num_groups, len(frame.points))
     centers = frame.points[farthest_point_sampling(frame.points, num_groups)]
     return [
@@ -320,18 +287,12 @@ def gpu_weights_case(points: Floats, centers: Floats, device: Device) -> bench.C
     tensors = device.tensor(points), device.tensor(centers)
     backend = bench.public_backend(device, "cuda")
 
-    def triton() -> Callable[[], Any]:
-        function = bench.kernels_of(OP).inverse_distance_weights
-        return lambda: function(*tensors)
-
     return bench.Case(
         "inverse_distance_weights",
         {"N": len(points), "G": len(centers)},
         [
-            bench.ours_on(
-                "cuda", lambda: lambda: inverse_distance_weights(*arrays, backend=backend)
-            ),
-            bench.ours_on("triton", triton),
+            bench.ours("cuda", lambda: inverse_distance_weights(*arrays, backend=backend)),
+            bench.triton(OP, *tensors, function="inverse_distance_weights"),
             bench.baseline("cdist and topk", lambda: torch_weights(*tensors)),
         ],
         work=work_of_weights(len(points), len(centers)),
@@ -343,18 +304,13 @@ def gpu_weights_case(points: Floats, centers: Floats, device: Device) -> bench.C
 def gpu_dense_case(
     points: Floats, centers: Floats, num_channels: int, device: Device
 ) -> bench.Case:
-    features = (
-        np.random.default_rng(0).standard_normal((len(centers), num_channels)).astype(np.float32)
-    )
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((len(centers), num_channels)).astype(np.float32)
     rows = bench.checked_rows(len(points))
     truth = reference.inverse_distance_interpolation(features, centers, points[rows])
     indices, weights = plain_weights(points[rows], centers)
     plain = (features[indices] * weights[..., None]).sum(axis=1)
     tensors = tuple(device.tensor(array) for array in (features, centers, points))
-
-    def triton() -> Callable[[], Any]:
-        function = bench.kernels_of(OP).inverse_distance_interpolation
-        return lambda: function(*tensors)
 
     def in_torch() -> Any:
         chosen, parts = torch_weights(tensors[2], tensors[1])
@@ -363,7 +319,7 @@ def gpu_dense_case(
     return bench.Case(
         OP,
         {"N": len(points), "G": len(centers), "C": num_channels},
-        [bench.ours_on("triton", triton), bench.baseline("cdist and gather", in_torch)],
+        [bench.triton(OP, *tensors), bench.baseline("cdist and gather", in_torch)],
         work=work_of_dense(len(points), len(centers), num_channels),
         error_of=lambda dense: float(np.abs(bench.host(dense)[rows] - truth).max()),
         max_error=2 * float(np.abs(plain - truth).max()) + bench.TINY_ERROR,
@@ -375,28 +331,10 @@ def pooling_windows(
 ) -> tuple[Integers, NDArray[np.int32], Floats]:
     """(pixels (P,) that some point reaches, window_points (P, W), window_values (P, W)): which
     points each pixel averages and how much, on an output grid of the same size; -1: no point."""
-    axis = reference._axis_weights(grid, grid)  # (S, S)
-    taps = np.stack([np.flatnonzero(row)[:POOLING_TAPS] for row in _padded(axis)])  # (S, 4)
-    amounts = np.take_along_axis(axis, taps, axis=1)
-    point_at = np.full(grid * grid, -1, np.int32)
-    point_at[pixel_indices] = np.arange(len(pixel_indices), dtype=np.int32)
-    row, column = np.divmod(np.arange(grid * grid), grid)
-    under = taps[row][:, :, None] * grid + taps[column][:, None, :]
-    values = amounts[row][:, :, None] * amounts[column][:, None, :]
-    points = point_at[under.reshape(grid * grid, -1)]
-    values = values.reshape(grid * grid, -1)
-    points = np.where(values > 0, points, -1).astype(np.int32)
-    pixels = np.flatnonzero((points >= 0).any(axis=1))
-    return pixels, points[pixels], values[pixels].astype(np.float32)
+    import torch
 
-
-def _padded(axis: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which inputs are read: those with a weight, and neighbours of weight 0 up to four."""
-    used = axis > 0
-    for row in used:
-        first = min(int(np.flatnonzero(row)[0]), len(row) - POOLING_TAPS)
-        row[first : first + POOLING_TAPS] = True
-    return used
+    windows = pixel_windows(pixel_indices, grid, grid, upload=torch.from_numpy)
+    return windows.pixel_indices, windows.points.numpy(), windows.shares.numpy()
 
 
 def gpu_pooled_case(frame: Frame, centers: Floats, device: Device) -> bench.Case:
@@ -415,10 +353,6 @@ def gpu_pooled_case(frame: Frame, centers: Floats, device: Device) -> bench.Case
 
     tensors = [device.tensor(a) for a in (indices, weights, window_points, window_values)]
 
-    def triton() -> Callable[[], Any]:
-        function = bench.kernels_of(OP).pooled_interpolation_rows
-        return lambda: function(*tensors)
-
     def in_torch() -> Any:
         is_point = tensors[2] >= 0
         at = tensors[2].clamp(min=0).long()
@@ -429,7 +363,10 @@ def gpu_pooled_case(frame: Frame, centers: Floats, device: Device) -> bench.Case
     return bench.Case(
         "pooled_interpolation_rows",
         {"N": len(frame.points), "P": len(pixels), "W": window_points.shape[1]},
-        [bench.ours_on("triton", triton), bench.baseline("gather", in_torch)],
+        [
+            bench.triton(OP, *tensors, function="pooled_interpolation_rows"),
+            bench.baseline("gather", in_torch),
+        ],
         work=work_of_rows(len(frame.points), len(pixels), window_points.shape[1]),
         error_of=error_of,
         max_error=bench.TINY_ERROR,

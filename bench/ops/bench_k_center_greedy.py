@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ops import case as bench
+from ops.bench_farthest_point_sampling import farthest_first, sampling_shortfall
 from ops.inputs import Floats, Integers, low_rank_queries_and_bank, queries_and_bank
 
 from mmad_fast.ops.k_center_greedy import k_center_greedy
@@ -40,10 +41,10 @@ PART = 8192
 
 def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
     """Selects a tenth of the rows."""
-    if bench.is_asked_for(options, "gaussian"):
+    if options.only == "gaussian":
         rows = np.random.default_rng(0).standard_normal((10_000, WIDTH), np.float32)
         yield case_of("gaussian", rows, 1000, options.threads)
-    if bench.is_asked_for(options, "patches"):
+    else:
         if options.features is not None:
             distinct = np.load(options.features / "bank.npy")[:, :WIDTH]
         else:
@@ -80,16 +81,15 @@ def case_of(
             lambda row: np.linalg.norm(rows - rows[row], axis=1), np.minimum, num_steps
         )
 
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: lambda: k_center_greedy(rows, num_samples),
+        "torch": in_torch,
+        "NumPy": lambda: in_numpy,
+    }
     return bench.Case(
         OP,
         {"N": len(rows), "D": rows.shape[1], "n": num_samples},
-        [
-            bench.Contender(
-                "mmad-fast", lambda: lambda: k_center_greedy(rows, num_samples), is_ours=True
-            ),
-            bench.Contender("torch", in_torch, part=part, max_runs=1),
-            bench.Contender("NumPy", lambda: in_numpy, part=part, max_runs=1),
-        ],
+        [one if one.is_ours else replace(one, part=part) for one in bench.contenders(OP, makes)],
         data=name,
         check=check,
     )
@@ -125,7 +125,7 @@ def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
     for name, size in sizes.coresets.items():
         for dtype in sizes.dtypes:
             if dtype != "bfloat16":
-                yield lambda n=name, s=size, d=dtype: [gpu_case(n, s, d, device)]  # type: ignore[misc]
+                yield bench.one(gpu_case, name, size, dtype, device)
 
 
 def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) -> bench.Case:
@@ -136,15 +136,11 @@ def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) 
     rows = device.tensor(queries_and_bank(1, num_rows, num_channels)[1]).to(getattr(torch, dtype))
     exact = bench.host(rows.float())
 
-    def triton() -> Callable[[], Any]:
-        function = bench.kernels_of(OP).k_center_greedy
-        return lambda: function(rows, num_samples)
-
     return bench.Case(
         OP,
         {"rows": name, "N": num_rows, "n": num_samples, "C": num_channels},
         [
-            bench.ours_on("triton", triton),
+            bench.triton(OP, rows, num_samples),
             bench.baseline("norm of differences", lambda: published_selection(rows, num_samples)),
             bench.baseline("matrix product", lambda: expanded_selection(rows, num_samples)),
         ],
@@ -156,21 +152,10 @@ def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) 
 
 
 def selection_shortfall(rows: Floats, selected: Integers, num_samples: int) -> float:
-    """How much nearer than the farthest row a row was when it was selected, at worst, relative to
-    the farthest; 0 for an exact selection whatever its ties. In float64, of the first steps; of the
-    others that there are num_samples different ones."""
-    worst = float(selected[0] != 0 or len(np.unique(selected)) != num_samples)
-    nearest = np.full(len(rows), np.inf)
-    for last, chosen in pairwise(selected[:NUM_CHECKED_STEPS]):
-        center = rows[last].astype(np.float64)
-        for begin in range(0, len(rows), PART):
-            part = rows[begin : begin + PART].astype(np.float64)
-            distances = np.sqrt(((part - center) ** 2).sum(axis=1))
-            nearest[begin : begin + PART] = np.minimum(nearest[begin : begin + PART], distances)
-        farthest = nearest.max()
-        if farthest > 0:
-            worst = max(worst, float((farthest - nearest[chosen]) / farthest))
-    return worst
+    """`sampling_shortfall` of the first steps; of the others that there are num_samples different
+    ones."""
+    is_wrong = float(len(np.unique(selected)) != num_samples)
+    return max(is_wrong, sampling_shortfall(rows, selected[:NUM_CHECKED_STEPS]))
 
 
 def published_selection(rows: Any, num_samples: int) -> Any:
@@ -178,15 +163,10 @@ def published_selection(rows: Any, num_samples: int) -> Any:
     minimum with those before, the largest. It runs in the rows' type (published: float16)."""
     import torch
 
-    selected = torch.zeros(num_samples, dtype=torch.int64, device=rows.device)
-    nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype, device=rows.device)
-    last = selected[:1]
-    for step in range(1, num_samples):
-        distances = torch.linalg.norm(rows - rows.index_select(0, last), dim=1)
-        nearest = torch.minimum(nearest, distances)
-        last = nearest.argmax().view(1)
-        selected[step : step + 1] = last
-    return selected
+    def norms(last: Any) -> Any:
+        return torch.linalg.norm(rows - rows.index_select(0, last), dim=1)
+
+    return farthest_first(rows, num_samples, norms)
 
 
 def expanded_selection(rows: Any, num_samples: int) -> Any:
@@ -194,15 +174,9 @@ def expanded_selection(rows: Any, num_samples: int) -> Any:
     Loses digits where a row is near the selected one."""
     import torch
 
-    selected = torch.zeros(num_samples, dtype=torch.int64, device=rows.device)
-    squares = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
-    for begin in range(0, len(rows), PART):
-        squares[begin : begin + PART] = rows[begin : begin + PART].float().square().sum(dim=1)
-    nearest = torch.full_like(squares, torch.inf)
-    last = selected[:1]
-    for step in range(1, num_samples):
-        products = (rows @ rows.index_select(0, last)[0]).float()
-        nearest = torch.minimum(nearest, squares + squares[last] - 2 * products)
-        last = nearest.argmax().view(1)
-        selected[step : step + 1] = last
-    return selected
+    squares = torch.cat([part.float().square().sum(dim=1) for part in rows.split(PART)])
+
+    def expanded(last: Any) -> Any:
+        return squares + squares[last] - 2 * (rows @ rows.index_select(0, last)[0]).float()
+
+    return farthest_first(rows, num_samples, expanded)

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from ops import case as bench
-from ops.clouds import PARTS, clouds
+from ops.clouds import PARTS, Search, clouds, neighbor_agreement, neighbor_searches, sampled_index
 from ops.inputs import Floats, Integers, depth_frame
-from ops.neighbor_search import Search, neighbor_agreement, neighbor_searches
 
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.knn_grouping import KnnGroups, knn_grouping
-from mmad_fast.ops.point_index import PointIndex
 
 if TYPE_CHECKING:
     from gpu.device import Device
@@ -66,32 +64,19 @@ def contenders(
     queries = points[centers]
     indices = knn_grouping(points, centers, k).indices
 
-    def shared_index() -> Callable[[], KnnGroups]:
-        index = PointIndex(points)
-        farthest_point_sampling(points, len(centers), index=index)
-        return lambda: knn_grouping(points, centers, k, index=index)
-
-    return [
-        bench.Contender(
-            "mmad-fast", lambda: lambda: knn_grouping(points, centers, k), is_ours=True
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: partial(knn_grouping, points, centers, k),
+        "mmad-fast, shared index": lambda: partial(
+            knn_grouping, points, centers, k, index=sampled_index(points, len(centers))
         ),
-        bench.Contender(
-            "mmad-fast, shared index",
-            shared_index,
-            is_ours=True,
-            note="index made by the sampling before, not timed",
-        ),
-        *(
-            bench.Contender(name, partial(search_and_group, make, points, queries, k))
+        **{
+            name: partial(search_and_group, make, points, queries, k)
             for name, make in neighbor_searches(num_threads).items()
-        ),
-        bench.Contender("torch, as published", lambda: published_torch(points, queries, k)),
-        bench.Contender(
-            "NumPy grouping alone",
-            lambda: lambda: grouped(points, queries, indices),
-            part="what every search of a peer gets on top",
-        ),
-    ]
+        },
+        "torch, as published": lambda: published_torch(points, queries, k),
+        "NumPy grouping alone": lambda: lambda: grouped(points, queries, indices),
+    }
+    return bench.contenders("knn_grouping", makes)
 
 
 def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
@@ -142,15 +127,14 @@ def work(num_points: int, num_groups: int, num_neighbors: int) -> bench.Work:
 
 
 def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
-    for side, coverage in sizes.frames:
-        yield lambda at=(side, coverage): [  # type: ignore[misc]
-            gpu_case(depth_frame(at[0], coverage=at[1]).points, sizes, device)
-        ]
+    for frame in sizes.frames:
+        yield bench.one(gpu_case, *frame, sizes, device)
 
 
-def gpu_case(points: Floats, sizes: bench.Sizes, device: Device) -> bench.Case:
+def gpu_case(side: int, coverage: float, sizes: bench.Sizes, device: Device) -> bench.Case:
     import torch
 
+    points = depth_frame(side, coverage=coverage).points
     center_indices = farthest_point_sampling(points, min(sizes.num_groups, len(points)))
     group_size = min(sizes.group_size, len(points))
     cloud, centers = device.array(points), device.array(center_indices)
@@ -167,9 +151,7 @@ def gpu_case(points: Floats, sizes: bench.Sizes, device: Device) -> bench.Case:
         "knn_grouping",
         {"N": len(points), "G": len(center_indices), "K": group_size},
         [
-            bench.ours_on(
-                "cuda", lambda: lambda: knn_grouping(cloud, centers, group_size, backend=backend)
-            ),
+            bench.ours("cuda", lambda: knn_grouping(cloud, centers, group_size, backend=backend)),
             bench.baseline("cdist and topk", in_torch),
         ],
         work=work(len(points), len(center_indices), group_size),
@@ -188,7 +170,7 @@ def grouping_error(
     step = max(1, len(center_indices) // bench.NUM_CHECKED)
     for g in range(0, len(center_indices), step):
         center = exact[center_indices[g]]
-        distances = np.sqrt(((exact - center) ** 2).sum(axis=1))
+        distances = bench.exact_distances(points, points[center_indices[g]])
         nearest = np.sort(distances)[: indices.shape[1]]
         reached = distances[indices[g]]
         scale = max(float(nearest[-1]), np.finfo(np.float32).tiny)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,31 +138,17 @@ def contenders(queries: Floats, bank: Floats, num_threads: int) -> list[bench.Co
         prepared = PreparedBank(bank.astype(dtype, copy=False))
         return lambda: nearest_neighbor_scoring(queries, prepared)
 
-    return [
-        bench.Contender("mmad-fast", ours, is_ours=True),
-        bench.Contender(
-            "mmad-fast, float16 bank",
-            lambda: ours(np.float16),
-            is_ours=True,
-            part="holds the bank in half the memory, rounded",
-        ),
-        bench.Contender(
-            "faiss flat",
-            lambda: faiss_flat(*arrays),
-            note="its OpenBLAS told the CPU's instruction set, which it does not find out itself",
-        ),
-        bench.Contender("torch.cdist + min", lambda: torch_cdist(*arrays)),
-        bench.Contender("scikit-learn argmin_min", lambda: sklearn_argmin(*arrays)),
-        bench.Contender(
-            "scikit-learn brute", lambda: sklearn_neighbors(*arrays, "brute", num_threads)
-        ),
-        bench.Contender(
-            "scikit-learn kd_tree",
-            lambda: sklearn_neighbors(*arrays, "kd_tree", num_threads),
-            max_runs=1,
-        ),
-        bench.Contender("scipy cKDTree", lambda: scipy_tree(*arrays, num_threads), max_runs=1),
-    ]
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": ours,
+        "mmad-fast, float16 bank": lambda: ours(np.float16),
+        "faiss flat": lambda: faiss_flat(*arrays),
+        "torch.cdist + min": lambda: torch_cdist(*arrays),
+        "scikit-learn argmin_min": lambda: sklearn_argmin(*arrays),
+        "scikit-learn brute": lambda: sklearn_neighbors(*arrays, "brute", num_threads),
+        "scikit-learn kd_tree": lambda: sklearn_neighbors(*arrays, "kd_tree", num_threads),
+        "scipy cKDTree": lambda: scipy_tree(*arrays, num_threads),
+    }
+    return bench.contenders(OP, makes)
 
 
 def case_of(
@@ -209,16 +196,13 @@ def evenly(rows: Floats, num_rows: int, num_channels: int) -> Floats:
 
 def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
     """Small and large banks, and the large one growing: random, and cut out of the features."""
-    sources = {"random": None, "features": options.features}
-    if options.features is None:
-        del sources["features"]
-    for data, folder in sources.items():
+    for data, folder in (("random", None), ("features", options.features)):
         for part, (num_rows, num_channels) in {"small": SMALL, "large": LARGE}.items():
-            if bench.is_asked_for(options, f"{data}-{part}"):
+            if options.only == f"{data}-{part}":
                 queries, bank = arrays_of(folder, num_rows, num_channels)
                 for num_queries in NUM_QUERIES:
                     yield case_of(data, evenly(queries, num_queries, num_channels), bank, options)
-        if bench.is_asked_for(options, f"{data}-growth"):
+        if options.only == f"{data}-growth":
             for num_rows in GROWTH_ROWS:
                 queries, bank = arrays_of(folder, num_rows, LARGE[1])
                 few = evenly(queries, min(NUM_QUERIES), LARGE[1])
@@ -243,7 +227,7 @@ def work(
 def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
     for name, size in sizes.banks.items():
         for dtype in sizes.dtypes:
-            yield lambda n=name, s=size, d=dtype: [gpu_case(n, s, d, device)]  # type: ignore[misc]
+            yield bench.one(gpu_case, name, size, dtype, device)
 
 
 def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) -> bench.Case:
@@ -256,7 +240,7 @@ def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) 
     plain = np.empty(len(chosen))
     norms = (bank * bank).sum(axis=1, dtype=np.float32)
     for at, query in enumerate(queries[chosen]):
-        exact = _distances(bank, query)
+        exact = bench.exact_distances(bank, query)
         truth[at] = exact.min()
         nearest = int((norms - 2 * (bank @ bench.rounded(query, dtype))).argmin())
         plain[at] = exact[nearest]
@@ -264,12 +248,7 @@ def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) 
 
     def error_of(found: Any) -> float:
         distances, indices = (bench.host(part)[chosen] for part in found)
-        reached = np.array(
-            [
-                np.sqrt(((bank[i].astype(np.float64) - q) ** 2).sum())
-                for i, q in zip(indices, queries[chosen].astype(np.float64), strict=True)
-            ]
-        )
+        reached = np.linalg.norm(bank[indices].astype(np.float64) - queries[chosen], axis=1)
         wrong = np.maximum(np.abs(reached - truth), np.abs(distances - reached))
         return float((wrong / truth).max())
 
@@ -291,15 +270,11 @@ def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) 
         indices = scores.argmin(dim=1)
         return (query_tensor - rows_float[indices]).norm(dim=1), indices
 
-    listed = [bench.ours_on("triton", triton)]
+    listed = [bench.Contender("triton", triton, is_ours=True)]
     if num_queries * num_rows * 12 <= MAX_MATRIX_BYTES:
         if dtype == "float32":
-            listed.append(
-                bench.baseline(
-                    "cdist and min",
-                    lambda: tuple(torch.cdist(query_tensor, bank_tensor).min(dim=1)),
-                )
-            )
+            cdist = partial(torch.cdist, query_tensor, bank_tensor)
+            listed.append(bench.baseline("cdist and min", lambda: tuple(cdist().min(dim=1))))
         listed.append(bench.baseline("matrix product and argmin", expanded))
     return bench.Case(
         OP,
@@ -309,13 +284,4 @@ def gpu_case(name: str, size: tuple[int, int, int], dtype: str, device: Device) 
         work=work(*size, dtype=dtype),
         error_of=error_of,
         max_error=2 * plain_error + bench.TINY_ERROR,
-    )
-
-
-def _distances(bank: Floats, query: Floats) -> NDArray[np.float64]:
-    """(M,) float64, a part of the bank at a time."""
-    exact = query.astype(np.float64)
-    parts = np.array_split(bank, max(1, len(bank) // 8192))
-    return np.concatenate(
-        [np.sqrt(((part.astype(np.float64) - exact) ** 2).sum(axis=1)) for part in parts]
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from ops import case as bench
 from ops.bench_inverse_distance_interpolation import plain_weights, pooling_windows
 from ops.inputs import Floats, Integers, MappingCase, depth_frame, mapping_network
+from settings import read_toml
 
 from mmad_fast import _kernels
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -38,14 +40,6 @@ PIECES = (*PIXELS, "gemm")
 RUNS, BUDGET_S = 7, 16.0
 MAX_DIFFERENCE = 1e-5
 MAX_GEMM_DIFFERENCE = 3e-4
-GEMM_SIZES = (  # (m, n, k)
-    (784, 960, 768),
-    (1024, 1152, 1152),
-    (14000, 960, 960),
-    (14000, 1152, 960),
-    (131072, 512, 128),
-    (131072, 384, 512),
-)
 GELU_FLOP = 14
 """0.5 x (1 + erf(x / sqrt 2)): a polynomial of degree 5, an exponential, a few products."""
 NUM_CHECKED_PIXELS = 100
@@ -55,12 +49,11 @@ Psi = tuple[Floats, Floats]
 
 def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
     """More and more foreground pixels, and the matrix products."""
-    for name, (num_pixels, coverage) in PIXELS.items():
-        if bench.is_asked_for(options, name):
-            yield case_of(*scene(num_pixels, coverage))
-    if bench.is_asked_for(options, "gemm"):
-        for size in GEMM_SIZES:
-            yield gemm_case(*size, options.threads)
+    if options.only == "gemm":
+        for m, n, k in read_toml(bench.FOLDER / "sizes.toml")["products"]:
+            yield gemm_case(m, n, k, options.threads)
+    else:
+        yield case_of(*scene(*PIXELS[options.only]))
 
 
 def scene(num_pixels: int, coverage: float) -> tuple[Integers, tuple[MappingCase, MappingCase]]:
@@ -102,28 +95,23 @@ def case_of(pixels: Integers, directions: tuple[MappingCase, MappingCase]) -> be
 
     expected = ours()
 
-    def agreement(got: Psi) -> bench.Agreement:
-        difference = max(float(np.abs(g - e).max()) for g, e in zip(got, expected, strict=True))
-        if not difference <= MAX_DIFFERENCE:
-            raise bench.DisagreementError(f"psi differs by {difference:.2g}")
-        return bench.Agreement("same psi", f"within {difference:.0e}")
+    def error_of(got: Psi) -> float:
+        return max(float(np.abs(g - e).max()) for g, e in zip(got, expected, strict=True))
 
-    contenders = [
-        bench.Contender("mmad-fast", lambda: ours, is_ours=True),
-        bench.Contender(
-            "torch eager, dense",
-            lambda: published(None),
-            note="feature maps of 50,176 pixels are given, not timed",
-            max_runs=3 if len(pixels) == PIXELS["14k"][0] else 1,
-        ),
-        bench.Contender(
-            "torch eager, foreground",
-            lambda: published(pixels),
-            note="features of the foreground pixels are given, not timed",
-            max_runs=3,
-        ),
-    ]
-    return bench.Case(OP, {"P": len(pixels)}, contenders, data="synthetic part", check=agreement)
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: ours,
+        "torch eager, dense": lambda: published(None),
+        "torch eager, foreground": lambda: published(pixels),
+    }
+    return bench.Case(
+        OP,
+        {"P": len(pixels)},
+        bench.contenders(OP, makes),
+        data="synthetic part",
+        error_of=error_of,
+        max_error=MAX_DIFFERENCE,
+        same="same psi",
+    )
 
 
 def gemm_case(m: int, n: int, k: int, num_threads: int) -> bench.Case:
@@ -143,14 +131,15 @@ def gemm_case(m: int, n: int, k: int, num_threads: int) -> bench.Case:
         out = torch.from_numpy(unwritten[2])
         return lambda: torch.mm(left, right, out=out).numpy()
 
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: ours,
+        "NumPy": lambda: lambda: np.matmul(a, b.T, out=unwritten[1]),
+        "torch": in_torch,
+    }
     return bench.Case(
         "gemm",
         {"m": m, "n": n, "k": k},
-        [
-            bench.Contender("mmad-fast", lambda: ours, is_ours=True),
-            bench.Contender("NumPy", lambda: lambda: np.matmul(a, b.T, out=unwritten[1])),
-            bench.Contender("torch", in_torch),
-        ],
+        bench.contenders("gemm", makes),
         data="random",
         work=bench.Work(matrix_flop=2.0 * m * n * k),
         error_of=lambda got: float(np.abs(got[:50] - truth).max()),
@@ -191,7 +180,7 @@ def work(
 
 def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
     for name, layers in sizes.layers.items():
-        yield lambda n=name, k=tuple(layers): gpu_cases_of(n, k, sizes, device)  # type: ignore[misc]
+        yield partial(gpu_cases_of, name, tuple(layers), sizes, device)
 
 
 def mapping_scene(sizes: bench.Sizes) -> tuple[Integers, SparseRows, SparseRows]:
@@ -262,7 +251,8 @@ def gpu_case(
         network.biases,
     )
     plain = plain_psi(source, target, network, dtype)
-    listed = [bench.ours_on("triton", lambda: triton_mapping(mapping, dtype, device))]
+    fused = partial(triton_mapping, mapping, dtype, device)
+    listed = [bench.Contender("triton", fused, is_ours=True)]
     if dtype != "bfloat16":
         for label, at in (("all pixels", None), ("scored pixels", pixels)):
             dense = dense_mapping(mapping, pixels, at, sizes.grid, dtype, device.name)

@@ -48,10 +48,8 @@ Embed = Callable[[], Floats]
 
 def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
     bench.with_threads(options.threads)
-    for name, setting in SETTINGS.items():
-        if bench.is_asked_for(options, name):
-            with TemporaryDirectory() as folder:
-                yield case_of(*setting, folder, options.threads)
+    with TemporaryDirectory() as folder:
+        yield case_of(*SETTINGS[options.only], folder, options.threads)
 
 
 class PublishedOrder(nn.Module):
@@ -120,17 +118,15 @@ def contenders(
     def with_engine(module: nn.Module, engine: Callable[..., Embed]) -> Embed:
         return engine(graph_of(module, groups, folder), groups, num_threads)
 
-    listed = [
-        bench.Contender(
-            "mmad-fast", lambda: lambda: point_embedding(groups, embedder), is_ours=True
-        ),
-        bench.Contender("torch eager, as published", lambda: torch_eager(published, groups)),
-        bench.Contender("torch eager, split", lambda: torch_eager(encoder, groups)),
-    ]
+    makes: dict[str, bench.Make] = {
+        "mmad-fast": lambda: lambda: point_embedding(groups, embedder),
+        "torch eager, as published": lambda: torch_eager(published, groups),
+        "torch eager, split": lambda: torch_eager(encoder, groups),
+    }
     for module, order in ((published, "as published"), (encoder, "split")):
         for name, engine in (("ONNX Runtime", onnx_runtime), ("OpenVINO", openvino)):
-            listed.append(bench.Contender(f"{name}, {order}", partial(with_engine, module, engine)))
-    return listed
+            makes[f"{name}, {order}"] = partial(with_engine, module, engine)
+    return bench.contenders("point_embedding", makes)
 
 
 def case_of(batch_norm: Any, num_neighbors: int, folder: str, num_threads: int) -> bench.Case:
@@ -143,18 +139,14 @@ def case_of(batch_norm: Any, num_neighbors: int, folder: str, num_threads: int) 
     encoder = backbone.encoder
     ours = point_embedding(groups, encoder.to_embedder_weights())
 
-    def agreement(got: Floats) -> bench.Agreement:
-        difference = float(np.abs(got - ours).max() / np.abs(ours).max())
-        if not difference <= MAX_RELATIVE_DIFFERENCE:
-            raise bench.DisagreementError(f"tokens differ by {difference:.2g} of the largest")
-        return bench.Agreement("same tokens", f"within {difference:.0e} of the largest")
-
     return bench.Case(
         "point_embedding",
         {"G": NUM_GROUPS, "K": num_neighbors, "batch_norm": batch_norm},
         contenders(encoder, groups, folder, num_threads),
         data="synthetic part",
-        check=agreement,
+        error_of=lambda got: float(np.abs(got - ours).max() / np.abs(ours).max()),
+        max_error=MAX_RELATIVE_DIFFERENCE,
+        same="same tokens",
     )
 
 
@@ -174,7 +166,7 @@ def work(num_groups: int, num_neighbors: int) -> bench.Work:
 
 def gpu_cases(sizes: bench.Sizes, device: Device) -> Iterator[bench.CaseMaker]:
     """The group embedder with the statistics of the cloud."""
-    yield lambda: [gpu_case(sizes.num_groups, sizes.group_size, device)]
+    yield bench.one(gpu_case, sizes.num_groups, sizes.group_size, device)
 
 
 def gpu_case(num_groups: int, group_size: int, device: Device) -> bench.Case:
@@ -197,7 +189,7 @@ def gpu_case(num_groups: int, group_size: int, device: Device) -> bench.Case:
     return bench.Case(
         "point_embedding",
         {"G": num_groups, "K": group_size, "batch_norm": "cloud"},
-        [bench.ours_on("torch", lambda: call), bench.baseline("layer by layer", one_by_one)],
+        [bench.ours("torch", call), bench.baseline("layer by layer", one_by_one)],
         work=work(num_groups, group_size),
         error_of=lambda tokens: float(
             np.abs(bench.host(tokens) - truth).max() / np.abs(truth).max()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-from ops.case import FOLDER, Agreement, Case, Contender, DisagreementError, is_asked_for
+from ops import case as bench
 from ops.inputs import Floats
 from PIL import Image
 from settings import read_toml
@@ -37,13 +37,11 @@ PIECES = ("stages",)
 RUNS, BUDGET_S = 15, 5.0
 NEEDED_IOU = 0.99
 SIDE = 800
-RECIPE = get_recipe(read_toml(FOLDER / "sizes.toml")["recipe"])
+RECIPE = get_recipe(read_toml(bench.FOLDER / "sizes.toml")["recipe"])
 
 
-def cases(options: argparse.Namespace) -> Iterator[Case]:
+def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
     """Each stage by itself, then the whole: ours, and the published steps that do the same."""
-    if not is_asked_for(options, "stages"):
-        return
     scan = object_on_table(SIDE)
     padding = square_padding(scan.size)
     search = find_background_plane(scan.xyz, RECIPE)
@@ -75,25 +73,23 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
             "open3d": lambda: published_prepare(scan),
         },
     }
-    check = partial(_agreement, foreground_iou(scan.xyz))
+    disagreement = 1 - foreground_iou(scan.xyz)
     for stage, functions in stages.items():
-        contenders = [
-            Contender(
-                name,
-                lambda function=function: function,  # type: ignore[misc]
-                is_ours=name.startswith("mmad-fast"),
-                max_runs=None if name.startswith("mmad-fast") else 3,
-            )
-            for name, function in functions.items()
-        ]
-        shapes = {"H": SIDE, "W": SIDE, "stage": stage}
-        yield Case("preprocess", shapes, contenders, data=scan.name, check=check)
+        makes = {name: partial(prepared, function) for name, function in functions.items()}
+        yield bench.Case(
+            "preprocess",
+            {"H": SIDE, "W": SIDE, "stage": stage},
+            bench.contenders("preprocess", makes),
+            data=scan.name,
+            error_of=lambda result: disagreement,
+            max_error=1 - NEEDED_IOU,
+            same="same foreground",
+        )
 
 
-def _agreement(iou: float, result: object) -> Agreement:
-    if not iou >= NEEDED_IOU:
-        raise DisagreementError(f"foreground IoU {iou:.4f} is below {NEEDED_IOU}")
-    return Agreement("same foreground", f"IoU {iou:.4f}")
+def prepared(function: Callable[[], object]) -> Callable[[], object]:
+    """The function: it has nothing to prepare."""
+    return function
 
 
 def object_on_table(size: int) -> Scan:

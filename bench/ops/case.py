@@ -7,9 +7,9 @@ test_ops_benchmark.py is for a look at one's own change.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from gpu.device import Device
 
 Result = Any
+Make = Callable[[], Callable[[], Result]]
+"""Returns the function that is timed. What one keeps between scans (a packed bank) is prepared
+there, what depends on the scan is not."""
 FOLDER = Path(__file__).parent
 FLOAT_BYTES, INDEX_BYTES = 4, 8
 OPERAND_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -30,6 +33,7 @@ DISTANCE_FLOP = 8
 """A squared distance of points: three differences, three squares, two sums."""
 NUM_CHECKED = 200
 TINY_ERROR = 1e-6
+RELATIVE_TIE = 1e-5  # distances that differ by less are equal
 
 
 class RefusalError(Exception):
@@ -59,8 +63,7 @@ class Contender:
 
     Attributes:
         name: As the tables call it.
-        make: Returns the function that is timed; what one keeps between scans (a packed bank) is
-            prepared here, what depends on the scan is not.
+        make: Prepares it.
         is_ours: Ours, not a peer.
         parameter: Its best parameter here.
         part: What it does if it does only a part of the job: shown, but no peer to be compared
@@ -70,7 +73,7 @@ class Contender:
     """
 
     name: str
-    make: Callable[[], Callable[[], Result]]
+    make: Make
     is_ours: bool = False
     parameter: str | None = None
     part: str | None = None
@@ -112,6 +115,7 @@ class Case:
         check: Says how a result agrees with ours; raises DisagreementError where it does not.
         error_of: Distance of a result from the truth, where one number says it.
         max_error: What ours may have.
+        same: What a row says of a result whose error is allowed.
     """
 
     what: str
@@ -123,6 +127,12 @@ class Case:
     check: Callable[[Result], Agreement] | None = None
     error_of: Callable[[Result], float] = lambda result: float("nan")
     max_error: float = 0.0
+    same: str = "within the bound of the error"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a row says of the input."""
+        return {"shapes": dict(self.shapes), "dtype": self.dtype}
 
     def agreement(self, result: Result) -> Agreement:
         """How a result agrees.
@@ -135,7 +145,7 @@ class Case:
         error = self.error_of(result)
         if not error <= self.max_error:
             raise DisagreementError(f"error {error:.3g} is above {self.max_error:.3g}")
-        return Agreement("within the bound of the error", f"error {error:.0e}")
+        return Agreement(self.same, f"error {error:.0e}")
 
 
 @dataclass(frozen=True)
@@ -181,10 +191,6 @@ def gpu_case_makers(sizes: Sizes, device: Device) -> list[CaseMaker]:
     ]
 
 
-def is_asked_for(options: argparse.Namespace, piece: str) -> bool:
-    return options.only in (None, piece)
-
-
 def with_threads(num_threads: int) -> ModuleType:
     """torch, told its number of threads."""
     import torch
@@ -198,13 +204,51 @@ def host(value: Any) -> NDArray:
     return value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
 
 
+def parts_of(result: Result) -> list[NDArray]:
+    """Copies of a result's arrays."""
+    parts = result if isinstance(result, tuple | list) else (result,)
+    return [host(part).copy() for part in parts]
+
+
+def largest_difference(found: Sequence[NDArray], expected: Sequence[NDArray]) -> float:
+    return max(
+        float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) if a.size else 0.0
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
 def public_backend(device: Device, name: str) -> str:
     """The backend that a public op is asked for: on the host only "cpu" is there."""
     return name if device.is_cuda else "cpu"
 
 
-def ours_on(backend: str, make: Callable[[], Callable[[], Result]]) -> Contender:
-    return Contender(backend, make, is_ours=True)
+def contenders(op: str, makes: Mapping[str, Make]) -> list[Contender]:
+    """Contenders on the CPU by name, with what contenders.toml says of them; ours are "mmad-fast"
+    and its variants."""
+    said = read_toml(FOLDER / "contenders.toml").get(op, {})
+    return [
+        Contender(name, make, is_ours=name.startswith("mmad-fast"), **said.get(name, {}))
+        for name, make in makes.items()
+    ]
+
+
+def ours(backend: str, function: Callable[[], Result]) -> Contender:
+    """Our function on a GPU, which has nothing to prepare."""
+    return Contender(backend, lambda: function, is_ours=True)
+
+
+def triton(op: str, *arguments: Any, function: str | None = None) -> Contender:
+    """The function of an op's Triton kernels that has the op's name, or another, on arguments."""
+
+    def make() -> Callable[[], Result]:
+        return partial(getattr(kernels_of(op), function or op), *arguments)
+
+    return Contender("triton", make, is_ours=True)
+
+
+def one(make: Callable[..., Case], *arguments: Any) -> CaseMaker:
+    """Makes one case of the arguments."""
+    return lambda: [make(*arguments)]
 
 
 def baseline(name: str, function: Callable[[], Result]) -> Contender:
@@ -220,6 +264,15 @@ def kernels_of(op: str) -> ModuleType:
 def checked_rows(num_rows: int, num_checked: int = NUM_CHECKED) -> NDArray[np.int64]:
     """Some rows, evenly spread, at which the truth is taken."""
     return np.unique(np.linspace(0, num_rows - 1, min(num_checked, num_rows)).astype(np.int64))
+
+
+def exact_distances(rows: NDArray[np.float32], row: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) float64 distances of rows (N, C) to one (C,), a part of the rows at a time."""
+    exact = row.astype(np.float64)
+    parts = np.array_split(rows, max(1, len(rows) // 8192))
+    return np.concatenate(
+        [np.sqrt(((part.astype(np.float64) - exact) ** 2).sum(axis=1)) for part in parts]
+    )
 
 
 def rounded(array: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -118,10 +118,4 @@ class MappingCase:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return (
-            self.source_features,
-            self.source_rows,
-            self.target_features,
-            self.target_rows,
-            self.network,
-        )
+        return tuple(getattr(self, field.name) for field in fields(self))

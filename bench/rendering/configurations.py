@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rendering.tables import Page, Row, cells, rows_of, summaries, switch_tables, titles
+from rendering.tables import Page, Row, grouped, rows_of, summaries, switch_tables, table
 
 from mmad_fast.measure.generated_pages import measured_on, table_header, table_line
 from mmad_fast.measure.published import published_for
@@ -125,34 +125,22 @@ def few_shot_table(rows: Sequence[Row], page: Page) -> list[str]:
 
 def shared_tables(rows: Sequence[Row], spec: Page) -> list[str]:
     """What the training does to the alignment, and what it costs."""
-    lines = [spec["title"], *table_header(*titles(spec["columns"]))]
-    lines += [
-        table_line(*cells(row, spec["columns"])) for row in rows if row["what"] == "uff_alignment"
-    ]
-    lines.append("")
+    alignments = [row for row in rows if row["what"] == "uff_alignment"]
+    lines = [spec["title"], *table(alignments, spec["columns"]), ""]
     for row in rows:
         if row["what"] == "uff_memory" and row["blocks"] is not None:
-            plain = "did not end: out of memory" if row["plain"] is None else update(row["plain"])
-            lines += [
-                f"One update on {row['num_patches']} patches of {row['channels'][0]} + "
-                f"{row['channels'][1]} channels: in blocks {update(row['blocks'])}; plain logits "
-                f"{plain}.",
-                "",
-            ]
+            updates = {
+                name: spec["update"].format(**row[name]) if row[name] else spec["too_large"]
+                for name in ("blocks", "plain")
+            }
+            lines.append(spec["memory"].format(**{**row, **updates}))
     return lines
-
-
-def update(part: Mapping[str, Any]) -> str:
-    return f"{part['peak_working_mib']:.0f} MiB, {part['seconds']:.1f} s, loss {part['loss']:.6g}"
 
 
 def by_setting(rows: Sequence[Row] | Iterator[Row]) -> dict[str, list[Row]]:
     """The rows of each setting on all training scans, in order of the file."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["shots"] is None:
-            found.setdefault(row["setting"], []).append(row)
-    return found
+    groups = grouped([row for row in rows if row["shots"] is None], "setting")
+    return {group[0]["setting"]: group for group in groups}
 
 
 def summary(rows: Sequence[Row], metrics: Sequence[str] | Mapping[str, str]) -> list[str]:

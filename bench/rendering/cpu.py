@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rendering.tables import Page, Row, rows_of
+from rendering.tables import Page, Row, machines, rows_of
 
 from mmad_fast.measure.generated_pages import table_header, table_line
 
@@ -37,7 +37,8 @@ def render_cases(cases: Sequence[Sequence[Row]], page: Page) -> str:
         if own:
             parts.append(_section(section, sorted(own, key=lambda rows: _order(section, rows))))
     if cases:
-        parts.append("\n".join(["## Machine", *_machines(cases), ""]))
+        lines = machines([rows[0] for rows in cases], page["machine"])
+        parts.append("\n".join(["## Machine", "", *lines, ""]))
     return "\n".join(parts)
 
 
@@ -192,17 +193,3 @@ def _growing(by_size: Mapping[int, Sequence[Row]]) -> list[str]:
     fastest = fastest_peer(rows)
     ours = [row["backend"] for row in rows if row["is_ours"]]
     return ours + ([fastest["backend"]] if fastest else [])
-
-
-def _machines(cases: Sequence[Sequence[Row]]) -> list[str]:
-    """On what the rows were measured; a line per machine, set of versions, commit and day."""
-    lines = []
-    for rows in cases:
-        facts = rows[0]["environment"]
-        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        changed = "" if facts["commit_is_clean"] else " (with changes)"
-        lines.append(
-            f"- {facts['cpu']}, {rows[0]['threads']} threads; {versions}; mmad-fast "
-            f"{facts['mmad_fast']} at {str(facts['commit'])[:10]}{changed}, {facts['date'][:10]}."
-        )
-    return ["", *dict.fromkeys(lines)]

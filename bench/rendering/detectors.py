@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from rendering.tables import Page, Row, cells, grouped, number, rows_of, switch_tables, titles
+from rendering.tables import (
+    Page,
+    Row,
+    cells,
+    grouped,
+    machines,
+    number,
+    rows_of,
+    switch_tables,
+    titles,
+)
 
 from mmad_fast.measure.generated_pages import measured_on, table_header, table_line
 from mmad_fast.measure.tables import ACCURACY_COLUMNS
@@ -48,11 +57,7 @@ def speed_tables(rows: Sequence[Row], spec: Page) -> list[str]:
             times = (number(row["stage_ms"].get(name), ".1f") for name in shown)
             lines.append(table_line(row["setting"], *times))
         lines.append("")
-    if "machine" in spec:
-        facts = rows[0]["environment"]
-        short = {"date": facts["date"][:10], "commit": facts["commit"][:10]}
-        lines += [spec["machine"].format(**rows[0], **short), ""]
-    return lines
+    return lines + ([*machines(rows[:1], spec["machine"]), ""] if "machine" in spec else [])
 
 
 def runs_of(rows: Sequence[Row], key: Sequence[str]) -> list[list[Row]]:
@@ -109,39 +114,12 @@ def fit_tables(rows: Sequence[Row], spec: Page) -> list[str]:
     lines = [spec["title"]]
     for row in rows:
         stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in row["stage_s"].items())
-        lines += [
-            f"{row['num_scans']} scans ({row['data']}), {row['num_threads']} threads: "
-            f"{row['seconds']:.0f} s in all, peak memory of the process "
-            f"**{row['process_peak_mib']:.0f} MiB** (limit {row['memory_limit_mib']:.0f}), tensors "
-            f"{row['bank_mib']:.0f} MiB.",
-            "",
-            f"Seconds by stage: {stages}.",
-            "",
-        ]
-        lines += coreset_lines(row) if "plain_coreset" in row else []
+        lines.append(spec["line"].format(**row, stages=stages))
+        if "plain_coreset" in row:
+            found = "; ".join(spec["coreset"].format(**call) for call in row["coresets"])
+            plain = "; ".join(
+                spec["plain_coreset"].format(name=name.replace("_", " "), **part)
+                for name, part in row["plain_coreset"].items()
+            )
+            lines.append(spec["coresets"].format(**row, found=found, plain=plain))
     return lines
-
-
-def coreset_lines(row: Row) -> list[str]:
-    coresets = "; ".join(
-        f"{call['samples']} of {call['distinct_rows']} distinct rows of {call['width']} "
-        f"values in {call['seconds']:.0f} s"
-        for call in row["coresets"]
-    )
-    plain = "; ".join(
-        f"{name.replace('_', ' ')} {_plain(part)}" for name, part in row["plain_coreset"].items()
-    )
-    return [
-        f"Coresets: {coresets}.",
-        "",
-        f"Plain torch on the point bank's rows: {plain}: {row['coreset_ratio']:.0f} and "
-        f"{row['coreset_ratio_to_published']:.0f} times as long.",
-        "",
-    ]
-
-
-def _plain(part: dict[str, Any]) -> str:
-    steps = (
-        f" (extrapolated from {part['measured_steps']} steps)" if part["is_extrapolated"] else ""
-    )
-    return f"{part['seconds']:.0f} s{steps}"

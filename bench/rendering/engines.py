@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rendering.tables import Page, Row, rows_of
+from rendering.tables import Page, Row, machines, rows_of
 from settings import BENCH, read_toml
 
 from mmad_fast.measure.generated_pages import table_line
@@ -53,7 +53,11 @@ def render_rows(rows: Rows, page: Page) -> str:
     if not rows.by_key:
         return f"{page['title']}\n{page['nothing']}"
     lines = [page["title"], *cost_table(rows, page), *matrix_tables(rows, page)]
-    lines += [*accuracy_table(rows, page), *attention_table(rows, page), *machine(rows)]
+    lines += [
+        *accuracy_table(rows, page),
+        *attention_table(rows, page),
+        *machine(rows, page["machine"]),
+    ]
     return "\n".join(lines)
 
 
@@ -174,17 +178,14 @@ def verdict(rows: Rows, variant: str, target: str, engine: str, precision: str) 
         return NOT_MEASURED
     metric, change = largest_change(row, own)
     shown = f"{ACCURACY_COLUMNS[metric]} {change:+.4f}{stand_in}"
-    return shown if is_recommended(change) else f"**not recommended**: {shown}"
+    is_recommended = abs(change) <= MAX_CHANGE + 1e-9  # 0.755 - 0.75 is a little more than 0.005
+    return shown if is_recommended else f"**not recommended**: {shown}"
 
 
 def largest_change(row: Row, own: Row) -> tuple[str, float]:
     """(metric, change) of the metric that changes most."""
     changes = {name: row[name] - own[name] for name in ACCURACY_COLUMNS}
     return max(changes.items(), key=lambda item: abs(item[1]))
-
-
-def is_recommended(change: float) -> bool:
-    return abs(change) <= MAX_CHANGE + 1e-9  # 0.755 - 0.75 is a little more than 0.005
 
 
 def accuracy_table(rows: Rows, page: Page) -> list[str]:
@@ -262,17 +263,11 @@ def attention_cell(row: Row | None) -> str:
     return f"{fused} of {total}; {kernels}, {moves}"
 
 
-def machine(rows: Rows) -> list[str]:
+def machine(rows: Rows, form: str) -> list[str]:
     """What it was measured with."""
-    facts = next(iter(rows.by_key.values()))
-    place = facts["environment"]
     libraries = sorted({row["library"] for row in rows.of("engine") if row.get("library")})
-    names = [*libraries, f"onnxruntime {place['versions'].get('onnxruntime')}"]
-    return [
-        f"{place['cpu']}, {facts['threads']} threads; {', '.join(names)}; mmad-fast "
-        f"{place['mmad_fast']} at {str(place['commit'])[:10]}, {place['date'][:10]}.",
-        "",
-    ]
+    first = {**next(iter(rows.by_key.values())), "libraries": "".join(f"{n}, " for n in libraries)}
+    return [*machines([first], form, "onnxruntime"), ""]
 
 
 def number(value: float | None, unit: float, digits: int) -> str:

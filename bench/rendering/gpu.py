@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rendering.tables import Page, Row, cells, rows_of, significant, titles
+from rendering.tables import Page, Row, cells, machines, rows_of, significant, titles
 from settings import BENCH, read_toml
 
 from mmad_fast.measure.generated_pages import table_header, table_line
@@ -135,14 +135,11 @@ def with_ratios(rows: Sequence[Row]) -> Sequence[Row]:
     return found
 
 
-def device_lines(rows: Sequence[Row]) -> list[str]:
+def device_lines(rows: Sequence[Row], form: str) -> list[str]:
     """What the GPU is, and with what it was measured."""
     reports = [row for row in rows if row["step"] == "report"]
     any_row = next((row for row in reversed(rows) if row.get("versions")), rows[-1])
-    versions = any_row.get("versions") or {}
-    names = ("torch", "triton", "cuda", "onnxruntime", "numpy")
-    parts = [f"{name} {versions[name]}" for name in names if versions.get(name)]
-    commit = any_row.get("commit")
+    packages = ("torch", "triton", "cuda", "onnxruntime", "numpy")
     lines = []
     if reports:
         report = reports[-1]
@@ -155,13 +152,7 @@ def device_lines(rows: Sequence[Row]) -> list[str]:
             "",
             *([f"nvidia-smi: {smi}.", ""] if smi else []),
         ]
-    clean = "" if any_row.get("commit_is_clean") in (True, None) else " with changes"
-    lines += [
-        f"{', '.join(parts)}; mmad-fast {any_row.get('mmad_fast')}, commit "
-        f"{commit[:10] if commit else 'unknown'}{clean}, {str(any_row.get('date'))[:10]}.",
-        "",
-    ]
-    return lines
+    return [*lines, *machines([{"mmad_fast": None, **any_row}], form, *packages), ""]
 
 
 def detector_tables(rows: Sequence[Row], page: Page) -> list[str]:
@@ -175,7 +166,7 @@ def detector_tables(rows: Sequence[Row], page: Page) -> list[str]:
 
 
 def device_page(device: str, rows: Sequence[Row], page: Page) -> list[str]:
-    lines = [f"## {device}", "", *device_lines(rows)]
+    lines = [f"## {device}", "", *device_lines(rows, page["machine"])]
     detectors = [row for row in rows if row["step"] in page["detector_steps"]]
     if detectors:
         lines += [f"### {page['detector_title']}", page["detector_note"]]
@@ -229,5 +220,5 @@ def render_readme(by_device: dict[str, list[Row]], page: Page) -> str:
             lines += [page["no_detector"].format(reasons=said)]
         if compared:
             lines += [page["torch_note"], *table(page["torch"], compared)]
-        lines += device_lines(rows)[-2:]
+        lines += device_lines(rows, page["machine"])[-2:]
     return "\n".join(lines) if lines else str(page["nothing"])

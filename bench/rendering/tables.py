@@ -66,6 +66,41 @@ def cells(row: Row, columns: Sequence[str], functions: Functions | None = None) 
     return [cell(row, column, functions or {}) for column in columns]
 
 
+def table(
+    rows: Sequence[Row], columns: Sequence[str], functions: Functions | None = None
+) -> list[str]:
+    """The lines of a Markdown table with a line per row."""
+    lines = (table_line(*cells(row, columns, functions)) for row in rows)
+    return [*table_header(*titles(columns)), *lines]
+
+
+def machines(rows: Sequence[Row], form: str, *packages: str) -> list[str]:
+    """On what and with what rows were measured, each once.
+
+    Args:
+        rows: Each with its environment.
+        form: Names fields of a row and of its environment. Of these "versions" are those of the
+            packages, or all; "commit" is short, "revision" says it or nothing, "changed" whether
+            files were; "date" is the day, "os" has no version.
+        packages: Names.
+    """
+    lines = []
+    for row in rows:
+        facts = row.get("environment", row)
+        commit, known = facts.get("commit"), facts.get("versions") or {}
+        names = (name for name in packages or known if known.get(name))
+        short = {
+            "versions": ", ".join(f"{name} {known[name]}" for name in names),
+            "commit": (commit or "unknown")[:10],
+            "revision": f", commit {commit[:10]}" if commit else "",
+            "changed": " with changes" if facts.get("commit_is_clean") is False else "",
+            "date": str(facts.get("date"))[:10],
+            "os": facts.get("os", "").partition(" ")[0],
+        }
+        lines.append(form.format(**{**row, **facts, **short}))
+    return list(dict.fromkeys(lines))
+
+
 def grouped(rows: Sequence[Row], *names: str) -> list[list[Row]]:
     """The rows that have the same of these fields together, in order of the file."""
     found: dict[str, list[Row]] = {}

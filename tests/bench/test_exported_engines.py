@@ -34,7 +34,8 @@ def test_other_graphs_give_the_same_answer_but_for_their_precision(
     tiny_artifact, tmp_path, target, precision, least, most
 ):
     own = load(tiny_artifact, engine="onnxruntime")
-    detector = exported(own, [scan_of(0)], target, "onnxruntime", precision, tmp_path / "other")
+    row = {"target": target, "engine": "onnxruntime", "precision": precision}
+    detector = exported(own, [scan_of(0)], row, tmp_path / "other")
     expected, found = own.infer_scan(scan_of(1)), detector.infer_scan(scan_of(1))
     difference = np.abs(found.anomaly_map - expected.anomaly_map).max()
     assert least <= difference / expected.anomaly_map.max() <= most

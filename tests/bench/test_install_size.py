@@ -7,9 +7,10 @@ import sys
 
 import install_size as sizes
 import pytest
+from pages import load_pages
 from rendering import readme
 
-TARGETS = {"run half": 250}
+PAGE = {**load_pages()["install_size"], "targets_mb": {"run half": 250}}
 
 
 def install(site_packages, name: str, files: dict[str, int]) -> None:
@@ -81,11 +82,11 @@ def row(variant="run half", disk=200.0, date="2026-01-01T10:00:00") -> dict:
 
 @pytest.mark.parametrize(("disk", "verdict"), [(249.0, "< 250: met"), (250.0, "< 250: missed")])
 def test_the_table_says_whether_the_target_is_met(disk, verdict):
-    text = readme.render_sizes([row(disk=disk)], TARGETS)
+    text = readme.render_sizes([row(disk=disk)], PAGE)
     assert verdict in text
     assert "a 70, b 60, c 5, d 4, e 3, others 3" in text
     assert "A, Linux x86_64, Python 3.11.7, commit 0123456789, 2026-01-01." in text
 
 
 def test_a_variant_without_a_target_has_none():
-    assert "| other | 55 | 200 | – |" in readme.render_sizes([row("other")], TARGETS)
+    assert "| other | 55 | 200 | – |" in readme.render_sizes([row("other")], PAGE)

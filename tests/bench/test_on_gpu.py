@@ -24,11 +24,13 @@ from gpu import build_and_test, cubins, graph, kernel_table
 from gpu import detectors as gpu_detectors
 from gpu import device as gpu_device
 from gpu import rows as gpu_rows
+from gpu.resources_page import difference
 from gpu_test_device import TEST_DEVICE
 from ops import bench_inverse_distance_interpolation as interpolation
 from ops import bench_k_center_greedy as coreset
 from ops.case import Case, Contender, Sizes, Work, host, kernels_of, op_modules
 from rendering import resources
+from settings import timing_fields
 
 from mmad_fast.detector import load
 from mmad_fast.gpu.triton_kernels import DEFAULT_SM, TRITON_MODULES, LaunchConfig, TritonKernel
@@ -118,7 +120,7 @@ def test_help_names_every_step(capsys):
     text = capsys.readouterr().out
     for step in on_gpu.STEPS:
         assert step in text
-    assert set(on_gpu.STEPS) == set(on_gpu.TIMEOUTS_S)
+    assert set(on_gpu.STEPS) == set(on_gpu.SETTINGS["timeouts_s"])
 
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite name="pytest">
@@ -160,8 +162,8 @@ def test_every_skip_on_a_gpu_is_allowed():
     }
     assert len(reasons) > 4
     made, here = (f"{resources.VERSIONS}{version}" for version in ("triton 1", "triton 2"))
-    for reason in (*reasons, resources.difference(made, here)):
-        assert reason.startswith(build_and_test.ALLOWED_SKIPS), reason
+    for reason in (*reasons, difference(made, here)):
+        assert reason.startswith(tuple(on_gpu.SETTINGS["allowed_skips"])), reason
 
 
 def test_the_rows_of_a_test_run(rows):
@@ -263,7 +265,8 @@ def test_steps_run_in_processes_of_their_own_and_a_dead_one_is_a_failure(
 
     def run_step(command, timeout_s):
         asked.append((command, timeout_s))
-        return "its process ended with exit code -11" if "graph" in command else None
+        step = command[command.index("--child") + 1]
+        return "its process ended with exit code -11" if step == "graph" else None
 
     monkeypatch.setattr(on_gpu, "what_is_missing", lambda: None)
     monkeypatch.setattr(on_gpu, "run_step", run_step)
@@ -287,12 +290,12 @@ def test_a_child_writes_its_rows_with_the_facts_of_the_run(tmp_path, monkeypatch
     assert on_gpu.main(["--child", "build", "--no-build", *more]) == 0
     monkeypatch.setitem(on_gpu.STEPS, "graph", lambda rows, options: 1 / 0)
     assert on_gpu.main(["--child", "graph", *more]) == 1
-    report, build, graph = on_gpu.read_run(tmp_path / "gpu.jsonl", "2026-01-01T00:00:00")
+    report, build, graph = on_gpu.read_rows(tmp_path / "gpu.jsonl")
+    assert {row["run"] for row in (report, build, graph)} == {"2026-01-01T00:00:00"}
     assert report["torch"] == torch.__version__
     assert report["versions"]["torch"] == torch.__version__
     assert build["status"] == "not run"
     assert graph["reason"].startswith("ZeroDivisionError")
-    assert on_gpu.read_run(tmp_path / "gpu.jsonl", "another") == []
 
 
 def test_every_step_is_wired(tmp_path, monkeypatch):
@@ -346,7 +349,7 @@ def test_rates_are_work_by_time():
 
 
 def test_timing_and_number_of_runs():
-    fields = gpu_rows.timing_fields([1.0, 2.0, 3.0])
+    fields = timing_fields([1.0, 2.0, 3.0])
     assert (fields["p50_ms"], fields["p95_ms"], fields["runs"]) == (2.0, None, 3)
     budget = kernel_table.Budget(num_runs=200, row_s=1.0)
     assert [budget.runs_for(ms) for ms in (0.01, 10.0, 5000.0)] == [200, 100, 5]
@@ -550,9 +553,9 @@ def test_cubins_step_goes_over_every_triton_case(untimed, rows, tiny):
 def test_the_cubins_are_built_by_the_command(tmp_path, monkeypatch):
     def run(command, **more):
         assert command[-5:] == ["build", "--sm", "89", "--output", str(tmp_path)]
-        return SimpleNamespace(returncode=1, stderr="it\nsaid")
+        return SimpleNamespace(returncode=1, stdout="it\nsaid")
 
-    monkeypatch.setattr(cubins.subprocess, "run", run)
+    monkeypatch.setattr(build_and_test.subprocess, "run", run)
     with pytest.raises(RuntimeError, match="ended with 1: it said"):
         cubins.build_cubins(89, tmp_path)
 
@@ -764,15 +767,15 @@ def test_detectors_step(device, rows, tiny_artifact, set_folder, monkeypatch, fa
     if TEST_DEVICE == "cuda":  # the step itself is for the GPU; here it is driven without
         original = gpu_detectors.load
         monkeypatch.setattr(gpu_detectors, "load", lambda path, **more: original(path))
-    runs = gpu_detectors.Runs(device=2, published=2, cpu=2)
+    monkeypatch.setattr(gpu_detectors, "built_in_set", lambda: set_folder / "set")
+    monkeypatch.setattr(
+        gpu_detectors,
+        "fit_detector",
+        lambda dataset, path, *, request, **more: shutil.copytree(tiny_artifact, path),
+    )
+    runs = {"device": 2, "published": 2, "cpu": 2}
     gpu_detectors.measure_detectors(
-        device,
-        rows,
-        set_folder / "artifacts",
-        runs,
-        methods=("cfm-t",),
-        data=set_folder / "set",
-        fit=lambda method, path: shutil.copytree(tiny_artifact, path),
+        device, rows, set_folder / "artifacts", runs, methods=("cfm-t",)
     )
     published = [row for row in rows.rows if row.get("is_baseline")]
     assert [row["backend"] for row in published] == [

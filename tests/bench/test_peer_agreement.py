@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ops import bench_farthest_point_sampling as sampling
 from ops import bench_nearest_neighbor_scoring as scoring
-from ops import neighbor_search as search
+from ops import clouds as search
 from ops.case import DisagreementError
 from ops.cases import integer_cloud, uniform_cloud
 

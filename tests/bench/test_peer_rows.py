@@ -1,4 +1,4 @@
-"""bench/ops/compare.py: who is timed, who is a row with a reason, and when there are none."""
+"""bench/run_ops.py: who is timed, who is a row with a reason, and when there are none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import json
 from dataclasses import replace
 
 import pytest
-import run_ops
-from ops import compare as rows
-from ops.case import Agreement, Case, Contender, DisagreementError, RefusalError, Work
+import run_ops as rows
+from ops.case import (
+    FOLDER,
+    Agreement,
+    Case,
+    Contender,
+    DisagreementError,
+    RefusalError,
+    Work,
+)
+from settings import read_toml
 
 from mmad_fast.errors import InvalidInputError
 
@@ -159,7 +167,7 @@ def test_openblas_is_told_what_the_cpu_has(monkeypatch, instruction_set, core):
 
 def test_pieces_are_commands_and_real_features_only_where_given():
     def pieces(*arguments):
-        return run_ops.commands(run_ops.parse_arguments(list(arguments)))
+        return rows.commands(rows.parse_arguments(list(arguments)), arguments)
 
     plain = pieces("--resume", "--runs", "3")
     assert all("--resume" in command and "--only" in command for command in plain)
@@ -172,3 +180,13 @@ def test_pieces_are_commands_and_real_features_only_where_given():
         "features-growth",
     }
     assert {command[3] for command in pieces("--op", "knn_grouping")} == {"knn_grouping"}
+
+
+def test_what_is_said_of_contenders_is_of_some_that_there_are():
+    """A name that is written otherwise in the table would lose its note without a word."""
+    table = read_toml(FOLDER / "contenders.toml")
+    texts = {file.name: file.read_text(encoding="utf-8") for file in FOLDER.glob("bench_*.py")}
+    for op, names in table.items():
+        (text,) = {t for t in texts.values() if f'contenders("{op}", ' in t or f'OP = "{op}"' in t}
+        for name in names:
+            assert f'"{name}": ' in text, (op, name)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from gpu.resources_page import difference
 from pages import load_pages
 from rendering import resources
 
@@ -218,7 +219,7 @@ def test_the_page_shows_what_was_measured() -> None:
     triton = [outcome[0] for outcome in compiled().values() if not isinstance(outcome, str)]
     page = load_pages()["gpu_resources"]
     wanted = resources.render_kernels(triton, measured(), page)
-    found = resources.difference((ROOT / page["file"]).read_text(encoding="utf-8"), wanted)
+    found = difference((ROOT / page["file"]).read_text(encoding="utf-8"), wanted)
     if found is not None and "cannot be compared" in found:
         pytest.skip(found)
     assert found is None
@@ -226,6 +227,6 @@ def test_the_page_shows_what_was_measured() -> None:
 
 def test_pages_of_other_versions_are_told_apart() -> None:
     made = f"a\n{resources.VERSIONS}triton 1.\n| x | 1 |"
-    assert resources.difference(made, made) is None
-    assert "cannot be compared" in resources.difference(made, made.replace("triton 1", "triton 2"))
-    assert "out of date, e.g. '| x | 2 |'" in resources.difference(made, made.replace("1 |", "2 |"))
+    assert difference(made, made) is None
+    assert "cannot be compared" in difference(made, made.replace("triton 1", "triton 2"))
+    assert "out of date, e.g. '| x | 2 |'" in difference(made, made.replace("1 |", "2 |"))
