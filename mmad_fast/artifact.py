@@ -38,6 +38,7 @@ from mmad_fast.whole_folder import (
     move_into_place,
     new_folder_beside,
     read_manifest,
+    reading,
     verify_file,
     write_manifest,
 )
@@ -289,7 +290,7 @@ def write_artifact(
         for name, file in graphs.items():
             shutil.copyfile(file, scratch / f"{name}.onnx")
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        _save_safetensors(contiguous, scratch / TENSORS_FILE)
+        save_safetensors(contiguous, scratch / TENSORS_FILE)
         _save_golden(golden, scratch / GOLDEN_FILE)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
@@ -313,8 +314,6 @@ def write_artifact(
 
 def check_target(path: Path | str) -> None:
     """Raises if an artifact cannot be written at `path`; call it before hours of fitting.
-
-    It makes the folder that writing would begin with, and removes it.
 
     Raises:
         InvalidInputError: `path` is no path.
@@ -341,18 +340,13 @@ def read_artifact(
             manifest is not readable or its schema is not one that this version reads.
     """
     folder = as_path(path, KIND)
-    try:
+    with reading(folder, KIND):
         manifest = _read_manifest(folder)
         engine_of = {name: record.key for record in manifest.engines for name in record.files}
         for name, wanted in manifest.files.items():
             key = engine_of.get(name)
             if key is None or key != renewed:
                 verify_file(folder, name, wanted, _kind(folder, key), hashed=verify)
-    except OSError as error:
-        raise ArtifactError(
-            f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
-            "you may read the artifact's files"
-        ) from error
     return Artifact(folder, manifest)
 
 
@@ -432,7 +426,12 @@ def _mapped(content: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray:
     return copied
 
 
-def _save_safetensors(arrays: dict[str, NDArray], file: Path) -> None:
+def save_safetensors(arrays: dict[str, NDArray], file: Path) -> None:
+    """Writes the arrays.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     try:
         safetensors.numpy.save_file(arrays, file)
     except SafetensorError as error:  # a full disk, for one
@@ -446,7 +445,7 @@ def _save_golden(golden: Golden, file: Path) -> None:
         "map": np.ascontiguousarray(golden.expected_map),
         "score": np.array([golden.expected_score], np.float64),
     }
-    _save_safetensors(arrays, file)
+    save_safetensors(arrays, file)
 
 
 def _describe(array: NDArray) -> dict[str, Any]:

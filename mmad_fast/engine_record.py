@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,14 +105,8 @@ class EngineRecord:
         """All its files."""
         return tuple(name for names in self.graphs.values() for name in names)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON types."""
-        return asdict(self)
 
-
-def export_command(
-    artifact: Path | str, key: EngineKey, *, output: Path | str | None = None
-) -> str:
+def export_command(artifact: Path | str, key: EngineKey) -> str:
     """The command that exports an engine of an artifact, for messages."""
     parts = ["mmad-fast", "export", str(artifact), "--to", key.target, "--precision", key.precision]
     if key.sms:
@@ -120,8 +114,6 @@ def export_command(
     if key.batch != (1, 1, 1):
         is_fixed = len(set(key.batch)) == 1
         parts += ["--batch", str(key.batch[0]) if is_fixed else ",".join(map(str, key.batch))]
-    if output is not None:
-        parts += ["--output", str(output)]
     return shlex.join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, with the sha256 of every file in a manifest.
+"""Files and folders that are written whole or not at all; of a folder, a manifest has every sha256.
 
 The detector artifact is one kind, a folder of compiled GPU kernels another.
 """
@@ -86,6 +86,22 @@ def new_folder_beside(path: Path | str, kind: FolderKind) -> Iterator[tuple[Path
         for folder in missing:  # the innermost first
             with suppress(OSError):  # it holds the new folder, or was never made
                 folder.rmdir()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; it takes its place at the end, or is removed after an error.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def as_path(path: Path | str, kind: FolderKind) -> Path:
@@ -228,6 +244,18 @@ def read_manifest(folder: Path, kind: FolderKind) -> dict[str, Any]:
             f"{file}: has been changed since it was written (its own sha256 differs); {kind.again}"
         )
     return content
+
+
+@contextmanager
+def reading(folder: Path, kind: FolderKind) -> Iterator[None]:
+    """Turns what the system refuses meanwhile into an ArtifactError."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
+            f"you may read the files of the {kind.name}"
+        ) from error
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_fast.cli.options import Json, Threads, UnitName, UnitOption, apply_threads
+from mmad_fast.cli.options import Json, Threads, UnitName, UnitOption, apply_threads, checked
 from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
+from mmad_fast.engine_record import PRECISIONS
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.export.batch import Batch
+from mmad_fast.export.deployment_graph import TARGETS
 
 if TYPE_CHECKING:
     from mmad_fast.export import ExportReport
@@ -34,55 +38,30 @@ def parse_sms(text: str | None) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _numbers(text: str | None) -> str | None:
-    """The text; one that `parse_sms` refuses is wrong usage."""
-    try:
-        parse_sms(text)
-    except InvalidInputError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
+def _one_of(known: Sequence[str]) -> Callable[[str], str]:
+    """A callback that gives the name back; an unknown one is wrong usage."""
 
+    def check(name: str) -> None:
+        if name not in known:
+            raise InvalidInputError(f"there is no {name!r}; known are {', '.join(known)}")
 
-def _batch(text: str) -> str:
-    """The text; one that is no batch is wrong usage."""
-    from mmad_fast.export import Batch
-
-    try:
-        Batch.parse(text)
-    except InvalidInputError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
-
-
-def _target(name: str) -> str:
-    from mmad_fast.export import TARGETS
-
-    return _known(name, TARGETS)
-
-
-def _precision(name: str) -> str:
-    from mmad_fast.export import PRECISIONS
-
-    return _known(name, PRECISIONS)
-
-
-def _known(name: str, known: tuple[str, ...]) -> str:
-    """The name; an unknown one is wrong usage."""
-    if name not in known:
-        raise typer.BadParameter(f"there is no {name!r}; known are {', '.join(known)}")
-    return name
+    return checked(check)
 
 
 def export(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder from `mmad-fast fit`.")],
     to: Annotated[
         str,
-        typer.Option("--to", help="onnx, openvino, tensorrt-rtx or tensorrt.", callback=_target),
+        typer.Option(
+            "--to", help="onnx, openvino, tensorrt-rtx or tensorrt.", callback=_one_of(TARGETS)
+        ),
     ],
     precision: Annotated[
         str,
         typer.Option(
-            "--precision", help="fp32, fp16, bf16, int8 or fp8 of the graphs.", callback=_precision
+            "--precision",
+            help="fp32, fp16, bf16, int8 or fp8 of the graphs.",
+            callback=_one_of(PRECISIONS),
         ),
     ] = "fp32",
     sm: Annotated[
@@ -90,7 +69,7 @@ def export(
         typer.Option(
             "--sm",
             help="Compute capabilities of the GPUs, e.g. 86,89,120; needed for tensorrt-rtx.",
-            callback=_numbers,
+            callback=checked(parse_sms),
         ),
     ] = None,
     batch: Annotated[
@@ -98,7 +77,7 @@ def export(
         typer.Option(
             "--batch",
             help="Scans per run: 1, or 1,4,8 (smallest, usual, largest) for a dynamic batch.",
-            callback=_batch,
+            callback=checked(Batch.parse),
         ),
     ] = "1",
     calibration: Annotated[
@@ -135,7 +114,7 @@ def export(
     --category bagel
     """
     apply_threads(threads)
-    from mmad_fast.export import Batch, export_detector
+    from mmad_fast.export import export_detector
 
     with progress_bar("export") as update:
         report = export_detector(

@@ -57,7 +57,13 @@ def fit(
 
     Example: mmad-fast fit mvtec3d --category bagel --output runs/bagel
     """
-    root = _one_of(data, data_option)
+    given = [path for path in (data, data_option) if path is not None]
+    if len(given) != 1:
+        raise typer.BadParameter(
+            f"{'both' if given else 'neither'} given; name the data set once, as DATA or with "
+            "--data",
+            param_hint="DATA, --data",
+        )
     apply_threads(threads)
     from mmad_fast.methods.fit_request import FitRequest
     from mmad_fast.methods.fit_run import fit_detector
@@ -73,7 +79,9 @@ def fit(
         **chosen,
     )
     with progress_bar("fit") as update:
-        detector = fit_detector(root, output, category=category, request=request, progress=update)
+        detector = fit_detector(
+            given[0], output, category=category, request=request, progress=update
+        )
     manifest = detector.artifact.manifest
     if as_json:
         print_json(
@@ -90,19 +98,3 @@ def fit(
             notice(f"note: the {role} weights are random; accuracy means nothing")
     notice(f"wrote {output} ({manifest.method}, threshold {detector.threshold:.4g})")
     notice(f"next: mmad-fast infer {output} SCAN_OR_FOLDER --output results")
-
-
-def _one_of(data: Path | None, data_option: Path | None) -> Path:
-    """The data set, named exactly once.
-
-    Raises:
-        BadParameter: wrong usage, exit code 2.
-    """
-    if data is not None and data_option is None:
-        return data
-    if data is None and data_option is not None:
-        return data_option
-    given = "neither" if data is None else "both"
-    raise typer.BadParameter(
-        f"{given} given; name the data set once, as DATA or with --data", param_hint="DATA, --data"
-    )

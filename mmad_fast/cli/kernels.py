@@ -7,19 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from mmad_fast.cli.options import Json
+from mmad_fast.cli.export import parse_sms
+from mmad_fast.cli.options import Json, checked
 from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
 
 app = typer.Typer(
     help="The Triton kernels: list them, compile them ahead of time.", no_args_is_help=True
 )
-
-
-def _compute_capabilities(text: str) -> str:
-    """The text; one that is no list of numbers is wrong usage."""
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise typer.BadParameter(f"{text!r}: must be compute capabilities with commas, e.g. 86,89")
-    return text
 
 
 @app.command("build")
@@ -29,7 +23,7 @@ def build(
         typer.Option(
             "--sm",
             help="Compute capabilities with commas, e.g. 89 for RTX 40 and L4.",
-            callback=_compute_capabilities,
+            callback=checked(parse_sms),
         ),
     ],
     output: Annotated[
@@ -49,9 +43,8 @@ def build(
     from mmad_fast.gpu.ahead_of_time import build_kernels
     from mmad_fast.gpu.kernel_folder import read_kernel_folder
 
-    sms = [int(part) for part in sm.split(",")]
     with progress_bar("compiling") as update:
-        path = build_kernels(output, sms, all_configs=all_configs, progress=update)
+        path = build_kernels(output, parse_sms(sm), all_configs=all_configs, progress=update)
     kernels = read_kernel_folder(path).kernels
     if as_json:
         rows = [{"kernel": k.name, "config": k.config, "sm": k.sm, "file": k.file} for k in kernels]

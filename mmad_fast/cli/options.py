@@ -45,15 +45,6 @@ def parse_shots(text: str | None) -> tuple[int, ...]:
     return tuple(sorted(shots))
 
 
-def _known_method(name: str) -> str:
-    """The name; an unknown one is wrong usage."""
-    try:
-        get_method(name)
-        return name
-    except InvalidInputError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 Value = TypeVar("Value")
 
 
@@ -73,7 +64,9 @@ def checked(parse: Callable[[Value], object]) -> Callable[[Value], Value]:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Method = Annotated[
     str,
-    typer.Option("--method", help=f"One of: {', '.join(method_names())}.", callback=_known_method),
+    typer.Option(
+        "--method", help=f"One of: {', '.join(method_names())}.", callback=checked(get_method)
+    ),
 ]
 UnitOption = Annotated[UnitName, typer.Option("--unit", help="Unit of the XYZ files.")]
 Threads = Annotated[

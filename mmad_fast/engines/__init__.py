@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -152,11 +152,8 @@ def check_engine(engine: str, device: str) -> None:
         BackendUnavailableError: no such engine or device; the message lists the known ones. Or the
             engine is not installed; the message has the command that installs it.
     """
-    for what, name, known in (("engine", engine, ENGINES), ("device", device, DEVICES)):
-        if not isinstance(name, str):
-            raise InvalidInputError(
-                f"{what} is {name!r}; it must be a name, one of {', '.join(known)}"
-            )
+    check_name("engine", engine, ENGINES)
+    check_name("device", device, DEVICES)
     if engine not in ENGINES:
         raise BackendUnavailableError(
             f"there is no engine {engine!r}; known are {', '.join(ENGINES)}"
@@ -170,6 +167,18 @@ def check_engine(engine: str, device: str) -> None:
     if reason is not None:
         where = "here" if device == "cpu" else f"on device {device!r} here"
         raise BackendUnavailableError(f"engine {engine!r} cannot run {where}: {reason}")
+
+
+def check_name(what: str, name: object, known: Iterable[str], *, otherwise: str = "") -> None:
+    """Raises if the name of `what` is no string; the message lists the known ones.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if not isinstance(name, str):
+        raise InvalidInputError(
+            f"{what} is {name!r}; it must be a name, one of {', '.join(known)}{otherwise}"
+        )
 
 
 def engine_refusal(engine: str, device: str = "cpu") -> str | None:

@@ -5,7 +5,6 @@ ONNX Runtime calls what runs a graph its execution provider.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
@@ -23,6 +22,7 @@ from mmad_fast.cache_folder import cache_root
 from mmad_fast.engines import batch_one_shape, checked_inputs
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.threads import resolve_num_threads
+from mmad_fast.whole_folder import fingerprint
 
 VERSION: str = onnxruntime.__version__
 PROVIDERS: dict[str, str] = {
@@ -313,16 +313,13 @@ def _cache_folder(engine: str, path: Path) -> Path:
     Raises:
         ArtifactError: the graph cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        digest = fingerprint(path)["sha256"]
     except OSError as error:
         raise ArtifactError(
             f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error.strerror or error}"
         ) from error
-    return cache_root() / engine / f"{VERSION}-{digest.hexdigest()[:32]}"
+    return cache_root() / engine / f"{VERSION}-{digest[:32]}"
 
 
 def session_options(num_threads: int) -> onnxruntime.SessionOptions:

@@ -16,6 +16,7 @@ from mmad_fast.engines import (
     DeviceEngine,
     Engine,
     check_engine,
+    check_name,
     engine_refusal,
     open_device_graph,
     open_graph,
@@ -212,14 +213,8 @@ def _check_arguments(
 ) -> None:
     if not candidates:
         raise InvalidInputError("there are no candidates; an artifact has at least its own graphs")
-    if engine != AUTO and not isinstance(engine, str):
-        raise InvalidInputError(
-            f"engine is {engine!r}; it must be a name, one of {', '.join([AUTO, *ENGINES])}"
-        )
-    if not isinstance(device, str):
-        raise InvalidInputError(
-            f"device is {device!r}; it must be a name, one of {', '.join(DEVICES)}"
-        )
+    check_name("engine", engine, (AUTO, *ENGINES))
+    check_name("device", device, DEVICES)
     if device not in DEVICES:
         raise BackendUnavailableError(
             f"there is no device {device!r}; known are {', '.join(DEVICES)}"
@@ -235,14 +230,12 @@ def check_precision(precision: object) -> None:
     """
     if precision is None:
         return
-    known = ", ".join(PRECISIONS)
-    if not isinstance(precision, str):
-        raise InvalidInputError(
-            f"precision is {precision!r}; it must be a name, one of {known}, or None for what the "
-            "detector was fitted with"
-        )
+    fitted = ", or None for what the detector was fitted with"
+    check_name("precision", precision, PRECISIONS, otherwise=fitted)
     if precision not in PRECISIONS:
-        raise InvalidInputError(f"there is no precision {precision!r}; known are {known}")
+        raise InvalidInputError(
+            f"there is no precision {precision!r}; known are {', '.join(PRECISIONS)}"
+        )
 
 
 def _current_gpu(device: str) -> int:
@@ -362,10 +355,6 @@ def _reason(option: _Option, engine: str, refused: Sequence[str], left_out: Sequ
     return "; ".join(parts)
 
 
-def _labels(candidates: Sequence[EngineFiles]) -> str:
-    return ", ".join(files.label for files in candidates)
-
-
 def _listed(refused: Mapping[str, str]) -> list[str]:
     return [f"{label}: {problem}" for label, problem in refused.items()]
 
@@ -385,9 +374,10 @@ def _nothing_to_run(
     target = candidates[0].target if engine == AUTO else ENGINES[engine].reads[0]
     if engine == AUTO and _kernel_refusal(ENGINE_BY_TARGET[target], device, wanted) is not None:
         target = "openvino"
+    held = ", ".join(files.label for files in candidates)
     others = _others(candidates, wanted, names, device)
     instead = f" (or name the precision of what it holds: {', '.join(others)})" * bool(others)
     return BackendUnavailableError(
-        f"the artifact has nothing in {wanted}{what}: it holds {_labels(candidates)}; make it "
+        f"the artifact has nothing in {wanted}{what}: it holds {held}; make it "
         f"with: {_command(target, wanted, device_index)}{instead}"
     )

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.gpu.device_context import compute_capability
 
 ARM = ("aarch64", "arm64")
 
@@ -144,15 +145,9 @@ def gpu_sm(device_index: int = 0) -> int:
         BackendUnavailableError: no GPU can be used here, or there is none of that index.
     """
     driver, device = _device(device_index)
-    names = driver.CUdevice_attribute
-    major, minor = (
-        driver.cuDeviceGetAttribute(attribute, device)[1]
-        for attribute in (
-            names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-            names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-        )
+    return compute_capability(
+        driver, lambda name: int(driver.cuDeviceGetAttribute(name, device)[1])
     )
-    return int(10 * major + minor)
 
 
 def gpu_name(device_index: int = 0) -> str:

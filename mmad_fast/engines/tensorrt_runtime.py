@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +18,7 @@ from mmad_fast.engines import batch_one_shape
 from mmad_fast.engines.tensorrt_log import library_log
 from mmad_fast.errors import ArtifactError
 from mmad_fast.gpu.device_context import DriverError
+from mmad_fast.whole_folder import whole_file
 
 logger = logging.getLogger("mmad_fast")
 
@@ -152,14 +151,10 @@ class LoadedEngine:
         content = b"" if serialized is None else bytes(serialized)
         if not content or content == self._saved_kernels:
             return
-        partial = self._kernels_file.with_suffix(f".{os.getpid()}.partial")
         try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            os.replace(partial, self._kernels_file)
+            with whole_file(self._kernels_file) as partial:
+                partial.write_bytes(content)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             logger.debug("%s: the compiled kernels are not kept: %s", self._path.name, error)
         self._saved_kernels = content
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from mmad_fast.data.selection import pick_category
 from mmad_fast.detector import Detector, open_detector
 from mmad_fast.engines.selection import choose_engine
 from mmad_fast.errors import DataError, EmptyScanError, InvalidInputError
+from mmad_fast.export.calibration import record_graph_inputs
+from mmad_fast.methods.fit_request import Progress
 from mmad_fast.scan import Scan, Unit
 
 CALIBRATION_SCANS = 32
@@ -53,7 +55,7 @@ def calibrate(
     *,
     category: str | None,
     unit: Unit,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Calibration:
     """What the artifact's own graphs get from the scans.
 
@@ -69,8 +71,6 @@ def calibrate(
         InvalidInputError: no scans, something else than scans, the wrong unit, or none of them has
             foreground.
     """
-    from mmad_fast.export.calibration import record_graph_inputs
-
     notices: list[str] = []
     scans = _scans_of(artifact, calibration, category, notices)
     detector = open_detector(artifact, choose_engine(artifact.engine_files()[:1]))

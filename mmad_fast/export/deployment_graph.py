@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
 from mmad_fast.engine_record import PRECISIONS
-from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
+from mmad_fast.errors import InvalidInputError, MmadFastError
 from mmad_fast.export.attention import fuse_attention, merge_heads
 from mmad_fast.export.batch import SINGLE, Batch, set_batch
 from mmad_fast.export.folding import fold_constants
-from mmad_fast.export.opset import require_opset
+from mmad_fast.export.opset import import_onnx, require_opset
 from mmad_fast.export.precision import to_precision
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def deployment_graph(
         MissingDependencyError: onnx is not installed.
         MmadFastError: the source is not a graph.
     """
-    _check_names(target, precision, calibration)
+    _check_request(target, precision, calibration)
     model = _load(source)
     fold_constants(model)
     set_batch(model, batch)
@@ -78,14 +78,25 @@ def deployment_graph(
         rest = "fp16" if is_tensorrt else "fp32"
         require_opset(model, QUANTIZED_OPSETS[precision])
         model = quantize_with_calibration(model, calibration, precision=precision, rest=rest)
-    _import_onnx().checker.check_model(model, full_check=True)
+    import_onnx().checker.check_model(model, full_check=True)
     return model
 
 
-def _check_names(target: str, precision: str, calibration: Sequence[Mapping[str, NDArray]]) -> None:
-    for what, given, known in (("target", target, TARGETS), ("precision", precision, PRECISIONS)):
-        if given not in known:
-            raise InvalidInputError(f"{what} is {given!r}; it must be one of {', '.join(known)}")
+def check_choice(what: str, name: object, known: Sequence[str]) -> None:
+    """Raises unless the name of `what` is one of the known ones.
+
+    Raises:
+        InvalidInputError: it is not, or no string.
+    """
+    if not isinstance(name, str) or name not in known:
+        raise InvalidInputError(f"{what} is {name!r}; it must be one of {', '.join(known)}")
+
+
+def _check_request(
+    target: str, precision: str, calibration: Sequence[Mapping[str, NDArray]]
+) -> None:
+    check_choice("target", target, TARGETS)
+    check_choice("precision", precision, PRECISIONS)
     if precision in QUANTIZED_PRECISIONS and not len(calibration):
         raise InvalidInputError(
             f"precision {precision!r} needs the inputs of some scans to find the ranges of "
@@ -95,7 +106,7 @@ def _check_names(target: str, precision: str, calibration: Sequence[Mapping[str,
 
 def _load(source: Path) -> onnx.ModelProto:
     """The source's graph, if it is one that can be turned into others."""
-    onnx = _import_onnx()
+    onnx = import_onnx()
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
@@ -110,13 +121,3 @@ def _load(source: Path) -> onnx.ModelProto:
             "precision='fp32'"
         )
     return model
-
-
-def _import_onnx() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            "exporting needs onnx, which is not installed; run pip install 'mmad-fast[export]'"
-        ) from error
-    return onnx

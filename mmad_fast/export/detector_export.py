@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ from mmad_fast.export.calibration_scans import EMPTY_CALIBRATION, calibrate
 from mmad_fast.export.deployment_graph import deployment_graph
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.export.graph_writer import WrittenGraph, write_graph
-from mmad_fast.export.trial_run import Trial, time_engines, try_engine
+from mmad_fast.export.trial_run import time_engines, try_engine
+from mmad_fast.methods.fit_request import Progress, silent
 from mmad_fast.scan import Scan, Unit
 from mmad_fast.whole_folder import MANIFEST_FILE, as_path, new_folder_beside
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class ExportReport:
         """The report as JSON types."""
         return {
             "artifact": str(self.artifact),
-            **self.record.to_dict(),
+            **asdict(self.record),
             "files": self.files,
             "from_cache": self.from_cache,
             "layers": self.layers,
@@ -166,7 +164,7 @@ def export_detector(
     request = ExportRequest.of(to=to, precision=precision, sms=sms, batch=batch)
     _check_calibration(request, calibration, category)
     base, target = _base_and_target(artifact, output, request.key)
-    tell = progress or (lambda what, done, total: None)
+    tell = progress or silent
     calibrated = EMPTY_CALIBRATION
     if request.needs_calibration:
         calibrated = calibrate(base, calibration, category=category, unit=unit, progress=tell)
@@ -185,19 +183,28 @@ def export_detector(
         record = _record(request, graphs, calibrated.num_scans)
         files = replace(base, path=scratch).files_of(record)
         tell("golden scan", 0, 1)
-        trial = try_engine(base, files)
-        if trial.not_run is not None:  # a file is named by the place where it will be
-            reason = trial.not_run.replace(str(scratch), str(target))
-            trial = replace(trial, not_run=reason)
-        record = replace(record, golden=trial.golden)
+        golden, not_run = try_engine(base, files)
+        if not_run is not None:  # a file is named by the place where it will be
+            not_run = not_run.replace(str(scratch), str(target))
+        record = replace(record, golden=golden)
         times: dict[EngineKey | None, dict[str, Any]] = {}
-        if measure and trial.not_run is None:
+        if measure and not_run is None:
             tell("time", 0, 1)
             times = time_engines(base, record, files)
             record = replace(record, measured=times.get(record.key))
         written = add_engine(base, record, scratch, target, measured=times)
-    notices = (*calibrated.notices, *_batch_notices(request.batch))
-    return _report(written, record, graphs, trial, times, notices)
+    in_place = {
+        name: replace(graph, paths=tuple(written.path / path.name for path in graph.paths))
+        for name, graph in graphs.items()
+    }
+    return ExportReport(
+        written.path,
+        record,
+        in_place,
+        not_run,
+        own_p50_ms=times[None]["p50_ms"] if None in times else None,
+        notices=(*calibrated.notices, *_batch_notices(request.batch)),
+    )
 
 
 def _batch_notices(batch: Batch) -> tuple[str, ...]:
@@ -288,27 +295,4 @@ def _record(
         graphs={name: [path.name for path in graph.paths] for name, graph in graphs.items()},
         build_s=round(sum(graph.build_s for graph in graphs.values()), 3),
         calibration_scans=calibration_scans,
-    )
-
-
-def _report(
-    artifact: Artifact,
-    record: EngineRecord,
-    graphs: Mapping[str, WrittenGraph],
-    trial: Trial,
-    times: Mapping[EngineKey | None, Mapping[str, Any]],
-    notices: tuple[str, ...],
-) -> ExportReport:
-    own = times.get(None)
-    in_place = {
-        name: replace(graph, paths=tuple(artifact.path / path.name for path in graph.paths))
-        for name, graph in graphs.items()
-    }
-    return ExportReport(
-        artifact.path,
-        record,
-        in_place,
-        trial.not_run,
-        None if own is None else float(own["p50_ms"]),
-        notices,
     )

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,39 +106,33 @@ class EngineCache:
         entry = self.folder / key
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial.", dir=self.folder))
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            shutil.copyfile(engine, partial / ENGINE_FILE)
-            record = {
-                "file": fingerprint(partial / ENGINE_FILE),
-                "build_s": build_s,
-                "layers": [layer.to_dict() for layer in layers],
-            }
-            (partial / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
-            try:
+            with self._scratch() as scratch:
+                partial = Path(scratch) / key
+                partial.mkdir()
+                shutil.copyfile(engine, partial / ENGINE_FILE)
+                record = {
+                    "file": fingerprint(partial / ENGINE_FILE),
+                    "build_s": build_s,
+                    "layers": [asdict(layer) for layer in layers],
+                }
+                (partial / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
                 os.rename(partial, entry)
-            except OSError:
-                if not entry.is_dir():  # else another process has stored the same engine
-                    raise
         except OSError as error:
-            raise self._unwritable(error) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def _unwritable(self, error: OSError) -> ArtifactError:
-        return ArtifactError(
-            f"{self.folder}: the engine cache cannot be written ({error.strerror or error}); set "
-            "MMAD_FAST_CACHE to a folder with room where you may write, or do without a cache"
-        )
+            if not entry.is_dir():  # else another process has stored the same engine
+                raise ArtifactError(
+                    f"{self.folder}: the engine cache cannot be written "
+                    f"({error.strerror or error}); set MMAD_FAST_CACHE to a folder with room where "
+                    "you may write, or do without a cache"
+                ) from error
 
     def _remove(self, entry: Path) -> None:
         """Removes an entry at once: nobody sees half of it."""
-        if not entry.exists():
-            return
-        with suppress(OSError):  # another process was quicker, or the cache is read-only
-            aside = Path(tempfile.mkdtemp(prefix=".partial.", dir=self.folder))
-            with suppress(OSError):
-                os.rename(entry, aside / entry.name)
-            shutil.rmtree(aside, ignore_errors=True)
+        if entry.exists():
+            # Another process may be quicker, and the cache may be read-only.
+            with suppress(OSError), self._scratch() as aside:
+                os.rename(entry, Path(aside) / entry.name)
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(
+            prefix=".partial.", dir=self.folder, ignore_cleanup_errors=True
+        )

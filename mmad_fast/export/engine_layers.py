@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mmad_fast.errors import InvalidInputError
@@ -70,24 +70,14 @@ class EngineLayer:
     onnx_nodes: tuple[str, ...]
     tactic: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON takes it."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> EngineLayer:
-        """The layer that `to_dict` was called of."""
+        """The layer that `dataclasses.asdict` was called of."""
         tensors = {
-            key: tuple(
-                EngineTensor(t["name"], tuple(t["shape"]), t["dtype"], t["format"])
-                for t in record[key]
-            )
+            key: tuple(EngineTensor(**{**t, "shape": tuple(t["shape"])}) for t in record[key])
             for key in ("inputs", "outputs")
         }
-        nodes = tuple(record["onnx_nodes"])
-        return cls(
-            record["name"], record["kind"], **tensors, onnx_nodes=nodes, tactic=record["tactic"]
-        )
+        return cls(**{**record, **tensors, "onnx_nodes": tuple(record["onnx_nodes"])})
 
 
 @dataclass(frozen=True)
@@ -113,10 +103,6 @@ class LayerSummary:
     fused_norms: int
     reformats: int
     kernels_per_block: float
-
-    def to_dict(self) -> dict[str, float]:
-        """The record as JSON takes it."""
-        return asdict(self)
 
 
 def parse_layers(text: str) -> tuple[EngineLayer, ...]:

@@ -11,7 +11,7 @@ The scripts in export/ build such folders. The graphs of a fitted detector are e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -19,11 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from mmad_fast import __version__
+from mmad_fast.artifact import save_safetensors
 from mmad_fast.backbones import WeightsSource, resolve_weights
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.engines.tensorrt_library import LIBRARIES
@@ -39,7 +38,7 @@ from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.export.graph_cost import graph_cost
 from mmad_fast.export.graph_writer import write_graph
 from mmad_fast.methods.family import default_method, get_method
-from mmad_fast.ops.point_embedding import EmbedderWeights
+from mmad_fast.methods.fit_request import Progress, silent
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import Scan, Unit
 from mmad_fast.whole_folder import (
@@ -51,6 +50,7 @@ from mmad_fast.whole_folder import (
     move_into_place,
     new_folder_beside,
     read_manifest,
+    reading,
     verify_file,
     write_manifest,
 )
@@ -70,9 +70,6 @@ KIND = FolderKind(
 )
 EMBEDDER_FILE = "point-mae.embedder.safetensors"
 _PACKAGES = ("torch", "onnx", "onnxscript")
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +177,7 @@ def build_engine_set(
     weights = {
         cut.backbone: point_weights if cut.backbone == POINT_MAE else rgb_weights for cut in cuts
     }
-    tell = progress or (lambda what, done, total: None)
-    total = len(cuts) * len(requests)
+    tell, total = progress or silent, len(cuts) * len(requests)
     with new_folder_beside(output, KIND) as (scratch, target), TemporaryDirectory() as graphs:
         # Before hours of work: whether all weights can be had.
         sources = {name: resolve_weights(name, spec, seed=seed) for name, spec in weights.items()}
@@ -200,7 +196,7 @@ def build_engine_set(
                 engines.append(write_engine(deployment, request, scratch, cache=cache))
             graph.path.unlink()
         if embedder is not None:
-            _save(embedder, scratch / EMBEDDER_FILE)
+            save_safetensors(embedder.to_tensors(""), scratch / EMBEDDER_FILE)
         _write(scratch, engines, sources)
         make_readable(scratch)
         move_into_place(scratch, target, KIND)
@@ -329,13 +325,6 @@ def write_engine(
     )
 
 
-def _save(embedder: EmbedderWeights, file: Path) -> None:
-    try:
-        safetensors.numpy.save_file(embedder.to_tensors(""), file)
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(str(error)) from error
-
-
 def _write(
     scratch: Path, engines: Sequence[CutEngine], sources: Mapping[str, WeightsSource]
 ) -> None:
@@ -368,7 +357,7 @@ def read_engine_set(path: str | Path, *, verify: bool = True) -> EngineSet:
         ArtifactError: it is missing, damaged, or of another schema.
     """
     folder = as_path(path, KIND)
-    try:
+    with reading(folder, KIND):
         content = read_manifest(folder, KIND)
         files = content["files"]
         for name, wanted in files.items():
@@ -377,11 +366,6 @@ def read_engine_set(path: str | Path, *, verify: bool = True) -> EngineSet:
                     f"{folder / MANIFEST_FILE}: names a file outside the engine set: {name!r}"
                 )
             verify_file(folder, name, wanted, KIND, hashed=verify)
-    except OSError as error:
-        raise ArtifactError(
-            f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
-            "you may read the engine set's files"
-        ) from error
     wanted_fields = {field.name for field in fields(CutEngine)}
     for record in content["engines"]:
         named = set(record.get("files", ()))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from mmad_fast.engine_record import PRECISIONS, EngineKey
 from mmad_fast.engines import engine_refusal
 from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_refusal, library_refusal
-from mmad_fast.errors import BackendUnavailableError, InvalidInputError, MissingDependencyError
+from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.export.batch import Batch
-from mmad_fast.export.deployment_graph import QUANTIZED_PRECISIONS, TARGETS
+from mmad_fast.export.deployment_graph import QUANTIZED_PRECISIONS, TARGETS, check_choice
+from mmad_fast.export.opset import import_onnx
 from mmad_fast.validation import check_integer
 
 
@@ -42,10 +42,10 @@ class ExportRequest:
             MissingDependencyError: onnx is not installed.
             BackendUnavailableError: the target's library is not installed or needs a GPU.
         """
-        _check_name("to", to, TARGETS)
-        _check_name("precision", precision, PRECISIONS)
+        check_choice("to", to, TARGETS)
+        check_choice("precision", precision, PRECISIONS)
         request = cls(to, precision, _batch(batch), _sms(to, sms))
-        _check_onnx()
+        import_onnx()
         refusal = _target_refusal(to)
         if refusal is not None:
             raise BackendUnavailableError(f"an export to {to} cannot be made here: {refusal}")
@@ -61,11 +61,6 @@ class ExportRequest:
         """What the artifact will know the engine by; a GPU's own library adds the GPU's."""
         batch = self.batch
         return EngineKey(self.target, self.precision, (batch.min, batch.opt, batch.max), self.sms)
-
-
-def _check_name(what: str, name: object, known: Sequence[str]) -> None:
-    if not isinstance(name, str) or name not in known:
-        raise InvalidInputError(f"{what} is {name!r}; it must be one of {', '.join(known)}")
 
 
 def _batch(batch: Batch | int) -> Batch:
@@ -113,13 +108,6 @@ def _sms(to: str, sms: Sequence[int]) -> tuple[int, ...]:
             "(Hopper) and 100, export to='tensorrt' on a machine with that GPU"
         )
     return tuple(numbers)
-
-
-def _check_onnx() -> None:
-    if find_spec("onnx") is None:
-        raise MissingDependencyError(
-            "exporting needs onnx, which is not installed; run pip install 'mmad-fast[export]'"
-        )
 
 
 def _target_refusal(target: str) -> str | None:

@@ -19,20 +19,15 @@ class GraphCost:
             included, for one input of the batch; half of what is often called FLOPs.
         parameters: Numbers in the weights. Shapes, single factors (of GELU, say), and the scales
             and zero points of quantised tensors do not count.
-        weight_bytes: Bytes of all initialisers.
-        num_nodes: Nodes of the graph.
     """
 
     multiply_adds: int
     parameters: int
-    weight_bytes: int
-    num_nodes: int
 
 
 def graph_cost(model: onnx.ModelProto) -> GraphCost:
     """The cost of the graph; of a dynamic batch, that of one input."""
-    import onnx
-    from onnx import helper
+    from onnx import TensorProto
 
     shapes = _shapes(model)
     scales = {
@@ -44,16 +39,11 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
     weights = [
         tensor
         for tensor in model.graph.initializer
-        if tensor.dims and tensor.data_type != onnx.TensorProto.INT64 and tensor.name not in scales
+        if tensor.dims and tensor.data_type != TensorProto.INT64 and tensor.name not in scales
     ]
     return GraphCost(
         multiply_adds=sum(_multiply_adds(node, shapes) for node in model.graph.node),
         parameters=sum(math.prod(tensor.dims) for tensor in weights),
-        weight_bytes=sum(
-            math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            for tensor in model.graph.initializer
-        ),
-        num_nodes=len(model.graph.node),
     )
 
 

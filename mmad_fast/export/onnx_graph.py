@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
 from mmad_fast.export.folding import fold_constants
+from mmad_fast.whole_folder import whole_file
 
 OPSET = 18
 """LayerNormalization is one node since 17; ONNX Runtime, OpenVINO and TensorRT all read 18."""
@@ -38,19 +37,6 @@ RANDOM_OPS = frozenset(
     | {f"Random{kind}{like}" for kind in ("Normal", "Uniform") for like in ("", "Like")}
 )
 CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-
-
-@dataclass(frozen=True)
-class GraphShapes:
-    """Names and shapes of a graph's inputs and outputs, in the graph's order.
-
-    Attributes:
-        inputs: Shape by name.
-        outputs: Shape by name.
-    """
-
-    inputs: Mapping[str, tuple[int, ...]]
-    outputs: Mapping[str, tuple[int, ...]]
 
 
 def export_graph(
@@ -92,9 +78,7 @@ def export_graph(
     _clean(model)
     fold_constants(model)
     _check_static(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(target) as partial:
         try:
             onnx.save_model(model, partial)
         except OSError as error:
@@ -104,31 +88,7 @@ def export_graph(
             ) from error
         onnx.checker.check_model(str(partial), full_check=True)
         _check_outputs(partial, example_inputs, expected)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
-
-
-def graph_shapes(path: str | Path) -> GraphShapes:
-    """Names and shapes of a graph's inputs and outputs; the weights are not read into memory.
-
-    Raises:
-        MissingDependencyError: onnx is not installed.
-        MmadFastError: the file is not a graph, or a dimension is not static.
-    """
-    onnx = _import_onnx()
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise MmadFastError(f"{path} cannot be read as an ONNX graph: {error}") from error
-    _check_static(model)
-    return GraphShapes(
-        {value.name: _shape(value) for value in model.graph.input},
-        {value.name: _shape(value) for value in model.graph.output},
-    )
 
 
 def _import_onnx() -> Any:
@@ -258,19 +218,11 @@ def _check_static(model: Any) -> None:
             raise MmadFastError(f"{value.name!r} of the graph has shape {shown}; all must be fixed")
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
-
-
 def _check_outputs(path: Path, example_inputs: Mapping[str, Tensor], expected: np.ndarray) -> None:
-    import onnxruntime
+    from mmad_fast.engines.onnx_runtime import OnnxRuntimeEngine
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {name: tensor.numpy() for name, tensor in example_inputs.items()}
-    output = session.run(None, feed)[0]
+    engine = OnnxRuntimeEngine(path, num_threads=torch.get_num_threads())
+    (output,) = engine.run({name: x.numpy() for name, x in example_inputs.items()}).values()
     scale = max(1.0, float(np.abs(expected).max()))
     difference = float(np.abs(output - expected).max()) / scale
     if output.shape != expected.shape or not difference <= TOLERANCE:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mmad_fast.errors import ArtifactError, InvalidInputError, MissingDependencyError, MmadFastError
+from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError
 
 if TYPE_CHECKING:
     import onnx
@@ -26,18 +26,18 @@ def save_openvino_model(model: onnx.ModelProto, path: Path, *, precision: str) -
 
     Raises:
         InvalidInputError: `path` does not end in .xml.
-        MissingDependencyError: openvino is not installed.
         ArtifactError: the files cannot be written.
         MmadFastError: OpenVINO cannot read the graph.
     """
     if path.suffix != ".xml":
         raise InvalidInputError(f"the model's path is {path}; it must end in .xml")
-    openvino, version = _import_openvino()
+    from mmad_fast.engines.openvino import VERSION, openvino  # so that it reports to nobody
+
     try:
         converted = openvino.Core().read_model(model.SerializeToString(), b"")
     except RuntimeError as error:
         raise MmadFastError(
-            f"OpenVINO {version} cannot read the graph: {error}; upgrade it with: "
+            f"OpenVINO {VERSION} cannot read the graph: {error}; upgrade it with: "
             "pip install --upgrade openvino"
         ) from error
     try:
@@ -53,15 +53,3 @@ def save_openvino_model(model: onnx.ModelProto, path: Path, *, precision: str) -
             "where you may write"
         ) from error
     return [path, path.with_suffix(".bin")]
-
-
-def _import_openvino() -> tuple[Any, str]:
-    """The package, imported so that it reports to nobody, and its version."""
-    try:
-        from mmad_fast.engines.openvino import VERSION, openvino
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"exporting to OpenVINO needs openvino, which does not load here ({error}); install it "
-            "with: pip install 'mmad-fast[openvino]'"
-        ) from error
-    return openvino, VERSION

@@ -1,8 +1,10 @@
-"""The version of ONNX that a graph is written in."""
+"""The package onnx, and the version of ONNX that a graph is written in."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mmad_fast.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import onnx
@@ -21,3 +23,18 @@ def require_opset(model: onnx.ModelProto, opset: int) -> None:
         if entry.domain == "":
             entry.version = max(entry.version, opset)
     model.ir_version = max(model.ir_version, IR_VERSIONS[opset])
+
+
+def import_onnx() -> Any:
+    """The package onnx.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingDependencyError(
+            "exporting needs onnx, which is not installed; run pip install 'mmad-fast[export]'"
+        ) from error
+    return onnx

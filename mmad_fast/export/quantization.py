@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +24,7 @@ from mmad_fast.export.quantized_product import (
     add_product,
 )
 from mmad_fast.threads import get_num_threads
+from mmad_fast.whole_folder import whole_file
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,6 @@ def quantize_graph(path: str | Path) -> Path:
             "pip install 'mmad-fast[fit]'"
         ) from error
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     previous = logging.root.manager.disable
     # It advises to preprocess the graph; the exporter has done that already.
     logging.disable(logging.WARNING)
@@ -78,18 +77,17 @@ def quantize_graph(path: str | Path) -> Path:
         # The quantiser infers the inner shapes itself, and does not cope with given ones that its
         # inference cannot repeat.
         del model.graph.value_info[:]
-        quantize_dynamic(
-            model,
-            partial,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            extra_options={"MatMulConstBOnly": True},
-        )
-        os.replace(partial, target)
+        with whole_file(target) as partial:
+            quantize_dynamic(
+                model,
+                partial,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                extra_options={"MatMulConstBOnly": True},
+            )
     finally:
         logging.disable(previous)
-        partial.unlink(missing_ok=True)
     return target
 
 

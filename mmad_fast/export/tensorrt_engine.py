@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,21 +23,19 @@ from mmad_fast.engines.tensorrt_library import (
     library_version,
 )
 from mmad_fast.engines.tensorrt_log import library_log
-from mmad_fast.errors import (
-    ArtifactError,
-    BackendUnavailableError,
-    InvalidInputError,
-    MissingDependencyError,
-)
+from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.export.batch import SINGLE, Batch
+from mmad_fast.export.deployment_graph import check_choice
 from mmad_fast.export.engine_cache import EngineCache, cache_key
 from mmad_fast.export.engine_layers import EngineLayer, parse_layers
+from mmad_fast.export.opset import import_onnx
 from mmad_fast.export.tensorrt_messages import (
     BuildMessages,
     build_error,
     build_messages,
     taking_stderr,
 )
+from mmad_fast.whole_folder import whole_file
 
 if TYPE_CHECKING:
     import onnx
@@ -53,21 +50,17 @@ class BuiltEngine:
 
     Attributes:
         path: Its file.
-        target: The library: a name in mmad_fast.engines.tensorrt_library.LIBRARIES.
-        library: That with its version, e.g. "tensorrt-rtx 1.7.1.116".
+        library: What built it, with its version, e.g. "tensorrt-rtx 1.7.1.116".
         sms: The compute capabilities that it runs on.
         build_s: How long building it took, then, where it comes from the cache.
-        size_bytes: Of the file.
         layers: What the engine inspector says of it.
         from_cache: It was not built but found.
     """
 
     path: Path
-    target: str
     library: str
     sms: tuple[int, ...]
     build_s: float
-    size_bytes: int
     layers: tuple[EngineLayer, ...]
     from_cache: bool
 
@@ -109,7 +102,7 @@ def build_engine(
     """
     path = Path(path)
     library = check_library(target)
-    _check_precision(library, precision)
+    check_choice("precision", precision, tuple(library.oldest_sm))
     trt = import_library(target)
     _check_version(trt, library)
     wanted = _resolve_sms(library, precision, sms)
@@ -134,16 +127,7 @@ def build_engine(
             partial.write_bytes(engine)
             if cache is not None:
                 _keep(cache, key, partial, build_s, layers)
-        size = partial.stat().st_size
-    is_cached = found is not None
-    return BuiltEngine(path, target, version, wanted, build_s, size, layers, is_cached)
-
-
-def _check_precision(library: TensorRtLibrary, precision: str) -> None:
-    if not isinstance(precision, str) or precision not in library.oldest_sm:
-        raise InvalidInputError(
-            f"precision is {precision!r}; it must be one of {', '.join(library.oldest_sm)}"
-        )
+    return BuiltEngine(path, version, wanted, build_s, layers, from_cache=found is not None)
 
 
 def _check_version(trt: ModuleType, library: TensorRtLibrary) -> None:
@@ -220,14 +204,9 @@ def _checked_graph(model: onnx.ModelProto, batch: Batch) -> bytes:
         InvalidInputError: it is not.
         MissingDependencyError: onnx is not installed.
     """
-    try:
-        import onnx
-        from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"building engines needs {error.name}, which is not installed; run "
-            "pip install 'mmad-fast[export]'"
-        ) from error
+    onnx = import_onnx()
+    from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+
     if not isinstance(model, onnx.ModelProto):
         raise InvalidInputError(
             f"the model is {type(model).__name__}; it must be an onnx.ModelProto, e.g. what "
@@ -355,14 +334,9 @@ def _writing(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as partial:
             yield partial
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(
             f"{path}: the engine cannot be written ({error.strerror or error}); choose a folder "

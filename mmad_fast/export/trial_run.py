@@ -7,7 +7,6 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from mmad_fast.artifact import Artifact
 from mmad_fast.detector import GOLDEN_TOLERANCE, Detector, GoldenReplay, open_detector
 from mmad_fast.engine_record import EngineKey, EngineRecord, own_precision
-from mmad_fast.engines import Engine, open_graph
-from mmad_fast.engines.selection import ENGINE_BY_TARGET, EngineChoice, EngineFiles, choose_engine
+from mmad_fast.engines import Engine
+from mmad_fast.engines.selection import ENGINE_BY_TARGET, EngineFiles, choose_engine
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, MmadFastError
 from mmad_fast.measure.timing import time_interleaved
 from mmad_fast.processor import cpu_model
@@ -26,27 +25,15 @@ TIMING_BUDGET_S = 10.0
 MIN_RUNS, MAX_RUNS = 5, 30
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What an engine did, or why it did not.
-
-    Attributes:
-        engine: The engine that opened it.
-        not_run: Why it could not run here; None where it did.
-        golden: {"engine", "map_difference", "score"}; None where it did not run.
-    """
-
-    engine: str
-    not_run: str | None
-    golden: dict[str, Any] | None
-
-
-def try_engine(artifact: Artifact, files: EngineFiles) -> Trial:
+def try_engine(artifact: Artifact, files: EngineFiles) -> tuple[dict[str, Any] | None, str | None]:
     """The golden scan's answer by an engine that was just made.
 
     Args:
         artifact: Where tensors and golden scan are.
         files: The engine's files, wherever they are.
+
+    Returns:
+        ({"engine", "map_difference", "score"}, None), or (None, why it could not run here).
 
     Raises:
         MmadFastError: it runs, and its answer is not that of the detector (fp32), or no number.
@@ -56,14 +43,14 @@ def try_engine(artifact: Artifact, files: EngineFiles) -> Trial:
     try:
         choice = choose_engine([files], engine=engine, precision=files.precision)
     except BackendUnavailableError as error:
-        return Trial(engine, str(error), None)
+        return None, str(error)
     try:
         detector = open_detector(artifact, choice)
     except ArtifactError as error:
         if is_exact:
             raise
         # ONNX Runtime's CPU provider, for one, has no kernels for some types that a GPU has.
-        return Trial(engine, str(error), None)
+        return None, str(error)
     replay = _replay(detector, files)
     if is_exact and not replay.agrees:
         raise MmadFastError(
@@ -74,12 +61,8 @@ def try_engine(artifact: Artifact, files: EngineFiles) -> Trial:
             "Nothing was written. See whether `mmad-fast doctor ARTIFACT` agrees without this "
             "engine; if it does, this engine's library is at fault: take another version"
         )
-    golden = {
-        "engine": engine,
-        "map_difference": replay.map_difference,
-        "score": replay.score,
-    }
-    return Trial(engine, None, golden)
+    golden = {"engine": engine, "map_difference": replay.map_difference, "score": replay.score}
+    return golden, None
 
 
 def _replay(detector: Detector, files: EngineFiles) -> GoldenReplay:
@@ -112,16 +95,11 @@ def time_engines(
         Per key {"engine", "machine", "threads", "p50_ms", "graph_ms" (p50 by graph)}.
     """
     own = own_precision(artifact.manifest.parameters)
-    others: dict[EngineKey | None, EngineFiles] = {
-        other.key: artifact.files_of(other)
-        for other in artifact.manifest.engines
-        if other.precision == own and other.key != record.key
-    }
-    candidates: dict[EngineKey | None, EngineFiles] = {
-        None: artifact.engine_files()[0],
-        **others,
-        record.key: files,
-    }
+    candidates: dict[EngineKey | None, EngineFiles] = {None: artifact.engine_files()[0]}
+    for other in artifact.manifest.engines:
+        if other.precision == own and other.key != record.key:
+            candidates[other.key] = artifact.files_of(other)
+    candidates[record.key] = files
     opened = {key: graphs for key, one in candidates.items() if (graphs := _open(one))}
     latencies = _time_in_turns(list(opened.values()))
     facts = {"machine": cpu_model(), "threads": get_num_threads()}
@@ -141,10 +119,9 @@ def _open(files: EngineFiles) -> dict[str, Engine] | None:
     if files.target not in ENGINE_BY_TARGET:  # of a newer version
         return None
     try:
-        choice: EngineChoice = choose_engine(
-            [files], engine=ENGINE_BY_TARGET[files.target], precision=files.precision
-        )
-        return {name: open_graph(path, engine=choice.engine) for name, path in choice.files.items()}
+        engine = ENGINE_BY_TARGET[files.target]
+        choice = choose_engine([files], engine=engine, precision=files.precision)
+        return {name: choice.open(name) for name in choice.files}
     except (BackendUnavailableError, ArtifactError):
         return None
 

@@ -30,13 +30,9 @@ from typing import Any
 from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
 from mmad_fast.gpu.architectures import ARCHITECTURES, WARP_SIZE
-from mmad_fast.gpu.kernel_folder import (
-    CompiledKernel,
-    check_target,
-    split_type,
-    write_kernel_folder,
-)
+from mmad_fast.gpu.kernel_folder import KIND, CompiledKernel, split_type, write_kernel_folder
 from mmad_fast.gpu.triton_kernels import TRITON_MODULES, LaunchConfig, TritonKernel
+from mmad_fast.whole_folder import new_folder_beside
 
 MAX_HIDDEN_POINTERS = 2
 """Triton's scratch memory in global memory and that of its profiler."""
@@ -148,7 +144,8 @@ def build_kernels(
         ArtifactError: `output` holds something else, or cannot be written.
     """
     jobs = compile_jobs(sms, all_configs=all_configs, modules=modules)
-    check_target(output)
+    with new_folder_beside(output, KIND):
+        pass  # whether it can be written, before anything is compiled
     outcomes = compile_all(jobs, processes=processes, progress=progress)
     cubins = []
     for job, outcome in zip(jobs, outcomes, strict=True):
@@ -282,10 +279,8 @@ def _compile(job: CompileJob) -> tuple[CompiledKernel, bytes]:
             if name in types and types[name][1]
         },
     )
-    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    if kernel.enable_fp_fusion is not None:
-        options["enable_fp_fusion"] = kernel.enable_fp_fusion
-    compiled = compile(source, target=GPUTarget("cuda", job.sm, WARP_SIZE), options=options)
+    target, options = GPUTarget("cuda", job.sm, WARP_SIZE), kernel.compiler_options(config)
+    compiled = compile(source, target=target, options=options)
     cubin = compiled.asm["cubin"]
     return _describe(kernel, config, config is configs[0], job.sm, compiled), cubin
 

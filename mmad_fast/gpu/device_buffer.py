@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ LEGACY_DEFAULT_STREAM = 1
 """How interfaces between libraries name the stream 0."""
 
 
+@dataclass(eq=False, repr=False)
 class DeviceBuffer:
     """A C-contiguous array on a CUDA device: what an op returns to a library that cannot take
     arrays over. Others read it by `__cuda_array_interface__` or `__dlpack__`.
@@ -31,37 +33,21 @@ class DeviceBuffer:
         dtype: NumPy's name of the type, or "bfloat16".
         device: Index of the CUDA device.
         stream: On which its content is written; 0 is the legacy default stream.
+        location: DLPack's device type of the memory.
+        owner: Keeps the memory, where it is another's.
     """
 
-    def __init__(
-        self,
-        pointer: int,
-        shape: tuple[int, ...],
-        dtype: str,
-        device: int,
-        stream: int,
-        *,
-        location: int = CUDA,
-        owner: Any = None,
-    ) -> None:
-        """A view of memory that `owner` keeps; `location` is DLPack's device type."""
-        self.pointer = pointer
-        self.shape = shape
-        self.dtype = dtype
-        self.device = device
-        self.stream = stream
-        self._location = CPU if location == CPU else CUDA
-        self._owner = owner
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: int
+    stream: int
+    location: int = CUDA
+    owner: Any = None
 
     @classmethod
     def allocate(
-        cls,
-        shape: tuple[int, ...],
-        dtype: str,
-        device: int,
-        stream: int,
-        *,
-        location: int = CUDA,
+        cls, shape: tuple[int, ...], dtype: str, device: int, stream: int, *, location: int = CUDA
     ) -> DeviceBuffer:
         """New memory, not initialised, in the order of the stream.
 
@@ -108,7 +94,7 @@ class DeviceBuffer:
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self._location, self.device
+        return (CPU if self.location == CPU else CUDA), self.device
 
     def __dlpack__(
         self,

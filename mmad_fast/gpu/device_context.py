@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,9 @@ class DeviceContext:
         self.driver = import_driver(advice) if driver is None else driver
         self._start(device)
         self._device = self.call("cuDeviceGet", device)
-        self.sm = self._compute_capability()
+        self.sm = compute_capability(
+            self.driver, lambda name: self.call("cuDeviceGetAttribute", name, self._device)
+        )
 
     @property
     def is_retained(self) -> bool:
@@ -121,17 +123,6 @@ class DeviceContext:
                 f"there is no CUDA device {device}: the driver has {count}; {advice}"
             )
 
-    def _compute_capability(self) -> int:
-        names = self.driver.CUdevice_attribute
-        major, minor = (
-            self.call("cuDeviceGetAttribute", attribute, self._device)
-            for attribute in (
-                names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
-        )
-        return int(10 * major + minor)
-
     def _describe(self, code: Any) -> str:
         texts = []
         for function in (self.driver.cuGetErrorName, self.driver.cuGetErrorString):
@@ -139,6 +130,13 @@ class DeviceContext:
             if known == self.driver.CUresult.CUDA_SUCCESS:
                 texts.append(text.decode())
         return ": ".join(texts) or f"error {int(code)}"
+
+
+def compute_capability(driver: Any, attribute: Callable[[Any], int]) -> int:
+    """A device's, as 89 for 8.9; `attribute` gives the value of one of its attributes."""
+    names = driver.CUdevice_attribute
+    major = attribute(names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+    return 10 * major + attribute(names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
 
 
 def import_driver(advice: Advice) -> Any:

@@ -24,6 +24,7 @@ from mmad_fast.whole_folder import (
     move_into_place,
     new_folder_beside,
     read_manifest,
+    reading,
     verify_file,
     write_manifest,
 )
@@ -118,26 +119,9 @@ class KernelFolder:
         Raises:
             ArtifactError: the file is missing, has changed, or cannot be read.
         """
-        verify_file(self.path, kernel.file, self.files[kernel.file], KIND)
-        file = self.path / kernel.file
-        try:
-            return file.read_bytes()
-        except OSError as error:
-            raise ArtifactError(
-                f"{file}: cannot be read ({error.strerror or error}); check that you may read it"
-            ) from error
-
-
-def check_target(path: Path | str) -> None:
-    """Raises if a folder of kernels cannot be written at `path`; call it before compiling.
-
-    Raises:
-        InvalidInputError: `path` is no path.
-        ArtifactError: `path` is a file, or a folder that holds something else, or cannot be
-            written.
-    """
-    with new_folder_beside(path, KIND):
-        pass
+        with reading(self.path, KIND):
+            verify_file(self.path, kernel.file, self.files[kernel.file], KIND)
+            return (self.path / kernel.file).read_bytes()
 
 
 def write_kernel_folder(
@@ -183,13 +167,8 @@ def read_kernel_folder(path: Path | str) -> KernelFolder:
         ArtifactError: it is missing, damaged, or of another schema.
     """
     folder = as_path(path, KIND)
-    try:
+    with reading(folder, KIND):
         content = read_manifest(folder, KIND)
-    except OSError as error:
-        raise ArtifactError(
-            f"{error.filename or folder}: cannot be read ({error.strerror or error}); check that "
-            "you may read the folder's files"
-        ) from error
     manifest = folder / MANIFEST_FILE
     wanted = {field.name for field in fields(CompiledKernel)}
     for record in content["kernels"]:

@@ -77,8 +77,11 @@ class TritonKernel:
     def launch_options(self, sm: int) -> dict[str, Any]:
         """What a launch passes behind the arguments: constexprs and compiler options."""
         config = self.configs_for(sm)[0]
-        options: dict[str, Any] = {**self.constants, **config.constants}
-        options |= {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        return {**self.constants, **config.constants, **self.compiler_options(config)}
+
+    def compiler_options(self, config: LaunchConfig) -> dict[str, Any]:
+        """Triton's options for one of the configurations."""
+        options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
         if self.enable_fp_fusion is not None:
             options["enable_fp_fusion"] = self.enable_fp_fusion
         return options

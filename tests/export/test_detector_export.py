@@ -458,7 +458,7 @@ def test_what_is_not_installed_is_named(
         with pytest.raises(BackendUnavailableError, match="export to openvino cannot be made here"):
             export(tiny_artifact, to="openvino")
     patch = monkeypatch
-    patch.setattr(export_request, "find_spec", lambda name: None)
+    patch.setitem(sys.modules, "onnx", None)
     with pytest.raises(mmad_fast.errors.MissingDependencyError, match=r"mmad-fast\[export\]"):
         export(tiny_artifact)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_the_summary_of_a_real_float32_build_has_no_fused_attention() -> None:
 
 def test_a_layer_survives_json() -> None:
     for layer in parse_layers(TEXTS["fp16"]):
-        assert EngineLayer.from_dict(json.loads(json.dumps(layer.to_dict()))) == layer
+        assert EngineLayer.from_dict(json.loads(json.dumps(asdict(layer)))) == layer
 
 
 def inspector_json(layers: list[object]) -> str:
@@ -149,7 +150,7 @@ def test_an_engine_built_with_names_only_has_layers_without_facts() -> None:
     ],
 )
 def test_what_a_kernel_counts_as(name: str, kind: str, counted: str) -> None:
-    summary = summarize([EngineLayer(name, kind, (), (), (), "")]).to_dict()
+    summary = asdict(summarize([EngineLayer(name, kind, (), (), (), "")]))
     for key in ("reformats", "separate_softmax", "gemms", "fused_norms", "fused_attention"):
         assert summary[key] == (key == counted), key
     assert summary["kernels"] == 1

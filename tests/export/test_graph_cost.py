@@ -73,7 +73,7 @@ def test_multiply_adds_are_half_of_torchs_flops(small_graphs: dict[str, Path]) -
     assert cost.parameters == sum(p.numel() for p in network.parameters()) - embedder
 
 
-def test_bytes_follow_the_precision(small_graphs: dict[str, Path]) -> None:
+def test_the_precision_changes_no_cost(small_graphs: dict[str, Path]) -> None:
     model = onnx.load(small_graphs["dinov2"])
     merge_heads(model)
     full = graph_cost(model)
@@ -81,8 +81,6 @@ def test_bytes_follow_the_precision(small_graphs: dict[str, Path]) -> None:
     half = graph_cost(model)
     assert half.parameters == full.parameters
     assert half.multiply_adds == full.multiply_adds
-    assert full.weight_bytes - half.weight_bytes == pytest.approx(2 * full.parameters, abs=32)
-    assert half.num_nodes == full.num_nodes + 2
 
 
 def test_scales_of_quantised_weights_are_no_parameters() -> None:
@@ -98,5 +96,4 @@ def test_scales_of_quantised_weights_are_no_parameters() -> None:
     ]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
     cost = graph_cost(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
-    assert (cost.multiply_adds, cost.parameters, cost.weight_bytes) == (5 * 4 * 4, 16, 16 + 16 + 4)
-    assert cost.num_nodes == 2
+    assert (cost.multiply_adds, cost.parameters) == (5 * 4 * 4, 16)
