@@ -69,6 +69,7 @@ class Detector:
     Attributes:
         artifact: The artifact it was loaded from.
         engine_choice: What runs its graphs, from which files, and why.
+        family: The record of its family.
         threshold: Decision threshold on the image score, None if none was set.
     """
 
@@ -76,10 +77,11 @@ class Detector:
         """Use `load`."""
         self.artifact = artifact
         self.engine_choice = engine_choice
-        self.threshold = _threshold(artifact)
+        record = artifact.manifest.threshold
+        self.threshold = None if record is None else float(record["value"])
         self._pipeline = pipeline
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
-        self._family = get_family(artifact.manifest.family)
+        self.family: Family = get_family(artifact.manifest.family)
 
     @property
     def is_exact(self) -> bool:
@@ -91,11 +93,6 @@ class Detector:
     def options(self) -> MethodOptions:
         """What it was fitted with."""
         return self._pipeline.options
-
-    @property
-    def family(self) -> Family:
-        """The record of its family."""
-        return self._family
 
     @property
     def method(self) -> str:
@@ -310,8 +307,3 @@ def _time_of_writing(artifact: Path) -> int:
 def _load_once(path: str, manifest_stamp: int) -> Detector:
     """`load`, kept per path and time of writing; a replaced artifact is loaded anew."""
     return load(path)
-
-
-def _threshold(artifact: Artifact) -> float | None:
-    record = artifact.manifest.threshold
-    return None if record is None else float(record["value"])

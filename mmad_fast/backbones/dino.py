@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: int) -> Tensor:
-    """The position embedding for a token grid of another side, as DINO and DINOv2 resize it.
+    """(1, 1 + grid^2, C) float32: that of another token grid, as DINO and DINOv2 resize it.
 
     Bicubic without antialiasing, the scale being (grid + 0.1) / source side (see
     POSITION_OFFSET); unchanged where the side is the same.
@@ -122,9 +122,6 @@ def resize_position_embedding(pos_embed: Tensor, grid: int) -> Tensor:
     Args:
         pos_embed: (1, 1 + S^2, C) float32, class token first.
         grid: Side of the new token grid.
-
-    Returns:
-        (1, 1 + grid^2, C) float32.
 
     Source: facebookresearch/dinov2, interpolate_pos_encoding with its published defaults.
     """
@@ -138,16 +135,36 @@ def resize_position_embedding(pos_embed: Tensor, grid: int) -> Tensor:
     return torch.cat((pos_embed[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
 
 
-def build_vision_transformer(
+def build_rgb_backbone(
     name: str,
     *,
     num_layers: int,
-    weights: str | Path,
-    image_size: int | None,
-    seed: int,
-    offline: bool,
+    weights: str | Path = "auto",
+    image_size: int | None = None,
+    seed: int = 0,
+    offline: bool = False,
 ) -> VisionTransformer:
-    """See `mmad_fast.backbones.build_rgb_backbone`."""
+    """A vision transformer cut after `num_layers` blocks, frozen, in evaluation mode.
+
+    It maps images (B, 3, R, R) float32 to tokens (B, T, C) float32 after the final norm, class
+    token dropped. Attributes: name, image_size, token_grid, dim, num_layers, weights_source.
+
+    Args:
+        name: One of RGB_BACKBONES.
+        num_layers: Blocks to keep, 1-12.
+        weights: "auto" (the user's cache, else the owner's download), "random" (seeded), or the
+            path of the official .pth or a .safetensors file with the official keys.
+        image_size: R in pixels, a multiple of the patch size; None for the size that gives
+            28 x 28 tokens. The position embedding is resized once, here.
+        seed: Of random weights.
+        offline: With "auto": look into the cache only.
+
+    Raises:
+        InvalidInputError: unknown name, or num_layers or image_size out of range.
+        WeightsError: the weights are missing, unreadable, do not fit, or cannot be downloaded.
+
+    Source: method facts, section 2 (backbone and its cut as in CFM).
+    """
     spec = get_rgb_spec(name)
     if not 1 <= num_layers <= spec.depth:
         raise InvalidInputError(

@@ -111,13 +111,10 @@ class GroupEmbedder(nn.Module):
         )
 
     def forward(self, groups: Tensor) -> Tensor:
-        """One token per group.
+        """(B, G, 384) float32: one token per group.
 
         Args:
             groups: (B, G, K, 3) float32 metres, centred on their group's centre.
-
-        Returns:
-            (B, G, 384) float32.
         """
         points = groups.flatten(0, 1)  # (B*G, K, 3)
         if self.uses_cloud_statistics:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -178,16 +179,39 @@ class PointTransformer(nn.Module):
         return self.network.transform(tokens, centers)
 
 
-def build_point_mae(
+def build_point_backbone(
     *,
     layers: tuple[int, ...],
-    weights: str | Path,
-    batch_norm: str,
-    drop_path: str,
-    seed: int,
-    offline: bool,
+    weights: str | Path = "auto",
+    batch_norm: Literal["cloud", "calibrated", "checkpoint"] = "cloud",
+    drop_path: Literal["off", "seeded"] = "off",
+    seed: int = 0,
+    offline: bool = False,
 ) -> PointMae:
-    """See `mmad_fast.backbones.build_point_backbone`."""
+    """Point-MAE cut after its last fetched block, frozen.
+
+    It maps groups (B, G, K, 3) float32, centred, and centers (B, G, 3) float32, both in metres,
+    to features (B, G, 384 * len(layers)) float32. Attributes: layers, dim, batch_norm,
+    weights_source.
+
+    Args:
+        layers: 0-based blocks whose outputs are normed and concatenated, ascending.
+        weights: "auto", "random", or the path of the official pretrain.pth (or a .safetensors file
+            with its keys).
+        batch_norm: "cloud": statistics of the clouds of the call, as the published pipelines do;
+            "calibrated": frozen by `.calibrate(clouds)`; "checkpoint": running statistics of the
+            checkpoint (0 and 1 with random weights).
+        drop_path: "off", or "seeded": residual branches are dropped as in the published pipelines,
+            which never leave train mode. For the reference pipeline; cannot be exported.
+        seed: Of random weights and of the dropped branches.
+        offline: With "auto": look into the cache only.
+
+    Raises:
+        InvalidInputError: layers or a mode is not a known one.
+        WeightsError: the weights are missing, unreadable, do not fit, or cannot be downloaded.
+
+    Source: method facts, sections 0.1 and 3.
+    """
     _check_options(layers, batch_norm, drop_path)
     source = resolve_weights("point-mae", weights, offline=offline, seed=seed)
     with torch.random.fork_rng(devices=[]):

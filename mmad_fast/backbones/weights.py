@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, Literal
 
 from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, WeightsError
+from mmad_fast.whole_folder import fingerprint
 
 CONNECT_TIMEOUT_S = 20
-HASH_CHUNK_BYTES = 1 << 20
+DOWNLOAD_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -108,28 +108,14 @@ class WeightsSource:
 
 
 @dataclass(frozen=True)
-class KnownWeights:
-    """One row of `mmad-fast weights`.
+class KnownWeights(OfficialFile):
+    """An official file with its place on this machine: one row of `mmad-fast weights`.
 
     Attributes:
-        name: The backbone.
-        file_name: Name of the official file.
-        url: Where its owner serves it.
-        size_bytes: Its size in bytes, None if not known.
-        sha256: Published sha256, None if none is published.
-        licence: Terms of the weights.
         cached_path: Where it lies in the user's cache, None if it is not there.
-        option: The command line option that takes a local copy.
     """
 
-    name: str
-    file_name: str
-    url: str
-    size_bytes: int | None
-    sha256: str | None
-    licence: str
     cached_path: Path | None
-    option: str
 
 
 def cached_path(name: str) -> Path:
@@ -158,22 +144,11 @@ def official_file(name: str) -> OfficialFile:
 
 def known_weights() -> tuple[KnownWeights, ...]:
     """All official weights files, with the place of those that are in the user's cache."""
-    rows = []
-    for file in OFFICIAL_FILES.values():
-        path = cached_path(file.name)
-        rows.append(
-            KnownWeights(
-                file.name,
-                file.file_name,
-                file.url,
-                file.size_bytes,
-                file.sha256,
-                file.licence,
-                path if path.is_file() else None,
-                file.option,
-            )
-        )
-    return tuple(rows)
+    places = {name: cached_path(name) for name in OFFICIAL_FILES}
+    return tuple(
+        KnownWeights(**vars(file), cached_path=places[name] if places[name].is_file() else None)
+        for name, file in OFFICIAL_FILES.items()
+    )
 
 
 def resolve_weights(
@@ -202,7 +177,7 @@ def resolve_weights(
     if spec != "auto":
         path = Path(spec).expanduser()
         _check_local_file(path, official)
-        return WeightsSource("file", path.name, file_sha256(path), path)
+        return WeightsSource("file", path.name, fingerprint(path)["sha256"], path)
     path = cached_path(name)
     if not path.is_file():
         if offline:
@@ -210,15 +185,6 @@ def resolve_weights(
         _download(official, path)
     _check_local_file(path, official)
     return WeightsSource("download", official.url, _checked_sha256(official, path), path)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_local_file(path: Path, official: OfficialFile) -> None:
@@ -235,7 +201,7 @@ def _check_local_file(path: Path, official: OfficialFile) -> None:
 
 def _checked_sha256(official: OfficialFile, path: Path) -> str:
     """The file's sha256, equal to the published one or to the one recorded at the download."""
-    found = file_sha256(path)
+    found = fingerprint(path)["sha256"]
     record = _record_path(path)
     recorded = (
         record.read_text(encoding="ascii", errors="replace").split() if record.is_file() else []
@@ -302,7 +268,7 @@ def _download(official: OfficialFile, path: Path) -> None:
                 fname=path.name,
                 path=path.parent,
                 downloader=pooch.HTTPDownloader(
-                    progressbar=progress, chunk_size=HASH_CHUNK_BYTES, timeout=CONNECT_TIMEOUT_S
+                    progressbar=progress, chunk_size=DOWNLOAD_CHUNK_BYTES, timeout=CONNECT_TIMEOUT_S
                 ),
             )
     except (requests.ConnectionError, requests.Timeout) as error:
@@ -319,4 +285,4 @@ def _download(official: OfficialFile, path: Path) -> None:
     except OSError as error:
         raise WeightsError(_unavailable_message(official, f"writing failed: {error}")) from error
     if official.sha256 is None:
-        _write_record(path, file_sha256(path))
+        _write_record(path, fingerprint(path)["sha256"])

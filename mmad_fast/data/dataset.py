@@ -37,21 +37,14 @@ class Dataset:
     folders: Mapping[str, Path]
 
     def categories(self) -> tuple[str, ...]:
-        """The names of the categories, sorted.
-
-        Returns:
-            At least one name.
-        """
+        """The names of the categories, at least one, sorted."""
         return tuple(sorted(self.folders))
 
     def splits(self, category: str) -> tuple[Split, ...]:
-        """The splits that a category has.
+        """The splits that a category has: some of "train", "validation", "test", in that order.
 
         Args:
             category: One of `categories()`.
-
-        Returns:
-            Some of "train", "validation", "test", in that order.
 
         Raises:
             DataError: no such category.
@@ -60,14 +53,11 @@ class Dataset:
         return splits
 
     def scans(self, category: str, split: Split) -> tuple[ScanFile, ...]:
-        """The scans of one split, sorted: good ones first, then by defect and file name.
+        """The scans of one split, at least one: good ones first, then by defect and file name.
 
         Args:
             category: One of `categories()`.
             split: "train", "validation" or "test".
-
-        Returns:
-            The scans, at least one.
 
         Raises:
             DataError: no such category, a missing or empty folder, or a file without partner.
@@ -94,9 +84,6 @@ def open_dataset(root: Path) -> Dataset:
     Args:
         root: A data set in the layout of MVTec 3D-AD or of raw Eyecandies, one category of it, or
             a plain folder of rgb/xyz pairs.
-
-    Returns:
-        The data set.
 
     Raises:
         DataError: the folder does not exist, is a file, is empty, or has none of the layouts.

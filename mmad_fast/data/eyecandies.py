@@ -42,9 +42,6 @@ def find_categories(root: Path) -> dict[str, Path]:
 
     Args:
         root: The data set, or the folder of one class.
-
-    Returns:
-        The classes, by name.
     """
     if list_splits(root):
         return {root.resolve().name: root}
@@ -52,30 +49,22 @@ def find_categories(root: Path) -> dict[str, Path]:
 
 
 def list_splits(folder: Path) -> tuple[Split, ...]:
-    """The splits a class folder has.
-
-    Args:
-        folder: The class's folder.
-
-    Returns:
-        Some of train, validation, test.
-    """
+    """The splits a class folder has: some of train, validation, test."""
     return tuple(split for split in SPLITS if (folder / RAW_SPLITS[split] / "data").is_dir())
 
 
 def list_scans(
     category: str, folder: Path, split: Split, *, light: int = DEFAULT_LIGHT
 ) -> tuple[ScanFile, ...]:
-    """The scans of one split: good ones first, then by index. Masks of the test split are read.
+    """The scans of one split, at least one: good ones first, then by index.
+
+    Masks of the test split are read.
 
     Args:
         category: The class's name.
         folder: The class's folder.
         split: Which split; "test" is test_public.
         light: Which image_<light>.png to take, 0-5.
-
-    Returns:
-        The scans, at least one.
 
     Raises:
         DataError: a folder is missing or empty, or a sample lacks one of its files.
@@ -206,9 +195,6 @@ def convert_eyecandies(
         out: A folder that does not exist or is empty.
         light: Which image_<light>.png becomes the colour image, 0-5.
         progress: Called with (scans done, scans in total) after each scan.
-
-    Returns:
-        `out`.
 
     Raises:
         DataError: `root` is not raw Eyecandies, a file is missing or unreadable, or `out` is not

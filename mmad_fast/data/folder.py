@@ -18,12 +18,6 @@ def find_categories(root: Path) -> dict[str, Path]:
     """The folder's name -> the folder; empty if it holds no scans.
 
     A folder counts when it has rgb/ and xyz/, or both PNG and TIFF files.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        One category or none.
     """
     if _has_rgb_and_xyz(root) or (files_by_stem(root, PNG) and files_by_stem(root, TIFF)):
         return {root.resolve().name: root}
@@ -31,27 +25,17 @@ def find_categories(root: Path) -> dict[str, Path]:
 
 
 def list_splits(folder: Path) -> tuple[Split, ...]:
-    """Always ("test",).
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The splits.
-    """
+    """Always ("test",)."""
     return ("test",)
 
 
 def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...]:
-    """The folder's scans by name.
+    """The folder's scans by name, at least one.
 
     Args:
         category: The folder's name.
         folder: The folder.
         split: Must be "test".
-
-    Returns:
-        The scans, at least one.
 
     Raises:
         DataError: a file has no partner, there is no scan, or another split is asked for.

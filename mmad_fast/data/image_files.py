@@ -38,12 +38,6 @@ def read_rgb_png(path: Path) -> NDArray[np.uint8]:
 
     Grey is repeated three times, a palette is resolved, alpha is dropped (not blended).
 
-    Args:
-        path: The PNG file.
-
-    Returns:
-        The image.
-
     Raises:
         DataError: the file is missing, empty, no PNG, damaged or cut off, or has 16 bits per
             channel (Pillow would drop the low byte without a word).
@@ -60,9 +54,6 @@ def read_mask_png(path: Path) -> NDArray[np.bool_]:
     Args:
         path: The PNG file; 0 is nominal, anything else anomalous.
 
-    Returns:
-        The mask, True where anomalous.
-
     Raises:
         DataError: as `read_rgb_png`.
     """
@@ -71,12 +62,6 @@ def read_mask_png(path: Path) -> NDArray[np.bool_]:
 
 def read_depth_png(path: Path) -> NDArray[np.uint16]:
     """(H, W) uint16: a PNG file with one channel of 16 bits.
-
-    Args:
-        path: The PNG file.
-
-    Returns:
-        The stored numbers.
 
     Raises:
         DataError: missing, empty, no PNG, damaged or cut off, or not one channel of 16 bits.
@@ -121,12 +106,6 @@ def read_xyz_tiff(path: Path) -> NDArray[np.floating]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) in pixels, from a PNG file's header alone.
-
-    Args:
-        path: The PNG file.
-
-    Returns:
-        Height and width.
 
     Raises:
         DataError: the file is missing, empty or no PNG.

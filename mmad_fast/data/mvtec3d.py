@@ -34,9 +34,6 @@ def find_categories(root: Path) -> dict[str, Path]:
 
     Args:
         root: The data set, or the folder of one category (it has train/ or test/ in it).
-
-    Returns:
-        The categories, by name.
     """
     if _is_category(root):
         return {root.resolve().name: root}
@@ -44,27 +41,17 @@ def find_categories(root: Path) -> dict[str, Path]:
 
 
 def list_splits(folder: Path) -> tuple[Split, ...]:
-    """The splits a category folder has.
-
-    Args:
-        folder: The category's folder.
-
-    Returns:
-        Some of train, validation, test.
-    """
+    """The splits a category folder has: some of train, validation, test."""
     return tuple(split for split in SPLITS if (folder / split).is_dir())
 
 
 def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...]:
-    """The scans of one split: good ones first, then by defect and name.
+    """The scans of one split, at least one: good ones first, then by defect and name.
 
     Args:
         category: The category's name.
         folder: The category's folder.
         split: Which split; train and validation hold good scans only.
-
-    Returns:
-        The scans, at least one.
 
     Raises:
         DataError: a folder is missing or empty, or a file has no partner of the same stem.

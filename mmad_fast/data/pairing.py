@@ -14,12 +14,6 @@ _MAX_NAMES_SHOWN = 5
 def require_folder(folder: Path) -> Path:
     """The folder itself, checked to exist.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        `folder`.
-
     Raises:
         DataError: it does not exist or is a file.
     """
@@ -30,14 +24,7 @@ def require_folder(folder: Path) -> Path:
 
 
 def subfolders(folder: Path) -> tuple[Path, ...]:
-    """The folders inside a folder, by name, hidden ones left out.
-
-    Args:
-        folder: An existing folder.
-
-    Returns:
-        The folders.
-    """
+    """The folders inside a folder, by name, hidden ones left out."""
     return tuple(
         sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
     )
@@ -49,9 +36,6 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     Args:
         folder: The folder.
         suffixes: In lower case with dot; the files' own case does not matter.
-
-    Returns:
-        Stem -> path.
 
     Raises:
         DataError: the folder is missing, or two files have the same stem.
@@ -76,9 +60,6 @@ def paired_stems(
         second: Stem -> path.
         first_at: Where and what the first files are, for the message.
         second_at: Likewise.
-
-    Returns:
-        The stems, sorted.
 
     Raises:
         DataError: both are empty, or a file has no partner.

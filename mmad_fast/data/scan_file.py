@@ -49,9 +49,6 @@ class ScanFile:
         Args:
             unit: The unit of the file's coordinates, "m" or "mm".
 
-        Returns:
-            The scan in metres.
-
         Raises:
             DataError: a file is missing, unreadable or of the wrong kind, or the two differ in
                 size.
@@ -70,9 +67,6 @@ class ScanFile:
 
         A good scan has no anomalous pixel, whatever mask lies beside it (as the published loaders
         do).
-
-        Returns:
-            The mask at the scan's own resolution.
 
         Raises:
             DataError: the mask is missing, unreadable, or of another size than the image.

@@ -15,14 +15,14 @@ from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
 from mmad_fast.backbones.table import get_rgb_spec
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.methods.branches.point_groups.cpu import GRAPH as POINT_GRAPH
-from mmad_fast.methods.branches.point_groups.cpu import (
+from mmad_fast.methods.branches.point_groups.extractor import GRAPH as POINT_GRAPH
+from mmad_fast.methods.branches.point_groups.extractor import (
     PointBackends,
     embed_groups,
     require_points,
 )
 from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
-from mmad_fast.methods.branches.vit_tokens.cpu import GRAPH as RGB_GRAPH
+from mmad_fast.methods.branches.vit_tokens.extractor import GRAPH as RGB_GRAPH
 from mmad_fast.ops.point_embedding import EmbedderWeights
 from mmad_fast.preprocess import prepare
 from mmad_fast.preprocess.recipes import Recipe

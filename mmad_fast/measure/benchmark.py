@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mmad_fast.backbones.weights import resolve_weights
@@ -39,7 +40,7 @@ class _Run:
     fit_request: FitRequest
     request: MeasureRequest
     folder: Path
-    progress: Progress | None
+    progress: Progress
     keep: Callable[[BenchRow], None]
 
 
@@ -50,7 +51,7 @@ def run_benchmark(
     request: MeasureRequest,
     *,
     output: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     notice: Callable[[str], None] | None = None,
     on_row: Callable[[BenchRow], None] | None = None,
 ) -> list[BenchRow]:
@@ -80,7 +81,7 @@ def run_benchmark(
     check_engine_of_fit(request.engine, request.device, request.engine_precision)
     check_fit_packages()
     if data is None:
-        data = built_in_set(None if progress is None else _stage(progress, "write procedural set"))
+        data = built_in_set(partial(progress, "write procedural set"))
     dataset = open_dataset(data)
     names = [pick_category(dataset, name) for name in categories] or list(dataset.categories())
     for name in names:
@@ -108,7 +109,7 @@ def _measure(run: _Run, shots: int | None) -> tuple[list[BenchRow], list[BenchRo
     request = _with_shared_training(run, request)
     for done, category in enumerate(run.categories):
         label = _label(category, shots)
-        _tell(run.progress, f"{label}: fit", done, len(run.categories))
+        run.progress(f"{label}: fit", done, len(run.categories))
         fitted = fit_detector(
             run.dataset,
             run.folder / label,
@@ -133,7 +134,7 @@ def _measure(run: _Run, shots: int | None) -> tuple[list[BenchRow], list[BenchRo
         rows.append(row)
         run.keep(row)
         if run.request.compare_reference:
-            _tell(run.progress, f"{label}: published pipeline", done, len(run.categories))
+            run.progress(f"{label}: published pipeline", done, len(run.categories))
             row = reference_row(detector, run.dataset, category, request, run.request, shots=shots)
             reference_rows.append(row)
             run.keep(row)
@@ -149,7 +150,7 @@ def _with_shared_training(run: _Run, request: FitRequest) -> FitRequest:
     if shared is None or not shared.wants(resolve_options(request)):
         return request
     path = run.folder / _label("shared", request.shots) / shared.file_name
-    shared.train(run.dataset, run.categories, request, path, run.progress or silent)
+    shared.train(run.dataset, run.categories, request, path, run.progress)
     return replace(request, options={**request.options, shared.option: str(path)})
 
 
@@ -195,16 +196,5 @@ def _with_available_weights(request: FitRequest, say: Callable[[str], None]) -> 
     return replace(request, weights=weights)
 
 
-def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(what, done, total)
-
-
-def _stage(progress: Progress, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(what, done, total)
-
-
-def _nested(progress: Progress | None, prefix: str) -> Progress | None:
-    if progress is None:
-        return None
+def _nested(progress: Progress, prefix: str) -> Progress:
     return lambda what, done, total: progress(f"{prefix}: {what}", done, total)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from mmad_fast.measure.published import PublishedRow, published_for
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, BenchRow
 from mmad_fast.measure.timing import Timing
 from mmad_fast.methods.family import Scores
-from mmad_fast.methods.fit_request import FitRequest, Progress
+from mmad_fast.methods.fit_request import FitRequest, Progress, silent
 from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.scan import PreparedScan, Unit
 from mmad_fast.stage_clock import StageClock
@@ -74,7 +75,7 @@ def measure_artifact(
     request: MeasureRequest,
     *,
     shots: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> BenchRow:
     """The row of one detector on one category: accuracy, and speed in a process of its own.
 
@@ -100,10 +101,10 @@ def measure_artifact(
             scans,
             aupro_mode=request.aupro_mode,
             unit=request.unit,
-            progress=None if progress is None else _stage(progress, "evaluate"),
+            progress=partial(progress, "evaluate"),
         )
         overall, defects = evaluation.overall, evaluation.defects
-    _tell(progress, "time", 0, 1)
+    progress("time", 0, 1)
     with tempfile.TemporaryDirectory() as folder:
         report = measure_detector_process(
             detector.artifact.path,
@@ -292,12 +293,3 @@ def _test_scans(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:
             "into test/good and test/<defect>"
         )
     return dataset.scans(category, "test")
-
-
-def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(what, done, total)
-
-
-def _stage(progress: Progress, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(what, done, total)

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.detector import Detector
-from mmad_fast.measure.metrics import aupro, image_auroc, pixel_auroc
+from mmad_fast.measure.metrics import AUPRO_LIMITS, AuproMode, aupro, image_auroc, pixel_auroc
 from mmad_fast.scan import Unit
 
-AUPRO_LIMITS = (0.3, 0.1, 0.05, 0.01)
 GOOD = "good"
-AuproMode = Literal["published", "exact"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 MVTEC_3D_AD = "MVTec 3D-AD"
 EYECANDIES = "Eyecandies"
@@ -45,18 +46,8 @@ class PublishedRow:
 def load_published() -> tuple[PublishedRow, ...]:
     """All published values, in the order of the file."""
     text = resources.files("mmad_fast.measure").joinpath("published.csv").read_text("utf-8")
-    return tuple(
-        PublishedRow(
-            method=line["method"],
-            source=line["source"],
-            gpu=line["gpu"],
-            dataset=line["dataset"],
-            metric=line["metric"],
-            category=line["category"],
-            value=float(line["value"]),
-        )
-        for line in csv.DictReader(text.splitlines())
-    )
+    lines: Iterable[dict[str, Any]] = csv.DictReader(text.splitlines())
+    return tuple(PublishedRow(**line | {"value": float(line["value"])}) for line in lines)
 
 
 def published_for(

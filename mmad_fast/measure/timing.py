@@ -56,34 +56,6 @@ class Timing:
         return cls(p50, p95, p99, mean_ms, 1e3 / mean_ms, int(latencies.size))
 
 
-def time_calls(
-    function: Callable[[], object], *, num_warmup: int = 2, num_runs: int = 10
-) -> Timing:
-    """The timing of `num_runs` calls, after `num_warmup` calls that do not count.
-
-    Args:
-        function: Called without arguments; it must not return before its work is done.
-        num_warmup: Calls before the first measured one, >= 0.
-        num_runs: Measured calls, >= 1.
-
-    Raises:
-        InvalidInputError: num_warmup < 0 or num_runs < 1.
-    """
-    if num_warmup < 0 or num_runs < 1:
-        raise InvalidInputError(
-            f"num_warmup is {num_warmup} and num_runs is {num_runs}; "
-            "they must be at least 0 and at least 1"
-        )
-    for _ in range(num_warmup):
-        function()
-    latencies_ms = []
-    for _ in range(num_runs):
-        start = time.perf_counter()
-        function()
-        latencies_ms.append((time.perf_counter() - start) * 1e3)
-    return Timing.from_latencies(latencies_ms)
-
-
 def time_interleaved(
     functions: Mapping[str, Callable[[], object]], *, num_runs: Mapping[str, int]
 ) -> dict[str, list[float]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.gpu.device_arrays import is_device_array
+from mmad_fast.gpu.device_arrays import DeviceArray, is_device_array, read_device_array
 from mmad_fast.validation import check_float_matrix
 
 if TYPE_CHECKING:
     from mmad_fast import _kernels
 
-__all__ = ["PointIndex"]
+__all__ = ["PointIndex", "read_cloud"]
 
 
 class PointIndex:
@@ -65,17 +65,8 @@ class PointIndex:
             )
         return index
 
-    @staticmethod
-    def refuse_for_device(index: PointIndex | None) -> None:
-        """Nothing, where no index is given beside points on a CUDA device.
-
-        Raises:
-            InvalidInputError: there is one.
-        """
-        if index is not None:
-            raise InvalidInputError(
-                "index= serves NumPy arrays only and points are on a CUDA device: leave it away"
-            )
+    def __len__(self) -> int:
+        return len(self.points)
 
     @property
     def kernel_index(self) -> _kernels.PointIndex:
@@ -87,3 +78,25 @@ class PointIndex:
 
             self._kernel_index = _kernels.PointIndex(self.points)
         return self._kernel_index
+
+
+def read_cloud(points: Any, index: PointIndex | None = None) -> PointIndex | DeviceArray:
+    """What the backends read of points (N, 3): on a CUDA device the array itself, else the
+    given index or a new one.
+
+    Raises:
+        InvalidInputError: as PointIndex.of; on a device: other than float32, not C-contiguous, or
+            an index is given.
+    """
+    if not is_device_array(points):
+        return PointIndex.of(points, index)
+    refuse_index(index)
+    return read_device_array(points, "points", shape=(None, 3))
+
+
+def refuse_index(index: PointIndex | None) -> None:
+    """Raises InvalidInputError where one is given beside arrays on a CUDA device."""
+    if index is not None:
+        raise InvalidInputError(
+            "index= serves NumPy arrays only and points are on a CUDA device: leave it away"
+        )

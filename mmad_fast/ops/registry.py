@@ -9,11 +9,17 @@ from types import MappingProxyType
 from typing import Any
 
 from mmad_fast.errors import BackendUnavailableError
+from mmad_fast.gpu.device_arrays import is_device_array
 
 logger = logging.getLogger("mmad_fast")
 
 ARRAYS = {"cpu": "NumPy arrays", "cuda": "arrays on a CUDA device"}
 """What lies on a backend's device, in words."""
+
+
+def device_of(array: Any) -> str:
+    """Where the array of a call lies: a key of ARRAYS."""
+    return "cuda" if is_device_array(array) else "cpu"
 
 
 @dataclass(frozen=True)

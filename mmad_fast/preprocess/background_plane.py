@@ -44,9 +44,6 @@ def find_background_plane(xyz: NDArray[np.float32], recipe: Recipe) -> PlaneSear
             measured.
         recipe: rim_width_px, plane_inlier_m, the min_ thresholds and the seed are read.
 
-    Returns:
-        The search's outcome.
-
     Source: method facts 1.2, steps 2-3 (Open3D segment_plane with 50-point samples and no seed;
     samples here have 3 points, so that outliers on the rim spoil fewer of them).
     """

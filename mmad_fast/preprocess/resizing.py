@@ -102,7 +102,7 @@ def resize_map_to_native(
             "must be square: pass the native_size and padding of the scan that the map belongs to"
         )
     size = len(anomaly_map)
-    low, high, weights = _bilinear_taps(side, size)
+    low, high, weights = bilinear_taps(side, size)
     rows, columns = slice(top, top + height), slice(left, left + width)
     # Rows first: whole rows are added up, which lie contiguous in memory.
     weight = weights[rows, None]
@@ -122,10 +122,11 @@ def _pillow_nearest_indices(input_size: int, output_size: int) -> NDArray[np.int
     return np.asarray(row.resize((output_size, 1), Image.Resampling.NEAREST))[0]
 
 
-def _bilinear_taps(
+def bilinear_taps(
     output_size: int, input_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Per output pixel the two input indices and the weight of the second."""
+    """Per output pixel the two input indices and the weight of the second; positions are float32,
+    as torch's."""
     scale = np.float32(input_size) / np.float32(output_size)
     centers = (np.arange(output_size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     centers = np.maximum(centers, np.float32(0))

@@ -60,7 +60,7 @@ def reference_row(
 
             return run
 
-        monkeypatch.setattr(detector, "_family", replace(detector.family, reference=pipeline))
+        monkeypatch.setattr(detector, "family", replace(detector.family, reference=pipeline))
         request = FitRequest(weights={"rgb": "random"})
         row = detector_row.reference_row(detector, dataset, "disc", request, MeasureRequest())
         assert asked == ["lowest", "any", "any", "any"]  # compared once, timed as published

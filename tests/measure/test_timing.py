@@ -4,7 +4,7 @@ import pytest
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.measure import timing
-from mmad_fast.measure.timing import Timing, time_calls, time_interleaved
+from mmad_fast.measure.timing import Timing, time_interleaved
 
 
 def test_percentiles_and_rate_by_hand():
@@ -38,22 +38,6 @@ def test_the_rate_counts_slow_calls():
     result = Timing.from_latencies([10.0] * 9 + [910.0])
     assert result.fps == pytest.approx(10)
     assert result.p50_ms == pytest.approx(10)
-
-
-def test_warm_up_calls_do_not_count(monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
-    calls = []
-    result = time_calls(lambda: calls.append(1), num_warmup=3, num_runs=4)
-    assert len(calls) == 7
-    assert result.runs == 4
-    assert result.p50_ms == pytest.approx(1000)  # one tick of a second between start and end
-
-
-@pytest.mark.parametrize("options", [{"num_runs": 0}, {"num_warmup": -1}])
-def test_counts_that_make_no_sense_are_refused(options):
-    with pytest.raises(InvalidInputError, match="at least 0 and at least 1"):
-        time_calls(lambda: None, **options)
 
 
 @pytest.mark.parametrize("latencies", [[], [0.0], [1.0, float("nan")]])

@@ -266,9 +266,9 @@ def test_backends_are_chosen_when_a_detector_is_loaded(
     asked: list[str] = []
     resolve = Op.resolve
 
-    def record(op: Op, backend: str = "auto") -> Backend:
+    def record(op: Op, backend: str = "auto", *, device: str = "cpu") -> Backend:
         asked.append(backend)
-        return resolve(op, backend)
+        return resolve(op, backend, device=device)
 
     monkeypatch.setattr(Op, "resolve", record)
     detector.infer(*scan_arrays)

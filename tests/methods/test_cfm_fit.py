@@ -22,7 +22,7 @@ from mmad_fast.errors import (
 from mmad_fast.methods import fit_run
 from mmad_fast.methods.cfm.fit import training_recipe
 from mmad_fast.methods.cfm.reference import reference_pipeline
-from mmad_fast.methods.cfm.training import TrainingRecipe, dense_recipe
+from mmad_fast.methods.cfm.training import TrainingRecipe
 from mmad_fast.methods.fit_request import FitRequest, resolve_options
 from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.scan import Scan
@@ -198,7 +198,16 @@ def test_the_trainings_part_of_the_options():
 
 
 def test_every_option_of_the_training_reaches_it():
-    published = replace(dense_recipe(epochs=250, seed=5), batch_scans=2)
+    expected = TrainingRecipe(
+        epochs=250,
+        pixels_per_step=None,
+        learning_rate=1e-3,
+        standardize=False,
+        schedule="constant",
+        batch_scans=2,
+        patience=None,
+        seed=5,
+    )
     request = FitRequest.of(
         "cfm",
         seed=5,
@@ -210,7 +219,7 @@ def test_every_option_of_the_training_reaches_it():
         batch_scans=2,
         patience="none",
     )
-    assert training_recipe(resolve_options(request), request.seed) == published
+    assert training_recipe(resolve_options(request), request.seed) == expected
 
 
 def test_the_approximations_give_nearly_the_same_map(

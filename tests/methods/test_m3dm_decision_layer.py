@@ -9,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import SGDOneClassSVM
 
-from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.m3dm.decision_layer import (
     DecisionRecipe,
     LinearDecision,
@@ -86,14 +85,3 @@ def test_a_bank_whose_scores_are_zero_has_no_weight(
     assert decision.weights["point"] == 0
     assert min(decision.weights["rgb"], decision.weights["fusion"]) > 0
     assert "gives the bank point no weight for scores" in caplog.text
-
-
-def test_bad_recipes_are_errors():
-    with pytest.raises(InvalidInputError, match="dlf_scores is 'both'; it must be one of score_"):
-        DecisionRecipe(scores="both")
-    with pytest.raises(InvalidInputError, match="dlf_schedule is 'fast'; .* code, paper"):
-        DecisionRecipe(schedule="fast")
-    with pytest.raises(InvalidInputError, match="nu is 0"):
-        DecisionRecipe(nu=0)
-    with pytest.raises(InvalidInputError, match="max_iter is 0; it must be at least 1"):
-        DecisionRecipe(max_iter=0)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmad_fast.errors import ArtifactError
-from mmad_fast.methods.branches.point_groups.cpu import PointGroups
+from mmad_fast.methods.branches.point_groups.extractor import PointGroups
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, distinct_rows
 from mmad_fast.methods.m3dm.detector import (

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from mmad_fast.detector import Detector, load
 from mmad_fast.engines import open_graph
 from mmad_fast.methods.branches.point_groups import network as point_groups
-from mmad_fast.methods.branches.point_groups.cpu import PointExtractor
+from mmad_fast.methods.branches.point_groups.extractor import PointExtractor
 from mmad_fast.methods.branches.point_groups.graph import build_point_groups
 from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
-from mmad_fast.methods.branches.vit_tokens.cpu import RgbExtractor
+from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
 from mmad_fast.methods.branches.vit_tokens.graph import build_vit_tokens
 from mmad_fast.methods.fit_request import FitRequest, FitTask, silent
 from mmad_fast.methods.fit_run import fit_scans

@@ -73,11 +73,10 @@ def test_bank_equals_that_of_the_dense_matrix(make_scan, tmp_path: Path):
     given = [make_scan(rng, 300) for _ in range(2)]
     dense = np.concatenate([rows[owner] for rows, owner in given])
     scans = [in_order_of_occurrence(rows, owner) for rows, owner in given]
-    statistics = measure_rows(scans)
-    assert statistics.mean == pytest.approx(dense.mean(dtype=np.float64), rel=1e-12)
-    assert statistics.std == pytest.approx(dense.std(dtype=np.float64, ddof=1), rel=1e-12)
+    mean, std = scale = measure_rows(scans)
+    assert mean == pytest.approx(dense.mean(dtype=np.float64), rel=1e-12)
+    assert std == pytest.approx(dense.std(dtype=np.float64, ddof=1), rel=1e-12)
 
-    scale = (statistics.mean, statistics.std)
     calls: list[tuple[str, int, int]] = []
     bank = build_bank(
         scans,

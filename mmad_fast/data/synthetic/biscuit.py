@@ -38,14 +38,7 @@ class Biscuit:
 
 
 def sample(rng: np.random.Generator) -> Biscuit:
-    """A biscuit with three to five drops; holes under a drop are left out.
-
-    Args:
-        rng: Source of the lots.
-
-    Returns:
-        The part.
-    """
+    """A biscuit with three to five drops; holes under a drop are left out."""
     drops = _scatter(rng, int(rng.integers(3, 6)), half_x=34.0, half_y=22.0, apart=15.0, near=())
     grid = [(x, y) for y in (-21.0, -7.0, 7.0, 21.0) for x in (-33.0, -16.5, 0.0, 16.5, 33.0)]
     jittered = [(x + rng.uniform(-1, 1), y + rng.uniform(-1, 1)) for x, y in grid]
@@ -55,16 +48,8 @@ def sample(rng: np.random.Generator) -> Biscuit:
 
 
 def mismatch(part: Biscuit, rng: np.random.Generator, severity: float) -> Biscuit:
-    """The biscuit with the relief of a drop (strong: of two) elsewhere than its colour.
-
-    Args:
-        part: A nominal part.
-        rng: Source of the lots.
-        severity: Above 0.6 two drops.
-
-    Returns:
-        The changed part.
-    """
+    """The biscuit with the relief of a drop (severity above 0.6: of two) elsewhere than its
+    colour."""
     moved = rng.permutation(len(part.drops))[: 2 if severity > 0.6 else 1].tolist()
     kept = tuple(p for index, p in enumerate(part.drop_bumps) if index not in moved)
     places = _scatter(rng, len(moved), half_x=36.0, half_y=24.0, apart=11.0, near=kept + part.drops)
@@ -75,15 +60,7 @@ def mismatch(part: Biscuit, rng: np.random.Generator, severity: float) -> Biscui
 
 
 def draw(part: Biscuit, canvas: Canvas) -> Surface:
-    """The biscuit's surface.
-
-    Args:
-        part: The part.
-        canvas: Its coordinates.
-
-    Returns:
-        The surface.
-    """
+    """The biscuit's surface."""
     rng = np.random.default_rng(part.texture_seed)
     scallops = np.cos(26 * np.arctan2(canvas.y_mm * 1.25, canvas.x_mm))
     edge = rounded_rectangle(canvas, 48.0, 37.0, 12.0) - np.float32(1.0) * scallops

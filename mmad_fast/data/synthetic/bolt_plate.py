@@ -36,30 +36,14 @@ class BoltPlate:
 
 
 def sample(rng: np.random.Generator) -> BoltPlate:
-    """A plate with two to four bolts.
-
-    Args:
-        rng: Source of the lots.
-
-    Returns:
-        The part.
-    """
+    """A plate with two to four bolts."""
     bolts = set(rng.permutation(len(SLOTS))[: rng.integers(2, 5)].tolist())
     filled = tuple(slot in bolts for slot in range(len(SLOTS)))
     return BoltPlate(filled, filled, rng.uniform(7.6, 8.4), int(rng.integers(2**32)))
 
 
 def mismatch(part: BoltPlate, rng: np.random.Generator, severity: float) -> BoltPlate:
-    """The plate with one or two slots in the colour of the other kind.
-
-    Args:
-        part: A nominal part.
-        rng: Source of the lots.
-        severity: Above 0.7 two slots.
-
-    Returns:
-        The changed part.
-    """
+    """The plate with one slot (severity above 0.7: two) in the colour of the other kind."""
     wrong = set(rng.permutation(len(SLOTS))[: 2 if severity > 0.7 else 1].tolist())
     return replace(
         part, painted=tuple(bolt != (slot in wrong) for slot, bolt in enumerate(part.painted))
@@ -67,15 +51,7 @@ def mismatch(part: BoltPlate, rng: np.random.Generator, severity: float) -> Bolt
 
 
 def draw(part: BoltPlate, canvas: Canvas) -> Surface:
-    """The plate's surface.
-
-    Args:
-        part: The part.
-        canvas: Its coordinates.
-
-    Returns:
-        The surface.
-    """
+    """The plate's surface."""
     rng = np.random.default_rng(part.texture_seed)
     edge = rounded_rectangle(canvas, 50.0, 38.0, 7.0)
     brushed = line_noise(rng, canvas.y_mm, low=-60.0, cells=170, step=0.7)

@@ -37,30 +37,15 @@ class BottleCap:
 
 
 def sample(rng: np.random.Generator) -> BottleCap:
-    """A cap whose mark and star are turned at random.
-
-    Args:
-        rng: Source of the lots.
-
-    Returns:
-        The part.
-    """
+    """A cap whose mark and star are turned at random."""
     mark, star = rng.uniform(0, 2 * np.pi, 2).tolist()
     plastic = int(rng.integers(len(PLASTIC)))
     return BottleCap(mark, mark, star, star, plastic, int(rng.integers(2**32)))
 
 
 def mismatch(part: BottleCap, rng: np.random.Generator, severity: float) -> BottleCap:
-    """The cap with its mark printed beside the notch, or its star printed turned.
-
-    Args:
-        part: A nominal part.
-        rng: Source of the lots.
-        severity: How far the mark is off, 25 to 90 degrees, or the star, 15 to 36 degrees.
-
-    Returns:
-        The changed part.
-    """
+    """The cap with its mark printed 25 to 90 degrees beside the notch, or its star turned by 15 to
+    36 degrees."""
     side = 1.0 if rng.integers(2) else -1.0
     if rng.integers(3):
         off = np.radians(25 + 65 * severity)
@@ -69,15 +54,7 @@ def mismatch(part: BottleCap, rng: np.random.Generator, severity: float) -> Bott
 
 
 def draw(part: BottleCap, canvas: Canvas) -> Surface:
-    """The cap's surface.
-
-    Args:
-        part: The part.
-        canvas: Its coordinates.
-
-    Returns:
-        The surface.
-    """
+    """The cap's surface."""
     rng = np.random.default_rng(part.texture_seed)
     radius, angle = length(canvas.x_mm, canvas.y_mm), np.arctan2(canvas.y_mm, canvas.x_mm)
     edge = radius - 47 - np.float32(0.7) * np.cos(40 * angle)

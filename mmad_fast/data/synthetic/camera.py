@@ -53,9 +53,6 @@ def sample_view(
         view_mm: What the image shows at the part's height.
         height_mm: The part's height.
         distance_m: From the camera to the conveyor along the optical axis.
-
-    Returns:
-        The view.
     """
     focal = size * (distance_m - height_mm / 1000) * 1000 / view_mm
     tilt, towards = np.radians(rng.uniform(2.0, 4.0)), rng.uniform(0, 2 * np.pi)
@@ -85,9 +82,6 @@ def sample_canvas(
         view: The camera.
         height_mm: Pixels get the coordinates of their rays at this height above the conveyor.
         turn_degrees: The largest turn.
-
-    Returns:
-        The canvas.
     """
     points = _points_at(view, np.full(view.rays.shape[:2], height_mm, dtype=np.float32))
     points = (points - view.center.astype(np.float32)) * np.float32(1000)

@@ -22,9 +22,10 @@ class Category:
     """A kind of part, and the camera it is seen with.
 
     Attributes:
-        sample: Draws a nominal part.
-        mismatch: Changes one side of a part's coupled features; severity 0 to 1.
-        draw: The part's surface.
+        sample: A nominal part, drawn with a random generator.
+        mismatch: The same part with one side of its coupled features changed; also takes the
+            generator, and the severity, 0 to 1.
+        draw: The part's surface on a canvas of its coordinates.
         height_mm: Its mean height, at which pixels and the part's coordinates are matched.
         view_mm: What the image shows from edge to edge at that height.
         distance_m: From the camera to the conveyor.

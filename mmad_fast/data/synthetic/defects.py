@@ -18,17 +18,7 @@ MIN_COLOUR_CHANGE = 0.05
 
 
 def stain(surface: Surface, canvas: Canvas, rng: np.random.Generator, severity: float) -> Surface:
-    """The surface with a blot of another reflectance; the shape stays.
-
-    Args:
-        surface: The nominal surface.
-        canvas: The part's coordinates.
-        rng: Source of the lots.
-        severity: 0 to 1: reflectance changed by 15 to 50 %.
-
-    Returns:
-        The changed surface.
-    """
+    """The surface with a blot whose reflectance is changed by 15 to 50 %; the shape stays."""
     x, y = _place(surface, canvas, rng, margin_mm=9.0)
     radius = rng.uniform(5.0, 8.0)
     ragged = 1 + np.float32(0.35) * value_noise(rng, canvas.size, 18)
@@ -42,47 +32,18 @@ def stain(surface: Surface, canvas: Canvas, rng: np.random.Generator, severity: 
 
 
 def dent(surface: Surface, canvas: Canvas, rng: np.random.Generator, severity: float) -> Surface:
-    """The surface with a smooth dent; the reflectance stays.
-
-    Args:
-        surface: The nominal surface.
-        canvas: The part's coordinates.
-        rng: Source of the lots.
-        severity: 0 to 1: 0.7 to 2.8 mm deep.
-
-    Returns:
-        The changed surface.
-    """
+    """The surface with a smooth dent, 0.7 to 2.8 mm deep; the reflectance stays."""
     return replace(surface, height_mm=surface.height_mm - _blob(surface, canvas, rng, severity))
 
 
 def bump(surface: Surface, canvas: Canvas, rng: np.random.Generator, severity: float) -> Surface:
-    """The surface with a smooth bump; the reflectance stays.
-
-    Args:
-        surface: The nominal surface.
-        canvas: The part's coordinates.
-        rng: Source of the lots.
-        severity: 0 to 1: 0.7 to 2.8 mm high.
-
-    Returns:
-        The changed surface.
-    """
+    """The surface with a smooth bump, 0.7 to 2.8 mm high; the reflectance stays."""
     return replace(surface, height_mm=surface.height_mm + _blob(surface, canvas, rng, severity))
 
 
 def crack(surface: Surface, canvas: Canvas, rng: np.random.Generator, severity: float) -> Surface:
-    """The surface with a crooked groove that is also darker.
-
-    Args:
-        surface: The nominal surface.
-        canvas: The part's coordinates.
-        rng: Source of the lots.
-        severity: 0 to 1: 0.6 to 2 mm deep, reflectance less 25 to 60 %, 18 to 40 mm long.
-
-    Returns:
-        The changed surface.
-    """
+    """The surface with a crooked groove, 0.6 to 2 mm deep and 18 to 40 mm long, that is also
+    darker by 25 to 60 %."""
     x, y = _place(surface, canvas, rng, margin_mm=8.0)
     steps = 10
     headings = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.uniform(-0.55, 0.55, steps))
@@ -105,6 +66,8 @@ SURFACE_DEFECTS: dict[str, Callable[[Surface, Canvas, np.random.Generator, float
     "bump": bump,
     "crack": crack,
 }
+"""By name what spoils a nominal surface, given the part's coordinates, the source of the lots and
+the severity, 0 to 1."""
 
 
 def changed_pixels(nominal: Surface, changed: Surface) -> NDArray[np.bool_]:

@@ -26,44 +26,20 @@ class FoamPad:
 
 
 def sample(rng: np.random.Generator) -> FoamPad:
-    """A pad with two to five light ridges in any order.
-
-    Args:
-        rng: Source of the lots.
-
-    Returns:
-        The part.
-    """
+    """A pad with two to five light ridges in any order."""
     chosen = set(rng.permutation(NUM_RIDGES)[: rng.integers(2, 6)].tolist())
     kinds = tuple(ridge in chosen for ridge in range(NUM_RIDGES))
     return FoamPad(kinds, kinds, rng.uniform(0, 2 * np.pi), int(rng.integers(2**32)))
 
 
 def mismatch(part: FoamPad, rng: np.random.Generator, severity: float) -> FoamPad:
-    """The pad with one ridge (strong: two) in the colour of the other kind.
-
-    Args:
-        part: A nominal part.
-        rng: Source of the lots.
-        severity: Above 0.75 two ridges.
-
-    Returns:
-        The changed part.
-    """
+    """The pad with one ridge (severity above 0.75: two) in the colour of the other kind."""
     wrong = set(rng.permutation(NUM_RIDGES)[: 2 if severity > 0.75 else 1].tolist())
     return replace(part, light=tuple(kind != (i in wrong) for i, kind in enumerate(part.light)))
 
 
 def draw(part: FoamPad, canvas: Canvas) -> Surface:
-    """The pad's surface.
-
-    Args:
-        part: The part.
-        canvas: Its coordinates.
-
-    Returns:
-        The surface.
-    """
+    """The pad's surface."""
     rng = np.random.default_rng(part.texture_seed)
     wave = np.float32(0.8) * np.sin(canvas.x_mm / 13 + np.float32(part.wave_phase))
     edge = rounded_rectangle(canvas, 46.0, 46.0, 8.0)

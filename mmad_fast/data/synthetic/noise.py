@@ -18,9 +18,6 @@ def value_noise(rng: np.random.Generator, size: int, cells: int) -> Field:
         rng: Draws (cells + 1)^2 numbers.
         size: S in pixels.
         cells: How many cells across; more is finer.
-
-    Returns:
-        The noise, row-major.
     """
     lattice = rng.uniform(-1.0, 1.0, (cells + 1, cells + 1)).astype(np.float32)
     position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
@@ -44,9 +41,6 @@ def fractal_noise(
         cells: Cells across of the coarsest scale.
         octaves: How many scales.
         falloff: Amplitude of a scale over that of the one before.
-
-    Returns:
-        The weighted mean of the scales.
     """
     weights = falloff ** np.arange(octaves)
     weights /= weights.sum()
@@ -67,9 +61,6 @@ def line_noise(
         low: Where the lattice starts, in the coordinate's unit.
         cells: How many cells; beyond them the noise is constant.
         step: A cell's length, in the coordinate's unit.
-
-    Returns:
-        The noise, linear between lattice points.
     """
     lattice = rng.uniform(-1.0, 1.0, cells + 1)
     at = low + step * np.arange(cells + 1)
@@ -82,9 +73,6 @@ def box_blur(field: Field, radius: int) -> Field:
     Args:
         field: (S, S) float32.
         radius: The window is 2 radius + 1 pixels wide.
-
-    Returns:
-        The blurred field.
     """
     width = 2 * radius + 1
     for _ in range(2):  # along rows, then, transposed, along columns

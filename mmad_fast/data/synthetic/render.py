@@ -52,9 +52,6 @@ def render_scan(
         size: S, the image's side in pixels, at least 64.
         seed: Of the whole data set, not negative.
 
-    Returns:
-        The scan.
-
     Raises:
         InvalidInputError: no such category, split or defect, or a number out of range.
     """

@@ -68,15 +68,7 @@ class Surface:
 
 
 def length(x: Field, y: Field) -> Field:
-    """(S, S) float32: sqrt(x^2 + y^2); several times faster than hypot.
-
-    Args:
-        x: (S, S) float32.
-        y: (S, S) float32.
-
-    Returns:
-        The Euclidean length.
-    """
+    """(S, S) float32: sqrt(x^2 + y^2); several times faster than hypot."""
     return np.sqrt(x * x + y * y)
 
 
@@ -87,9 +79,6 @@ def paint(albedo: Albedo, colour: Colour, amount: Field) -> Albedo:
         albedo: (S, S, 3) float32.
         colour: Linear reflectance.
         amount: (S, S) float32, 0 leaves, 1 replaces.
-
-    Returns:
-        The new albedo.
     """
     return albedo + (np.array(colour, dtype=np.float32) - albedo) * amount[..., None]
 
@@ -100,50 +89,26 @@ def uniform_albedo(colour: Colour, shade: Field) -> Albedo:
     Args:
         colour: Linear reflectance.
         shade: (S, S) float32 around 1.
-
-    Returns:
-        The albedo.
     """
     return np.array(colour, dtype=np.float32) * shade[..., None]
 
 
 def smooth_step(value: Field) -> Field:
-    """(S, S) float32: 0 below 0, 1 above 1, an S curve between.
-
-    Args:
-        value: (S, S) float32.
-
-    Returns:
-        3 t^2 - 2 t^3 of the clipped value.
-    """
+    """(S, S) float32: 0 below 0, 1 above 1, between 3 t^2 - 2 t^3."""
     t = np.clip(value, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def bowl(distance: Field, radius: float) -> Field:
-    """(S, S) float32: 1 at the centre, falling smoothly to 0 at the radius.
-
-    Args:
-        distance: (S, S) float32 millimetres.
-        radius: Millimetres.
-
-    Returns:
-        (1 - (d / r)^2)^2 inside, 0 outside.
-    """
+    """(S, S) float32: (1 - (d / r)^2)^2 of a distance and a radius in mm, 0 beyond it: 1 at the
+    centre, falling smoothly."""
     rest = np.maximum(1 - (distance / np.float32(radius)) ** 2, 0)
     return rest * rest
 
 
 def dome(distance: Field, radius: float) -> Field:
-    """(S, S) float32: a round cap, 1 at the centre, 0 at the radius, steep at its edge.
-
-    Args:
-        distance: (S, S) float32 millimetres.
-        radius: Millimetres.
-
-    Returns:
-        sqrt(1 - (d / r)^2) inside, 0 outside.
-    """
+    """(S, S) float32: sqrt(1 - (d / r)^2) of a distance and a radius in mm, 0 beyond it: a round
+    cap, steep at its edge."""
     return np.sqrt(np.maximum(1 - (distance / np.float32(radius)) ** 2, 0))
 
 
@@ -157,9 +122,6 @@ def rounded_rectangle(
         half_width: Half the extent along x, in mm.
         half_height: Half the extent along y, in mm.
         radius: Of the corners, in mm.
-
-    Returns:
-        The distance.
     """
     x = np.abs(canvas.x_mm) - np.float32(half_width - radius)
     y = np.abs(canvas.y_mm) - np.float32(half_height - radius)

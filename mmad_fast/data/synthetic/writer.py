@@ -39,9 +39,6 @@ def write_synthetic(
         seed: Of the whole set, not negative.
         progress: Called with (scans done, scans in total) after each scan.
 
-    Returns:
-        `root`.
-
     Raises:
         DataError: `root` is a file, or has something in it.
         InvalidInputError: no such category, or a number out of range.

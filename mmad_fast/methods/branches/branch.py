@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
+from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError
 from mmad_fast.methods.options import MethodOptions, option
+from mmad_fast.scan import PreparedScan
+from mmad_fast.stage_clock import StageClock
 
 Extractor = TypeVar("Extractor")
 
@@ -51,6 +55,58 @@ class BranchPart(Generic[Extractor]):
     graphs: Mapping[str, Path]
     source: Mapping[str, Any]
     tensors: Mapping[str, NDArray]
+
+
+class Place(Protocol):
+    """Where a detector's graphs run and its arrays lie: HOST, or a DeviceStream.
+
+    Attributes:
+        device_kind: "cpu" or "cuda".
+    """
+
+    device_kind: ClassVar[str]
+
+    def open_graph(self, choice: EngineChoice, name: str) -> Any:
+        """The graph of that name, run there as the choice says.
+
+        Raises:
+            BackendUnavailableError: the engine cannot run there.
+        """
+
+    def upload_scan(self, prepared: PreparedScan, clock: StageClock) -> tuple[Any, Any]:
+        """(image (1, 3, R, R), points (N, 3)) of a scan, there."""
+
+    def run(self, engine: Any, **inputs: Any) -> Any:
+        """The one output of a graph, from arrays that lie there."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """In which a scan is worked on."""
+
+
+class Host:
+    """The host, whose arrays are NumPy's."""
+
+    device_kind: ClassVar[str] = "cpu"
+
+    def open_graph(self, choice: EngineChoice, name: str) -> Engine:
+        """See Place."""
+        return choice.open(name)
+
+    def upload_scan(self, prepared: PreparedScan, clock: StageClock) -> tuple[NDArray, NDArray]:
+        """See Place."""
+        return prepared.rgb[None], prepared.points
+
+    def run(self, engine: Engine, **inputs: NDArray) -> NDArray:
+        """See Place."""
+        (output,) = engine.run(inputs).values()
+        return output
+
+    def current(self) -> AbstractContextManager[None]:
+        """See Place."""
+        return nullcontext()
+
+
+HOST = Host()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from mmad_fast.engines import DeviceEngine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.ops.sparse_rows import SparseRows
+from mmad_fast.scan import PreparedScan
+from mmad_fast.stage_clock import StageClock
 
 Tensor = Any
 """A torch tensor on the device. The ops, declared for NumPy arrays, return the kind they get."""
@@ -24,12 +26,15 @@ TORCH_DEVICE = "cuda"
 
 @dataclass(frozen=True)
 class DeviceStream:
-    """A CUDA device and the stream on it in which all work of one detector is done, in order.
+    """A CUDA device and the stream on it in which all work of one detector is done, in order: the
+    Place of a detector on a device.
 
     Attributes:
         device: Torch's device.
         stream: Its stream; None is for tests on the host.
     """
+
+    device_kind: ClassVar[str] = "cuda"
 
     device: torch.device
     stream: torch.cuda.Stream | None
@@ -77,6 +82,11 @@ class DeviceStream:
         )
         (output,) = outputs.values()
         return output
+
+    def upload_scan(self, prepared: PreparedScan, clock: StageClock) -> tuple[Tensor, Tensor]:
+        """(image (1, 3, R, R), points (N, 3)) of a scan, on the device."""
+        with clock.stage("upload"):
+            return self.upload(prepared.rgb[None]), self.upload(prepared.points)
 
     def upload(self, array: NDArray) -> Tensor:
         """A copy on the device. Waits for what was launched before: upload first, then launch."""

@@ -16,11 +16,20 @@ from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines.selection import EngineChoice
-from mmad_fast.methods.branches.point_groups.cpu import PointExtractor, require_points
-from mmad_fast.methods.branches.vit_tokens.cpu import RgbExtractor
+from mmad_fast.methods.branches.branch import HOST, Place
+from mmad_fast.methods.branches.point_groups.extractor import (
+    PointExtractor,
+    PointGroups,
+    require_points,
+)
+from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
 from mmad_fast.methods.cfm import scoring
 from mmad_fast.methods.cfm.options import CfmOptions
-from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP, pooled_interpolation_rows
+from mmad_fast.ops.inverse_distance_interpolation import (
+    POOLED_ROWS_OP,
+    PooledRows,
+    pooled_interpolation_rows,
+)
 from mmad_fast.ops.pixel_mapping import OP as MAPPING_OP
 from mmad_fast.ops.pixel_mapping import (
     MappingNetwork,
@@ -98,8 +107,12 @@ class OpBackends:
 class FeatureExtractor:
     """Both frozen backbones, and how the pixels mix their features. `extract` is thread-safe."""
 
-    def __init__(self, rgb: RgbExtractor, point: PointExtractor, options: CfmOptions) -> None:
-        self.backends = OpBackends.resolve()
+    def __init__(
+        self, rgb: RgbExtractor, point: PointExtractor, options: CfmOptions, place: Place = HOST
+    ) -> None:
+        """Takes the branches, which run in the place."""
+        self.place = place
+        self.backends = OpBackends.resolve(device=place.device_kind)
         self._rgb = rgb
         self._point = point
         self._options = options
@@ -110,23 +123,35 @@ class FeatureExtractor:
         Raises:
             EmptyScanError: fewer foreground points than one group holds.
         """
-        options = self._options
-        require_points(prepared, options.group_size)  # before the RGB backbone is run for nothing
-        tokens = self._rgb.tokens(prepared, clock)  # (T, C2)
-        groups = self._point.groups(prepared, clock)  # features (G, C3), weights (N, 3)
+        tokens, groups = self._run_branches(prepared, clock)
         with clock.stage("interpolation"):
-            point_rows, pixel_indices = pooled_interpolation_rows(
-                groups.weights,
-                prepared.pixel_indices,
-                num_centers=options.num_groups,
-                grid_size=prepared.grid_size,
-                output_size=prepared.grid_size,
-                backend=self.backends.pooled_rows,
-            )
-            token_rows = bilinear_rows(
-                pixel_indices, token_grid=options.token_grid, output_size=prepared.grid_size
-            )
+            point_rows, pixel_indices = self._point_rows(groups, prepared)
+            token_rows = self._token_rows(pixel_indices, prepared)
         return CfmFeatures(tokens, token_rows, groups.features, point_rows, pixel_indices)
+
+    def _run_branches(
+        self, prepared: PreparedScan, clock: StageClock
+    ) -> tuple[NDArray[np.float32], PointGroups]:
+        """(tokens (T, C2), groups with features (G, C3) and weights (N, 3))."""
+        require_points(prepared, self._options.group_size)  # before a backbone is run for nothing
+        image, points = self.place.upload_scan(prepared, clock)
+        return self._rgb.tokens(image, clock), self._point.groups(points, clock)
+
+    def _point_rows(self, groups: PointGroups, prepared: PreparedScan) -> PooledRows:
+        """How the pixels of the map mix the groups, and which pixels have points."""
+        return pooled_interpolation_rows(
+            groups.weights,
+            prepared.pixel_indices,
+            num_centers=self._options.num_groups,
+            grid_size=prepared.grid_size,
+            output_size=prepared.grid_size,
+            backend=self.backends.pooled_rows,
+        )
+
+    def _token_rows(self, pixel_indices: NDArray[np.int64], prepared: PreparedScan) -> SparseRows:
+        """How the pixels (P,) mix the tokens."""
+        token_grid, size = self._options.token_grid, prepared.grid_size
+        return bilinear_rows(pixel_indices, token_grid=token_grid, output_size=size)
 
 
 class CfmPipeline:
@@ -169,7 +194,8 @@ class CfmPipeline:
         Raises:
             EmptyScanError: fewer foreground points than one group holds.
         """
-        return self.score_features(self.extractor.extract(prepared, clock), clock)
+        with self.extractor.place.current():
+            return self.score_features(self.extractor.extract(prepared, clock), clock)
 
     def score_features(self, features: CfmFeatures, clock: StageClock) -> CfmScores:
         """The anomaly map and image score of extracted features."""
@@ -177,7 +203,7 @@ class CfmPipeline:
             chosen, owner = evaluated_pixels(features.pixel_indices, self.options)
             evaluated = features if isinstance(chosen, slice) else features.select(chosen)
             psi = {
-                name: self._discrepancy(evaluated, network)[owner]
+                name: self.discrepancy(evaluated, network)[owner]
                 for name, network in self.options.networks.items()
             }
         with clock.stage("scoring"):
@@ -187,9 +213,11 @@ class CfmPipeline:
         self, anomaly_map: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
-        return published_evaluation_maps(anomaly_map, self.options)
+        if self.options.score_norm == "raw":
+            return anomaly_map, anomaly_map
+        return scoring.published_evaluation_maps(anomaly_map)
 
-    def _discrepancy(self, features: CfmFeatures, network: str) -> NDArray[np.float32]:
+    def discrepancy(self, features: CfmFeatures, network: str) -> NDArray[np.float32]:
         """(P,) distance of unit vectors: the target's features and their prediction."""
         sides = {
             "rgb": (features.tokens, features.token_rows),
@@ -227,15 +255,6 @@ def score_pixels(
     smoothed = scoring.smooth(psi_map, smoothing=options.smoothing)
     anomaly_map = scoring.normalize(smoothed, score_norm=options.score_norm)
     return CfmScores(anomaly_map, float(anomaly_map.max()))
-
-
-def published_evaluation_maps(
-    anomaly_map: NDArray[np.float32], options: CfmOptions
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(map for AUPRO, map for pixel AUROC) as the public code scales them per image."""
-    if options.score_norm == "raw":
-        return anomaly_map, anomaly_map
-    return scoring.published_evaluation_maps(anomaly_map)
 
 
 def mapping_networks(

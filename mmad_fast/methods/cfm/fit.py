@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 
 import torch
@@ -37,7 +37,7 @@ class CfmFit:
     def __init__(self, task: FitTask) -> None:
         """Builds the backbones of the task."""
         self._options: CfmOptions = task.options
-        self._recipe = training_recipe(self._options, task.request.seed)  # refuses its part now
+        self._recipe = training_recipe(self._options, task.request.seed)
         self._task = task
         task.progress("export", 0, 2)
         self._rgb = build_vit_tokens(task)
@@ -86,16 +86,8 @@ class CfmFit:
 
 def training_recipe(options: CfmOptions, seed: int) -> TrainingRecipe:
     """The training's part of the options."""
-    return TrainingRecipe(
-        epochs=options.epochs,
-        pixels_per_step=options.pixels_per_step,
-        learning_rate=options.learning_rate,
-        standardize=options.standardize,
-        schedule=options.schedule,
-        batch_scans=options.batch_scans,
-        patience=options.patience,
-        seed=seed,
-    )
+    names = {field.name for field in fields(TrainingRecipe)} - {"seed"}
+    return TrainingRecipe(**{name: getattr(options, name) for name in names}, seed=seed)
 
 
 def _tensors(networks: Mapping[str, torch.nn.Module]) -> dict[str, NDArray]:

@@ -7,8 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-_BIG_PROJECTIONS = ("projection_a", "projection_b", "projection_c", "projection_d", "projection_e")
-
 
 class FeatureProjectionMLP(nn.Module):
     """Maps features of one modality to the other's: Linear layers with GELU between them.
@@ -43,7 +41,7 @@ class FeatureProjectionMLPBig(FeatureProjectionMLP):
     Source: the public CFM code; method facts 6.1 (said to be the network of the Eyecandies tables).
     """
 
-    projections = _BIG_PROJECTIONS
+    projections = tuple(f"projection_{letter}" for letter in "abcde")
 
 
 MAPPING_NETWORKS: dict[str, type[FeatureProjectionMLP]] = {

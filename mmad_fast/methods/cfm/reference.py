@@ -7,7 +7,6 @@ of `ReferenceOptions` choose.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -18,17 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmad_fast.artifact import Artifact
-from mmad_fast.errors import EmptyScanError
 from mmad_fast.methods.branches.point_groups import network as point_groups
 from mmad_fast.methods.branches.point_groups.reference import (
     DTYPES,
     DenseOptions,
-    farthest_points,
+    group_features,
+    in_dtype,
     interpolate,
     load_point_statistics,
-    nearest_groups,
     point_feature_map,
-    point_mae_features,
 )
 from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
 from mmad_fast.methods.cfm.networks import from_tensors
@@ -101,13 +98,10 @@ class ReferenceNetworks:
 
     def cast(self, dtype: torch.dtype) -> ReferenceNetworks:
         """Copies of the networks in dtype; itself where they are."""
-        networks = (self.rgb, self.point, *self.mappings.values())
-        if all(p.dtype == dtype for network in networks for p in network.parameters()):
-            return self
         return ReferenceNetworks(
-            copy.deepcopy(self.rgb).to(dtype),
-            copy.deepcopy(self.point).to(dtype),
-            {name: copy.deepcopy(network).to(dtype) for name, network in self.mappings.items()},
+            in_dtype(self.rgb, dtype),
+            in_dtype(self.point, dtype),
+            {name: in_dtype(network, dtype) for name, network in self.mappings.items()},
         )
 
 
@@ -152,29 +146,14 @@ def reference_infer(
     clock = StageClock() if clock is None else clock
     dtype = DTYPES[options.dtype]
     networks = networks.cast(dtype)
-    if len(prepared.points) < options.group_size:
-        raise EmptyScanError(
-            f"scan {prepared.name!r} has {len(prepared.points)} foreground points, the reference "
-            f"needs at least {options.group_size}; check the scan's background and unit"
-        )
-    points, side = torch.from_numpy(prepared.points), prepared.grid_size
+    side = prepared.grid_size
     with clock.stage("rgb_tokens"):
         tokens = networks.rgb(torch.from_numpy(prepared.rgb)[None].to(dtype))[0]  # (T, C2)
-    with clock.stage("sampling"):
-        center_indices = farthest_points(
-            points, options.num_groups, skip_near_origin=options.skip_near_origin
-        )
-    points = points.to(dtype)
-    centers = points[center_indices]  # (G, 3)
-    with clock.stage("grouping"):
-        groups = nearest_groups(
-            points, centers, options.group_size, knn_ties=options.knn_ties
-        )  # (G, K, 3)
-    with clock.stage("point_features"):
-        point_features = point_mae_features(networks.point, groups, centers)  # (G, C3)
+    point_features, (centers, points, pixels) = group_features(
+        prepared, networks.point, options, clock
+    )  # (G, C3)
     with clock.stage("interpolation"):
         interpolated = interpolate(point_features, centers, points, options)  # (N, C3)
-        pixels = torch.from_numpy(prepared.pixel_indices)
         features = {
             "point": point_feature_map(interpolated, pixels, side, side),  # (S * S, C3)
             "rgb": rgb_feature_map(tokens, side),  # (S * S, C2)

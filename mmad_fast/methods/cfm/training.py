@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmad_fast.errors import InvalidInputError, MmadFastError
+from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.cfm.detector import CfmFeatures
 from mmad_fast.methods.cfm.networks import MAPPING_NETWORKS
 from mmad_fast.ops.sparse_rows import SparseRows
@@ -47,7 +47,8 @@ class ScanFeatures(Protocol):
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """How the mapping networks are trained.
+    """How the mapping networks are trained: the part of CfmOptions that says so, and the seed. The
+    defaults are the quick recipe.
 
     Attributes:
         epochs: Passes over the training scans; None means as many as QUICK_STEPS steps need.
@@ -70,39 +71,11 @@ class TrainingRecipe:
     patience: int | None = 10
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "pixels_per_step", "batch_scans", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInputError(f"{name} is {value}; it must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise InvalidInputError(f"learning_rate is {self.learning_rate}; it must be positive")
-        if self.schedule not in ("cosine", "constant"):
-            raise InvalidInputError(
-                f"schedule is {self.schedule!r}; it must be 'cosine' or 'constant'"
-            )
-
     def num_epochs(self, num_scans: int) -> int:
         """Passes over `num_scans` training scans."""
         if self.epochs is not None:
             return self.epochs
         return math.ceil(QUICK_STEPS / math.ceil(num_scans / self.batch_scans))
-
-
-def dense_recipe(*, epochs: int = 50, seed: int = 0) -> TrainingRecipe:
-    """The published recipe: all foreground pixels of 4 scans per step, Adam at 1e-3, no early stop.
-
-    Source: the public CFM code trains 50 epochs, the paper says 250; method facts 6.2.
-    """
-    return TrainingRecipe(
-        epochs=epochs,
-        pixels_per_step=None,
-        learning_rate=1e-3,
-        standardize=False,
-        schedule="constant",
-        patience=None,
-        seed=seed,
-    )
 
 
 @dataclass(frozen=True)

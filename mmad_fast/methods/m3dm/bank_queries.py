@@ -15,7 +15,8 @@ from mmad_fast.ops.inverse_distance_interpolation import PooledRows
 
 @dataclass(frozen=True)
 class PatchFeatures:
-    """The features of a scan's patches, those of background patches left out.
+    """The features of a scan's patches, those of background patches left out. On a CUDA device all
+    arrays but `patches` are tensors, and the point rows end with the background's zeros.
 
     Attributes:
         tokens: (T, C2) float32 RGB tokens, row-major; None where no bank reads them.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmad_fast.errors import EmptyScanError, InvalidInputError
-from mmad_fast.methods.m3dm.bank_queries import tokens_of_patches
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, tokens_of_patches
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
 
 LOGITS_AT_ONCE = 2**24
@@ -28,22 +28,6 @@ LOGITS_AT_ONCE = 2**24
 ROWS_AT_ONCE = 1024
 """Patches whose hidden activations exist at any time: 18 MiB per tensor of 4,608 channels."""
 PAIRINGS = ("aligned", "published_dump")
-
-
-class ScanPatches(Protocol):
-    """What the training reads of a scan; PatchFeatures has it."""
-
-    @property
-    def tokens(self) -> NDArray[np.float32] | None:
-        """(T, C2) RGB tokens, row-major."""
-
-    @property
-    def point_rows(self) -> NDArray[np.float32] | None:
-        """(P, C3) point features of the foreground patches."""
-
-    @property
-    def patches(self) -> NDArray[np.int64]:
-        """(P,) row-major index of each foreground patch on the patch grid."""
 
 
 def paired_tokens(
@@ -175,7 +159,7 @@ class AlignmentAccuracy:
 
 @torch.inference_mode()
 def alignment_accuracy(
-    network: FeatureFusionBlock, scans: Iterable[ScanPatches], *, patch_grid: int
+    network: FeatureFusionBlock, scans: Iterable[PatchFeatures], *, patch_grid: int
 ) -> AlignmentAccuracy:
     """The accuracy over all foreground patches of the scans, whatever pairing it was trained with.
 

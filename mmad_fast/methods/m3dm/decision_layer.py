@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import SGDOneClassSVM
 
-from mmad_fast.errors import InvalidInputError
-
 logger = logging.getLogger("mmad_fast")
 
 PAPER_LEARNING_RATE = 1e-4
@@ -37,20 +35,6 @@ class DecisionRecipe:
     nu: float = 0.5
     max_iter: int = 1000
     seed: int = 42
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("scores", ("score_samples", "decision_function")),
-            ("schedule", ("code", "paper")),
-        ):
-            if getattr(self, name) not in known:
-                raise InvalidInputError(
-                    f"dlf_{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}"
-                )
-        if not 0 < self.nu <= 1:
-            raise InvalidInputError(f"nu is {self.nu}; it must be above 0 and at most 1")
-        if self.max_iter < 1:
-            raise InvalidInputError(f"max_iter is {self.max_iter}; it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.heap import return_freed_memory
-from mmad_fast.methods.branches.point_groups.cpu import (
+from mmad_fast.methods.branches.branch import HOST, Place
+from mmad_fast.methods.branches.point_groups.extractor import (
     PointExtractor,
     PointGroups,
     point_channels,
+    require_points,
 )
-from mmad_fast.methods.branches.vit_tokens.cpu import RgbExtractor, tokens_shape
+from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor, tokens_shape
 from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
 from mmad_fast.methods.m3dm.options import (
@@ -47,6 +49,7 @@ from mmad_fast.ops.nearest_neighbor_scoring import (
     nearest_neighbor_scoring,
     nearest_rows,
 )
+from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -140,13 +143,16 @@ class PatchExtractor:
         point: PointExtractor | None,
         options: M3dmOptions,
         fusion: PatchFusion | None = None,
+        place: Place = HOST,
     ) -> None:
-        """Takes None for what is not read; without `fusion` the fused parts are left out."""
+        """Takes None for what is not read; without `fusion` the fused parts are left out. All of
+        them run in the place."""
+        self.place = place
         self._rgb = rgb
         self._point = point
         self._fusion = fusion
         self._options = options
-        self._pooling_backend = POOLED_ROWS_OP.resolve().name
+        self._pooling_backend = POOLED_ROWS_OP.resolve(device=place.device_kind).name
 
     def extract(self, prepared: PreparedScan, clock: StageClock) -> PatchFeatures:
         """The features of a prepared scan.
@@ -156,11 +162,15 @@ class PatchExtractor:
         """
         features = PatchFeatures(None, None, np.empty(0, np.int64))
         if self._point is not None:
-            groups = self._point.groups(prepared, clock)
+            require_points(prepared, self._options.group_size)
+        # All of it first: on a device an upload waits for what was launched before.
+        image, points = self.place.upload_scan(prepared, clock)
+        if self._point is not None:
+            groups = self._point.groups(points, clock)
             with clock.stage("patch_features"):
                 features = self._pool(groups, prepared)
         if self._rgb is not None:
-            features = replace(features, tokens=self._rgb.tokens(prepared, clock))
+            features = replace(features, tokens=self._rgb.tokens(image, clock))
         if self._fusion is not None:
             with clock.stage("feature_fusion"):
                 features = self._fusion.fuse(features)
@@ -181,7 +191,11 @@ class PatchExtractor:
             return PatchFeatures(
                 None, groups.features, np.arange(len(groups.features)), spread=pooled
             )
-        return PatchFeatures(None, pooled.rows.apply(groups.features), pooled.pixel_indices)
+        return PatchFeatures(None, self._mix(pooled.rows, groups.features), pooled.pixel_indices)
+
+    def _mix(self, rows: SparseRows, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(P, C3) point rows from the groups' features (G, C3)."""
+        return rows.apply(features)
 
 
 class M3dmPipeline:
@@ -197,7 +211,7 @@ class M3dmPipeline:
         self.extractor = extractor
         self.options = options
         self._banks = {bank: banks[bank] for bank in options.banks}
-        self._scoring_backend = OP.resolve().name
+        self._scoring_backend = OP.resolve(device=extractor.place.device_kind).name
         self._neighbors_backend = NEAREST_ROWS_OP.resolve().name
 
     @classmethod
@@ -227,7 +241,8 @@ class M3dmPipeline:
         Raises:
             EmptyScanError: fewer foreground points than one group holds.
         """
-        return self.score_features(self.extractor.extract(prepared, clock), clock)
+        with self.extractor.place.current():
+            return self.score_features(self.extractor.extract(prepared, clock), clock)
 
     def score_features(self, features: PatchFeatures, clock: StageClock) -> M3dmScores:
         """The anomaly map and image score of extracted features."""
@@ -267,32 +282,47 @@ class M3dmPipeline:
                 exclude=nearest,
                 backend=self._neighbors_backend,
             ).indices
-            score = scoring.reweight(
-                float(distances.max()),
-                scoring.distances_to(query, bank.rows[others]),
-                num_channels=rows.shape[1],
-                reweighting=options.reweighting,
-                weight_epsilon=options.weight_epsilon,
-                distance_divisor=options.distance_divisor,
-            )
+            to_neighbors = scoring.distances_to(query, bank.rows[others])
         with clock.stage("maps"):
-            distance_map = map_of(distances, features.spread, options, name)
-            return BankScores(score, scoring.blur(distance_map, blur=options.blur))
+            spread = None if name == "rgb" else features.spread
+            values = distances
+            if spread is not None:
+                values = spread.rows.apply(distances[:, None])[:, 0]
+            return self.weigh(float(distances.max()), to_neighbors, values, spread, bank)
 
+    def weigh(
+        self,
+        largest_distance: float,
+        to_neighbors: NDArray[np.float64],
+        values: NDArray[np.float32],
+        spread: PooledRows | None,
+        bank: PreparedBank,
+    ) -> BankScores:
+        """The score and map of a bank.
 
-def map_of(
-    distances: NDArray[np.float32],
-    spread: PooledRows | None,
-    options: M3dmOptions,
-    bank: str,
-) -> NDArray[np.float32]:
-    """(S, S) float32: the distances (L,) of the patches, on the grid of the anomaly map."""
-    if bank == "rgb" or spread is None:
-        side = math.isqrt(len(distances))
-        return scoring.upsample(distances.reshape(side, side), options.grid_size)
-    pixels = np.zeros(options.grid_size**2, np.float32)
-    pixels[spread.pixel_indices] = spread.rows.apply(distances[:, None])[:, 0]
-    return pixels.reshape(options.grid_size, options.grid_size)
+        Args:
+            largest_distance: Of a patch to its nearest row.
+            to_neighbors: (K,) of that patch to the neighbours of that row.
+            values: (L,) distances of the patches, or with a spread (P,) of the pixels.
+            spread: Which pixels, where the point groups are the patches.
+            bank: The bank.
+        """
+        options = self.options
+        score = scoring.reweight(
+            largest_distance,
+            to_neighbors,
+            num_channels=bank.rows.shape[1],
+            reweighting=options.reweighting,
+            weight_epsilon=options.weight_epsilon,
+            distance_divisor=options.distance_divisor,
+        )
+        if spread is None:
+            side = math.isqrt(len(values))
+            distance_map = scoring.upsample(values.reshape(side, side), options.grid_size)
+        else:
+            distance_map = np.zeros((options.grid_size, options.grid_size), np.float32)
+            distance_map.ravel()[spread.pixel_indices] = values
+        return BankScores(score, scoring.blur(distance_map, blur=options.blur))
 
 
 def decide(by_bank: Mapping[str, BankScores], options: M3dmOptions) -> M3dmScores:

@@ -8,8 +8,7 @@ torch, whose tensors hold the arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,28 +20,22 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.engines import DeviceEngine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.methods.branches.device_stream import DeviceStream, Tensor
-from mmad_fast.methods.branches.point_groups.cpu import PointBackends, PointGroups, require_points
-from mmad_fast.methods.branches.point_groups.device import DevicePointExtractor
-from mmad_fast.methods.branches.vit_tokens.device import DeviceRgbExtractor
+from mmad_fast.methods.branches.point_groups.extractor import PointBackends, PointExtractor
+from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
 from mmad_fast.methods.m3dm import scoring
-from mmad_fast.methods.m3dm.bank_queries import DistinctRows, distinct_rows
+from mmad_fast.methods.m3dm.bank_queries import DistinctRows, PatchFeatures, distinct_rows
 from mmad_fast.methods.m3dm.detector import (
     BankScores,
-    M3dmScores,
-    decide,
-    map_of,
+    M3dmPipeline,
+    PatchExtractor,
+    PatchFusion,
     read_banks,
 )
 from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmOptions
-from mmad_fast.ops.inverse_distance_interpolation import (
-    POOLED_ROWS_OP,
-    PooledRows,
-    pooled_interpolation_rows,
-)
+from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
 from mmad_fast.ops.nearest_neighbor_scoring import OP as SCORING_OP
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbor_scoring
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
 BLOCK_ROWS = 4096
@@ -50,47 +43,6 @@ BLOCK_ROWS = 4096
 
 NEIGHBOR_CANDIDATES = 16
 """Nearest rows by float32 distances that are measured again in float64."""
-
-
-@dataclass(frozen=True)
-class OpBackends:
-    """The backend of each of M3DM's own ops by name, chosen when a detector is made."""
-
-    pooled_rows: str
-    scoring: str
-
-    @classmethod
-    def resolve(cls) -> OpBackends:
-        """The first of each op that can run on a CUDA device.
-
-        Raises:
-            BackendUnavailableError: an op has none.
-        """
-        return cls(
-            pooled_rows=POOLED_ROWS_OP.resolve(device="cuda").name,
-            scoring=SCORING_OP.resolve(device="cuda").name,
-        )
-
-
-@dataclass(frozen=True)
-class DevicePatchFeatures:
-    """The features of one scan's patches on the device; see detector.PatchFeatures.
-
-    Attributes:
-        tokens: (T, C2) float32 tensor, or None where no bank reads them.
-        points: (P + 1, C3) float32 tensor, last the background's zeros; (G, C3) where the point
-            groups are the patches; None where no bank reads them.
-        patches: (P,) int64 on the host: the foreground patches.
-        fused_points, fused_tokens: What the feature fusion makes of both; None without it.
-        spread: Where the point groups are the patches: how each foreground pixel mixes them.
-    """
-
-    tokens: Tensor
-    points: Tensor
-    patches: NDArray[np.int64]
-    fused_points: Tensor
-    fused_tokens: Tensor
-    spread: PooledRows | None
 
 
 class Found(NamedTuple):
@@ -108,51 +60,52 @@ class Found(NamedTuple):
     neighbor_distances: Tensor
 
 
-class DevicePatchFusion:
+class DevicePatchFusion(PatchFusion):
     """The networks of the unsupervised feature fusion (UFF) on the device."""
 
+    _point: DeviceEngine
+    _rgb: DeviceEngine
+
     def __init__(self, point: DeviceEngine, rgb: DeviceEngine, stream: DeviceStream) -> None:
-        """Takes the graphs "uff_point" (rows (1, R, C3) -> fused (1, R, C3)) and "uff_rgb"
-        (rows (1, T, C2) -> fused (1, T, C2)), which run in the stream."""
-        self._point = point
-        self._rgb = rgb
+        """Takes the graphs of detector.PatchFusion, which run in the stream."""
+        super().__init__(point, rgb)
         self._stream = stream
 
-    def fuse_tokens(self, tokens: Tensor) -> Tensor:
-        """(T, C2) of tokens (T, C2)."""
-        return self._stream.run(self._rgb, rows=tokens[None])[0]
+    def fuse(self, features: PatchFeatures) -> PatchFeatures:
+        """The features with their fused parts."""
+        rows: Tensor = features.point_rows
+        tokens: Tensor = features.tokens
+        fused = self._stream.run(self._rgb, rows=tokens[None])[0]  # (T, C2)
+        return replace(features, fused_points=self._fuse_points(rows), fused_tokens=fused)
 
-    def fuse_points(self, points: Tensor) -> Tensor:
-        """(P + 1, C3) of points (P + 1, C3), as many at a time as the graph takes."""
+    def _fuse_points(self, point_rows: Tensor) -> Tensor:
+        """(P + 1, C3) of rows (P + 1, C3), as many at a time as the graph takes."""
         height = self._point.input_shapes["rows"][1]
-        padded = F.pad(points, (0, 0, 0, -len(points) % height))
+        padded = F.pad(point_rows, (0, 0, 0, -len(point_rows) % height))
         blocks = [
             self._stream.run(self._point, rows=block[None])[0] for block in padded.split(height)
         ]
-        return torch.cat(blocks)[: len(points)]
+        return torch.cat(blocks)[: len(point_rows)]
 
 
-class DeviceM3dmPipeline:
-    """A fitted M3DM detector on a CUDA device. `score` is thread-safe: scans share one stream."""
+class DevicePatchExtractor(PatchExtractor):
+    """As detector.PatchExtractor, in a stream; point rows end with the background's zeros."""
 
-    def __init__(
-        self,
-        rgb: DeviceRgbExtractor | None,
-        point: DevicePointExtractor | None,
-        fusion: DevicePatchFusion | None,
-        banks: Mapping[str, PreparedBank],
-        options: M3dmOptions,
-        stream: DeviceStream,
-    ) -> None:
-        """Use `from_artifact`. Extractors, fusion and banks are of the stream's device; None is for
-        what the banks do not read."""
-        self.options = options
-        self.backends = OpBackends.resolve()
-        self._rgb = rgb
-        self._point = point
-        self._fusion = fusion
-        self._banks = {name: banks[name] for name in options.banks}
-        self._stream = stream
+    place: DeviceStream
+
+    def _mix(self, rows: SparseRows, features: Tensor) -> Tensor:
+        """(P + 1, C3) point rows from the groups' features (G, C3)."""
+        return F.pad(mixed(rows, features), (0, 0, 0, 1))
+
+
+class DeviceM3dmPipeline(M3dmPipeline):
+    """A fitted M3DM detector on a CUDA device. `score` is thread-safe: scans share one stream.
+
+    The device works behind the host: a stage's time is that of handing its steps over and, where it
+    uploads or downloads, of waiting for the steps before it.
+    """
+
+    extractor: DevicePatchExtractor
 
     @classmethod
     def from_artifact(cls, artifact: Artifact, choice: EngineChoice) -> DeviceM3dmPipeline:
@@ -164,14 +117,15 @@ class DeviceM3dmPipeline:
             BackendUnavailableError: no such engine, or an op or the engine cannot use the device.
         """
         PointBackends.resolve(device="cuda")  # says what is missing before torch does
-        OpBackends.resolve()
+        for op in (POOLED_ROWS_OP, SCORING_OP):
+            op.resolve(device="cuda")
         options = M3dmOptions.from_manifest(artifact.manifest.parameters)
         stream = DeviceStream.new()
         rgb, point, fusion = None, None, None
         if options.reads_rgb:
-            rgb = DeviceRgbExtractor.from_artifact(artifact, choice, options, stream)
+            rgb = RgbExtractor.from_artifact(artifact, choice, options, stream)
         if options.reads_points:
-            point = DevicePointExtractor.from_artifact(artifact, choice, options, stream)
+            point = PointExtractor.from_artifact(artifact, choice, options, stream)
         if options.fuses:
             fusion = DevicePatchFusion(
                 stream.open_graph(choice, UFF_POINT_GRAPH),
@@ -183,82 +137,25 @@ class DeviceM3dmPipeline:
                 name: PreparedBank(upload_bank(bank.rows, stream.device))
                 for name, bank in read_banks(artifact, options).items()
             }
-        return cls(rgb, point, fusion, banks, options, stream)
+        extractor = DevicePatchExtractor(rgb, point, options, fusion, stream)
+        return cls(extractor, banks, options)
 
-    def score(self, prepared: PreparedScan, clock: StageClock) -> M3dmScores:
-        """The anomaly map and image score of a prepared scan.
+    def bank_scores(self, features: PatchFeatures, clock: StageClock) -> dict[str, BankScores]:
+        """What each bank says; all are searched before the host waits for the first."""
+        found = {name: self._search(name, features, clock) for name in self._banks}
+        return {name: self._weigh_found(name, found[name], features, clock) for name in self._banks}
 
-        The device works behind the host: a stage's time is that of handing its steps over and,
-        where it uploads or downloads, of waiting for the steps before it.
-
-        Raises:
-            EmptyScanError: the detector reads points, and there are fewer than one group holds.
-        """
-        if self._point is not None:
-            require_points(prepared, self.options.group_size)
-        with self._stream.current():
-            features = self.extract(prepared, clock)
-            found = {name: self._search(name, features, clock) for name in self._banks}
-            by_bank = {
-                name: self._bank_scores(name, found[name], features, clock) for name in found
-            }
-        with clock.stage("decision"):
-            return decide(by_bank, self.options)
-
-    def published_evaluation_maps(
-        self, anomaly_map: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(map for AUPRO, map for pixel AUROC): the public code rates the map itself in both."""
-        return anomaly_map, anomaly_map
-
-    def extract(self, prepared: PreparedScan, clock: StageClock) -> DevicePatchFeatures:
-        """The features of a prepared scan, with enough points, in the current stream."""
-        tokens, points, patches, spread = None, None, np.empty(0, np.int64), None
-        fused_points, fused_tokens = None, None
-        with clock.stage("upload"):  # all of it first: an upload waits for what was launched before
-            image = self._stream.upload(prepared.rgb[None])  # (1, 3, R, R)
-            cloud = self._stream.upload(prepared.points)  # (N, 3)
-        if self._point is not None:
-            groups = self._point.groups(cloud, clock)  # features (G, C3), weights (N, 3)
-            with clock.stage("patch_features"):
-                points, patches, spread = self._pool(groups, prepared)
-        if self._rgb is not None:
-            tokens = self._rgb.tokens(image, clock)  # (T, C2)
-        if self._fusion is not None:
-            with clock.stage("feature_fusion"):
-                fused_points = self._fusion.fuse_points(points)
-                fused_tokens = self._fusion.fuse_tokens(tokens)
-        return DevicePatchFeatures(tokens, points, patches, fused_points, fused_tokens, spread)
-
-    def _pool(
-        self, groups: PointGroups, prepared: PreparedScan
-    ) -> tuple[Tensor, NDArray[np.int64], PooledRows | None]:
-        """(points, patches, spread) of DevicePatchFeatures."""
-        features: Tensor = groups.features
-        patch_grid = self.options.patch_grid
-        pooled = pooled_interpolation_rows(
-            groups.weights,
-            prepared.pixel_indices,
-            num_centers=self.options.num_groups,
-            grid_size=prepared.grid_size,
-            output_size=patch_grid or prepared.grid_size,
-            backend=self.backends.pooled_rows,
-        )
-        if patch_grid is None:
-            return features, np.arange(len(features)), pooled
-        return F.pad(mixed(pooled.rows, features), (0, 0, 0, 1)), pooled.pixel_indices, None
-
-    def _search(self, name: str, features: DevicePatchFeatures, clock: StageClock) -> Found:
+    def _search(self, name: str, features: PatchFeatures, clock: StageClock) -> Found:
         """What the bank of that name answers, on the device."""
         bank = self._banks[name]
         with clock.stage(f"{name}_bank"):
             wanted = distinct_rows(features.patches, self.options, name)
-            owner = self._stream.upload(wanted.owner)  # (L,)
+            owner = self.extractor.place.upload(wanted.owner)  # (L,)
             queries = self._gather(features, wanted, is_fused=name == "fusion")
             mean, std = self.options.bank_scales[name]
             queries = ((queries - mean) / std).contiguous()  # (Q, C)
             nearest: tuple[Tensor, Tensor] = nearest_neighbor_scoring(
-                queries, bank, backend=self.backends.scoring
+                queries, bank, backend=self._scoring_backend
             )
             distances = nearest[0][owner]  # (L,)
         with clock.stage("reweighting"):
@@ -271,42 +168,28 @@ class DeviceM3dmPipeline:
             values = mixed(features.spread.rows, distances[:, None])[:, 0]  # (P,) pixels
         return Found(distances, values, neighbor_distances)
 
-    def _gather(
-        self, features: DevicePatchFeatures, wanted: DistinctRows, *, is_fused: bool
-    ) -> Tensor:
+    def _gather(self, features: PatchFeatures, wanted: DistinctRows, *, is_fused: bool) -> Tensor:
         """(Q, C) the wanted rows, raw; of both modalities side by side where both are wanted."""
-        points, tokens = features.points, features.tokens
-        if is_fused and self._fusion is not None:
+        points: Tensor = features.point_rows
+        tokens: Tensor = features.tokens
+        if is_fused and self.options.fuses:
             points, tokens = features.fused_points, features.fused_tokens
         parts = [
-            part[self._stream.upload(index)]
+            part[self.extractor.place.upload(index)]
             for part, index in ((points, wanted.point_index), (tokens, wanted.token_index))
             if index is not None
         ]
         return torch.cat(parts, dim=1)
 
-    def _bank_scores(
-        self, name: str, found: Found, features: DevicePatchFeatures, clock: StageClock
+    def _weigh_found(
+        self, name: str, found: Found, features: PatchFeatures, clock: StageClock
     ) -> BankScores:
         """The score and map of a bank, on the host."""
-        options = self.options
         with clock.stage("maps"):
             values = found.values.cpu().numpy()
-            score = scoring.reweight(
-                float(found.distances.max()),
-                found.neighbor_distances.cpu().numpy(),
-                num_channels=self._banks[name].rows.shape[1],
-                reweighting=options.reweighting,
-                weight_epsilon=options.weight_epsilon,
-                distance_divisor=options.distance_divisor,
-            )
-            if features.spread is None or name == "rgb":
-                distance_map = map_of(values, None, options, name)
-            else:
-                side = options.grid_size
-                distance_map = np.zeros((side, side), np.float32)
-                distance_map.ravel()[features.spread.pixel_indices] = values
-            return BankScores(score, scoring.blur(distance_map, blur=options.blur))
+            largest, to_neighbors = found.distances.max(), found.neighbor_distances.cpu().numpy()
+            spread = None if name == "rgb" else features.spread
+            return self.weigh(float(largest), to_neighbors, values, spread, self._banks[name])
 
 
 def mixed(rows: SparseRows, features: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mmad_fast.methods.branches.branch import BranchPart
-from mmad_fast.methods.branches.point_groups.cpu import PointExtractor
+from mmad_fast.methods.branches.point_groups.extractor import PointExtractor
 from mmad_fast.methods.branches.point_groups.graph import build_point_groups
-from mmad_fast.methods.branches.vit_tokens.cpu import RgbExtractor
+from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
 from mmad_fast.methods.branches.vit_tokens.graph import build_vit_tokens
 from mmad_fast.methods.family import Trained
 from mmad_fast.methods.feature_store import FeatureStore
@@ -24,7 +24,6 @@ from mmad_fast.methods.m3dm.fit_fusion import (
     fuse_patches,
     load_fusion,
     train_fusion,
-    uff_recipe,
 )
 from mmad_fast.methods.m3dm.memory_banks import (
     ScanRows,
@@ -56,8 +55,7 @@ class M3dmFit:
         options: M3dmOptions = task.options
         self._task = task
         self._options = options
-        self._decision = decision_recipe(options)  # refuses its part now
-        _ = uff_recipe(options, task.request.seed)
+        self._decision = decision_recipe(options)
         self._network = load_fusion(options)  # a missing file is found before the hours of work
         self._rgb: BranchPart[RgbExtractor] | None = None
         self._point: BranchPart[PointExtractor] | None = None

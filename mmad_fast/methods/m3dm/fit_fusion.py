@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from mmad_fast.methods.m3dm.networks import (
 from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmOptions
 from mmad_fast.methods.m3dm.uff_training import UffRecipe, train_uff
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS as POINT_TOKEN_CHANNELS
+from mmad_fast.whole_folder import fingerprint
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_fusion(options: M3dmOptions) -> FusionNetwork | None:
         point_channels=POINT_TOKEN_CHANNELS * len(options.point_layers),
         rgb_channels=get_rgb_spec(options.rgb_backbone).dim,
     )
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = fingerprint(path)["sha256"]
     source = {"name": "uff", "kind": "file", "detail": path.name, "sha256": sha256}
     return FusionNetwork(block, source, read_training_facts(path))
 

@@ -7,7 +7,6 @@ the other and only their distinct rows, which gives the same rows: see README.md
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,7 +21,6 @@ from mmad_fast.methods.fit_request import Progress
 from mmad_fast.methods.m3dm.bank_queries import normalize_rows
 from mmad_fast.ops.k_center_greedy import k_center_greedy
 
-CORESETS = ("code", "paper")
 CORESET_FRACTION = 0.1
 PROJECTION_EPS = 0.9
 """Distortion that the random projection may have; the published code's coreset_eps."""
@@ -51,19 +49,6 @@ class PatchRows(Protocol):
     def __getitem__(self, scan: int, /) -> ScanRows: ...
 
 
-@dataclass(frozen=True)
-class RowStatistics:
-    """Of all elements of all patches of the training scans.
-
-    Attributes:
-        mean: Of all elements.
-        std: Of all elements, unbiased.
-    """
-
-    mean: float
-    std: float
-
-
 def in_order_of_occurrence(rows: NDArray[np.float32], owner: NDArray[np.int64]) -> ScanRows:
     """The distinct rows of a scan in the order of the patches.
 
@@ -76,8 +61,8 @@ def in_order_of_occurrence(rows: NDArray[np.float32], owner: NDArray[np.int64]) 
     return ScanRows(rows[used[order]], counts[order].astype(np.int64))
 
 
-def measure_rows(scans: PatchRows) -> RowStatistics:
-    """Mean and standard deviation of the patches, in float64.
+def measure_rows(scans: PatchRows) -> Scale:
+    """Mean and (unbiased) standard deviation of all elements of all patches, in float64.
 
     Each scan's mean and squared deviations are merged into those before it, which loses no digits
     however many scans there are.
@@ -93,7 +78,7 @@ def measure_rows(scans: PatchRows) -> RowStatistics:
         deviations += gap**2 * num_elements * num_here / total
         mean += gap * num_here / total
         num_elements = total
-    return RowStatistics(mean, float(np.sqrt(deviations / max(1, num_elements - 1))))
+    return mean, float(np.sqrt(deviations / max(1, num_elements - 1)))
 
 
 def bank_scales(banks: Mapping[str, PatchRows], *, bank_norm: str) -> dict[str, Scale]:
@@ -112,12 +97,11 @@ def bank_scales(banks: Mapping[str, PatchRows], *, bank_norm: str) -> dict[str, 
     meant.
     """
     if bank_norm == "own" or tuple(banks) == ("rgb",):
-        measured = {name: measure_rows(scans) for name, scans in banks.items()}
-        scales = {name: (own.mean, own.std) for name, own in measured.items()}
+        scales = {name: measure_rows(scans) for name, scans in banks.items()}
     elif len(banks) == 1:
         scales = dict.fromkeys(banks, (0.0, 1.0))
     else:
-        shared = (measure_rows(banks["point"]).mean, measure_rows(banks["rgb"]).std)
+        shared = (measure_rows(banks["point"])[0], measure_rows(banks["rgb"])[1])
         scales = dict.fromkeys(banks, shared)
     for name, (_, std) in scales.items():
         if not std > 0:
@@ -175,19 +159,21 @@ def build_bank(
     Source: PatchCore's greedy coreset, as M3DM's code has it: sparse random projection to the
     Johnson-Lindenstrauss width, start at row 0, always the row farthest from the rows taken.
     """
-    projected, offsets = _project(
-        scans,
-        scale,
-        num_rows=num_rows,
-        seed=seed,
-        scratch=scratch,
-        progress=partial(progress, "projection"),
-    )
+    file_name, offsets = scratch / "projected.rows", [0]
+    transform: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    with ArrayFile(file_name) as file:
+        for scan in _each(scans):
+            if transform is None:
+                transform = _random_projection(num_rows, scan.rows.shape[1], seed)
+            file.append(transform(normalize_rows(scan.rows, scale)))
+            offsets.append(offsets[-1] + len(scan.rows))
+            progress("projection", len(file), len(scans))
+        projected = file.mapped()
     taken = k_center_greedy(projected, num_samples, progress=partial(progress, "coreset"))
     progress("coreset", num_samples, num_samples)
     del projected
-    (scratch / _PROJECTED_FILE).unlink()
-    return _gather(scans, taken, offsets, scale)
+    file_name.unlink()
+    return _gather(scans, taken, np.array(offsets, np.int64), scale)
 
 
 def finish_point_bank(bank: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -219,31 +205,6 @@ def as_stored(rows: NDArray[np.float32], bank: str, dtype: str) -> NDArray:
             "with bank_dtype='float32', or with bank_norm='own'"
         )
     return rows.astype(dtype, copy=False)
-
-
-_PROJECTED_FILE = "projected.rows"
-
-
-def _project(
-    scans: PatchRows,
-    scale: Scale,
-    *,
-    num_rows: int,
-    seed: int,
-    scratch: Path,
-    progress: Callable[[int, int], None],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(projected rows (N, d) of all scans, on disk; first row of each scan and N)."""
-    transform: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
-    offsets = [0]
-    with ArrayFile(scratch / _PROJECTED_FILE) as file:
-        for scan in _each(scans):
-            if transform is None:
-                transform = _random_projection(num_rows, scan.rows.shape[1], seed)
-            file.append(transform(normalize_rows(scan.rows, scale)))
-            offsets.append(offsets[-1] + len(scan.rows))
-            progress(len(file), len(scans))
-        return file.mapped(), np.array(offsets, np.int64)
 
 
 def _random_projection(

@@ -8,7 +8,6 @@ the switches of `ReferenceOptions` choose. How banks are built: reference_banks.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,17 +22,17 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from mmad_fast.artifact import Artifact
-from mmad_fast.errors import ArtifactError, EmptyScanError
+from mmad_fast.errors import ArtifactError
 from mmad_fast.methods.branches.point_groups import network as point_groups
 from mmad_fast.methods.branches.point_groups.reference import (
     DTYPES,
     DenseOptions,
-    farthest_points,
+    Geometry,
+    group_features,
+    in_dtype,
     interpolate,
     load_point_statistics,
-    nearest_groups,
     point_feature_map,
-    point_mae_features,
 )
 from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
 from mmad_fast.methods.family import Reference
@@ -58,9 +57,6 @@ _CDIST_MODES = {
 NUM_REWEIGHTING = 3
 """n_reweight of the public code: nearest bank rows of m*, itself among them."""
 BLUR_RADIUS = 4
-
-Geometry = tuple[Tensor, Tensor, Tensor]
-"""(centers (G, 3) of the groups, points (N, 3), pixels (N,) int64 of the points)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +101,8 @@ class ReferenceNetworks:
 
     def cast(self, dtype: torch.dtype) -> ReferenceNetworks:
         """Copies of the networks in dtype; itself where they are."""
-        networks = [n for n in (self.rgb, self.point, self.fusion) if n is not None]
-        if all(p.dtype == dtype for network in networks for p in network.parameters()):
-            return self
-        return ReferenceNetworks(
-            *(None if n is None else copy.deepcopy(n).to(dtype) for n in vars(self).values())
-        )
+        networks = vars(self).values()
+        return ReferenceNetworks(*(None if n is None else in_dtype(n, dtype) for n in networks))
 
 
 @dataclass(frozen=True)
@@ -213,38 +205,13 @@ def reference_patches(
         with clock.stage("rgb_tokens"):
             rows["rgb"] = networks.rgb(torch.from_numpy(prepared.rgb)[None].to(dtype))[0]  # (T, C2)
     if networks.point is not None:
-        features, geometry = _group_features(prepared, networks.point, options, clock)
+        features, geometry = group_features(prepared, networks.point, options, clock)
         with clock.stage("interpolation"):
             rows["point"] = _point_patches(features, geometry, options, prepared.grid_size)
     if "fusion" in detector.banks:
         with clock.stage("feature_fusion"):
             rows["fusion"] = fuse(rows["point"], rows["rgb"], networks.fusion)
     return DensePatches({name: rows[name] for name in detector.banks}, geometry)
-
-
-def _group_features(
-    prepared: PreparedScan, point: PointMae, options: ReferenceOptions, clock: StageClock
-) -> tuple[Tensor, Geometry]:
-    """(G, C3) features of the point groups, and the geometry of DensePatches."""
-    if len(prepared.points) < options.group_size:
-        raise EmptyScanError(
-            f"scan {prepared.name!r} has {len(prepared.points)} foreground points, the reference "
-            f"needs at least {options.group_size}; check the scan's background and unit"
-        )
-    points = torch.from_numpy(prepared.points)
-    with clock.stage("sampling"):
-        center_indices = farthest_points(
-            points, options.num_groups, skip_near_origin=options.skip_near_origin
-        )
-    points = points.to(DTYPES[options.dtype])
-    centers = points[center_indices]  # (G, 3)
-    with clock.stage("grouping"):
-        groups = nearest_groups(
-            points, centers, options.group_size, knn_ties=options.knn_ties
-        )  # (G, K, 3)
-    with clock.stage("point_features"):
-        features = point_mae_features(point, groups, centers)  # (G, C3)
-    return features, (centers, points, torch.from_numpy(prepared.pixel_indices))
 
 
 def _point_patches(

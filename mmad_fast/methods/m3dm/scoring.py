@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from mmad_fast.preprocess.resizing import bilinear_taps
+
 Map = NDArray[np.float32]
 
 NUM_NEIGHBORS = 2
@@ -83,24 +85,13 @@ def upsample(distances: Map, size: int) -> Map:
         size: Side of the result in pixels.
     """
     (rows0, rows1, weights), (columns0, columns1, column_weights) = (
-        _linear_weights(length, size) for length in distances.shape
+        bilinear_taps(size, length) for length in distances.shape
     )
     wide = distances[:, columns0] * (1 - column_weights)
     wide += distances[:, columns1] * column_weights  # (H, size)
     result: Map = wide[rows0] * (1 - weights)[:, None]
     result += wide[rows1] * weights[:, None]
     return result
-
-
-def _linear_weights(
-    length: int, size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """(lower index, upper index, weight of the upper one) of each of `size` output positions;
-    positions are float32, as torch's."""
-    positions = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(length / size)
-    positions = np.maximum(positions - np.float32(0.5), np.float32(0))
-    lower = np.minimum(positions.astype(np.int64), length - 1)
-    return lower, np.minimum(lower + 1, length - 1), positions - lower.astype(np.float32)
 
 
 def blur(distance_map: Map, *, blur: str) -> Map:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmad_fast.errors import EmptyScanError, InvalidInputError, MmadFastError
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures
 from mmad_fast.methods.m3dm.contrastive_loss import (
     PAIRINGS,
-    ScanPatches,
     in_blocks,
     info_nce,
     paired_tokens,
@@ -44,7 +44,7 @@ class ScanStore(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> ScanPatches: ...
+    def __getitem__(self, index: int, /) -> PatchFeatures: ...
 
 
 @dataclass(frozen=True)

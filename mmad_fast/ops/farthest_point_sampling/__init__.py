@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
 from mmad_fast.ops.farthest_point_sampling.backends import OP
-from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.point_index import PointIndex, read_cloud
+from mmad_fast.ops.registry import device_of
 from mmad_fast.validation import check_integer, check_rows
 
 __all__ = ["OP", "farthest_point_sampling"]
@@ -51,27 +49,12 @@ def farthest_point_sampling(
     as in pointnet2_ops, which M3DM and CFM use. That library breaks ties by thread number; we take
     the lowest index.
     """
-    if is_device_array(points):
-        PointIndex.refuse_for_device(index)
-        return _on_device(points, num_samples, start_index, skip_near_origin, backend)
-    index = PointIndex.of(points, index)
-    check_rows(index.points, "points", minimum=1)
+    implementation = OP.resolve(backend, device=device_of(points))
+    cloud = read_cloud(points, index)
+    check_rows(cloud, "points", minimum=1)
     num_samples = check_integer(num_samples, "num_samples", minimum=1)
-    start_index = check_integer(
-        start_index, "start_index", minimum=0, maximum=len(index.points) - 1
-    )
-    indices: NDArray[np.int64] = OP.resolve(backend).function(
-        index, num_samples, start_index, bool(skip_near_origin)
+    start_index = check_integer(start_index, "start_index", minimum=0, maximum=len(cloud) - 1)
+    indices: NDArray[np.int64] = implementation.function(
+        cloud, num_samples, start_index, bool(skip_near_origin)
     )
     return indices
-
-
-def _on_device(
-    points: Any, num_samples: int, start_index: int, skip_near_origin: bool, backend: str
-) -> Any:
-    implementation = OP.resolve(backend, device="cuda")
-    array = read_device_array(points, "points", shape=(None, 3))
-    check_rows(array, "points", minimum=1)
-    num_samples = check_integer(num_samples, "num_samples", minimum=1)
-    start_index = check_integer(start_index, "start_index", minimum=0, maximum=len(array) - 1)
-    return implementation.function(array, num_samples, start_index, bool(skip_near_origin))

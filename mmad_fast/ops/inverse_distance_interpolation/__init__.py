@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.device_arrays import DeviceArray, is_device_array, read_device_array
 from mmad_fast.ops.inverse_distance_interpolation.backends import DENSE_OP, OP, POOLED_ROWS_OP
-from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.point_index import PointIndex, read_cloud, refuse_index
+from mmad_fast.ops.registry import device_of
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.validation import check_float_matrix, check_indices, check_integer, check_rows
 
@@ -82,12 +83,13 @@ def inverse_distance_weights(
     CFM. Their squared distances come from the expanded form in float32, which is noise at points
     that are centres; ours are direct differences.
     """
-    if is_device_array(points):
-        PointIndex.refuse_for_device(index)
-        return _weights_on_device(points, centers, backend)
-    index = PointIndex.of(points, index)
-    centers = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
-    return InterpolationWeights(*OP.resolve(backend).function(index, centers))
+    implementation = OP.resolve(backend, device=device_of(points))
+    cloud = read_cloud(points, index)
+    if isinstance(cloud, PointIndex):
+        center_rows: Any = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
+    else:
+        center_rows = _read_centers(centers, cloud)
+    return InterpolationWeights(*implementation.function(cloud, center_rows))
 
 
 def inverse_distance_interpolation(
@@ -114,14 +116,25 @@ def inverse_distance_interpolation(
 
     Source: as `inverse_distance_weights`.
     """
+    implementation = DENSE_OP.resolve(backend, device=device_of(features))
+    rows: Any
+    center_rows: Any
+    cloud: Any
     if is_device_array(features):
-        PointIndex.refuse_for_device(index)
-        return _dense_on_device(features, centers, points, backend)
-    features = check_float_matrix(features, "features")
-    index = PointIndex.of(points, index)
-    centers = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
-    _check_features(len(features), len(centers))
-    dense: NDArray[np.float32] = DENSE_OP.resolve(backend).function(features, centers, index)
+        refuse_index(index)
+        rows = read_device_array(features, "features", shape=(None, None))
+        center_rows = _read_centers(centers, rows)
+        cloud = read_device_array(points, "points", shape=(None, 3), like=rows)
+    else:
+        rows = check_float_matrix(features, "features")
+        cloud = PointIndex.of(points, index)
+        center_rows = check_float_matrix(centers, "centers", num_columns=3, min_rows=3)
+    if len(rows) != len(center_rows):
+        raise InvalidInputError(
+            f"features has {len(rows)} rows and there are {len(center_rows)} centers; each centre "
+            "needs one row of features"
+        )
+    dense: NDArray[np.float32] = implementation.function(rows, center_rows, cloud)
     return dense
 
 
@@ -191,21 +204,6 @@ def pooled_interpolation_rows(
     return PooledRows(SparseRows(offsets, columns, row_values, num_centers), pixels)
 
 
-def _weights_on_device(points: Any, centers: Any, backend: str) -> InterpolationWeights:
-    implementation = OP.resolve(backend, device="cuda")
-    array = read_device_array(points, "points", shape=(None, 3))
-    return InterpolationWeights(*implementation.function(array, _read_centers(centers, array)))
-
-
-def _dense_on_device(features: Any, centers: Any, points: Any, backend: str) -> Any:
-    implementation = DENSE_OP.resolve(backend, device="cuda")
-    feature_array = read_device_array(features, "features", shape=(None, None))
-    center_array = _read_centers(centers, feature_array)
-    point_array = read_device_array(points, "points", shape=(None, 3), like=feature_array)
-    _check_features(len(feature_array), len(center_array))
-    return implementation.function(feature_array, center_array, point_array)
-
-
 def _pooled_on_device(
     weights: InterpolationWeights,
     pixel_indices: NDArray[np.int64],
@@ -226,11 +224,3 @@ def _read_centers(centers: Any, like: DeviceArray) -> DeviceArray:
     array = read_device_array(centers, "centers", shape=(None, 3), like=like)
     check_rows(array, "centers", minimum=3)
     return array
-
-
-def _check_features(num_features: int, num_centers: int) -> None:
-    if num_features != num_centers:
-        raise InvalidInputError(
-            f"features has {num_features} rows and there are {num_centers} centers; each centre "
-            "needs one row of features"
-        )

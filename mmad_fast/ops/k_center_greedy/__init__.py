@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
 from mmad_fast.ops.k_center_greedy.backends import OP
+from mmad_fast.ops.registry import device_of
 from mmad_fast.validation import check_float_matrix, check_integer, check_rows
 
 __all__ = ["OP", "k_center_greedy"]
@@ -53,34 +54,21 @@ def k_center_greedy(
     Source: the greedy coreset of PatchCore (Roth et al., 2022), section 3.2, as M3DM takes it
         (method facts 5.3), whose float16 distances on the GPU make ties that are none.
     """
+    implementation = OP.resolve(backend, device=device_of(rows))
+    matrix: Any
     if is_device_array(rows):
-        return _on_device(rows, num_samples, start, backend, progress)
-    implementation = OP.resolve(backend)
-    matrix = check_float_matrix(rows, "rows", min_rows=1)
-    _check_columns(matrix.shape)
+        matrix = read_device_array(rows, "rows", shape=(None, None), dtypes=("float32", "float16"))
+    else:
+        matrix = check_float_matrix(rows, "rows")
+    check_rows(matrix, "rows", minimum=1)
+    if matrix.shape[1] == 0:
+        raise InvalidInputError(f"rows have shape {matrix.shape}; at least 1 column is needed")
     num_samples = check_integer(num_samples, "num_samples", minimum=1)
     start = check_integer(start, "start", minimum=0, maximum=len(matrix) - 1)
     indices: NDArray[np.int64] = implementation.function(
         matrix, num_samples, start, _report(progress, num_samples)
     )
     return indices
-
-
-def _on_device(
-    rows: Any, num_samples: int, start: int, backend: str, progress: Progress | None
-) -> Any:
-    implementation = OP.resolve(backend, device="cuda")
-    array = read_device_array(rows, "rows", shape=(None, None), dtypes=("float32", "float16"))
-    check_rows(array, "rows", minimum=1)
-    _check_columns(array.shape)
-    num_samples = check_integer(num_samples, "num_samples", minimum=1)
-    start = check_integer(start, "start", minimum=0, maximum=len(array) - 1)
-    return implementation.function(array, num_samples, start, _report(progress, num_samples))
-
-
-def _check_columns(shape: tuple[int, ...]) -> None:
-    if shape[1] == 0:
-        raise InvalidInputError(f"rows have shape {shape}; at least 1 column is needed")
 
 
 def _report(progress: Progress | None, num_samples: int) -> Callable[[int], None]:

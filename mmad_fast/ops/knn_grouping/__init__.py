@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.gpu.device_arrays import is_device_array, read_device_array
+from mmad_fast.gpu.device_arrays import read_device_array
 from mmad_fast.ops.knn_grouping.backends import OP
-from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.point_index import PointIndex, read_cloud
+from mmad_fast.ops.registry import device_of
 from mmad_fast.validation import check_indices, check_integer
 
 __all__ = ["OP", "KnnGroups", "knn_grouping"]
@@ -52,9 +52,6 @@ def knn_grouping(
             For NumPy arrays only.
         backend: "auto", or one of the names that `OP` knows.
 
-    Returns:
-        indices (G, K) and centred groups (G, K, 3).
-
     Raises:
         InvalidInputError: points are no finite (N, 3) float array; center_indices are no integers,
             none, or out of range; num_neighbors < 1 or more than there are points; index is of
@@ -64,33 +61,26 @@ def knn_grouping(
 
     Source: the grouping of Point-MAE (Pang et al., 2022), section 3.1, as M3DM and CFM use it.
     """
-    if is_device_array(points):
-        PointIndex.refuse_for_device(index)
-        return _on_device(points, center_indices, num_neighbors, backend)
-    index = PointIndex.of(points, index)
-    num_points = len(index.points)
+    implementation = OP.resolve(backend, device=device_of(points))
+    cloud = read_cloud(points, index)
+    num_points = len(cloud)
     num_neighbors = _check_neighbors(num_neighbors, num_points)
-    center_indices = check_indices(
-        center_indices, "center_indices", limit=num_points, of="the points"
-    )
-    _check_centers(center_indices)
-    return KnnGroups(*OP.resolve(backend).function(index, center_indices, num_neighbors))
-
-
-def _on_device(points: Any, center_indices: Any, num_neighbors: int, backend: str) -> KnnGroups:
-    implementation = OP.resolve(backend, device="cuda")
-    array = read_device_array(points, "points", shape=(None, 3))
-    num_neighbors = _check_neighbors(num_neighbors, len(array))
-    if num_neighbors > MAX_NEIGHBORS_ON_DEVICE:
+    if isinstance(cloud, PointIndex):
+        centers: Any = check_indices(
+            center_indices, "center_indices", limit=num_points, of="the points"
+        )
+    elif num_neighbors > MAX_NEIGHBORS_ON_DEVICE:
         raise InvalidInputError(
             f"num_neighbors is {num_neighbors}; on a CUDA device it must be at most "
             f"{MAX_NEIGHBORS_ON_DEVICE}: take fewer, or bring the points to the host"
         )
-    centers = read_device_array(
-        center_indices, "center_indices", shape=(None,), dtypes=("int64", "int32"), like=array
-    ).as_int64()
-    _check_centers(centers)
-    return KnnGroups(*implementation.function(array, centers, num_neighbors))
+    else:
+        centers = read_device_array(
+            center_indices, "center_indices", shape=(None,), dtypes=("int64", "int32"), like=cloud
+        ).as_int64()
+    if len(centers) == 0:
+        raise InvalidInputError("center_indices is empty; at least 1 centre is needed")
+    return KnnGroups(*implementation.function(cloud, centers, num_neighbors))
 
 
 def _check_neighbors(num_neighbors: int, num_points: int) -> int:
@@ -101,8 +91,3 @@ def _check_neighbors(num_neighbors: int, num_points: int) -> int:
             f"{num_neighbors} are needed: give a larger cloud or a smaller num_neighbors"
         )
     return num_neighbors
-
-
-def _check_centers(center_indices: Sized) -> None:
-    if len(center_indices) == 0:
-        raise InvalidInputError("center_indices is empty; at least 1 centre is needed")

@@ -143,9 +143,6 @@ def nearest_neighbor_scoring(
             cost; either may be float16.
         backend: "auto", or a name of the table in backends.py.
 
-    Returns:
-        distances (Q,) float32 and indices (Q,) int64; ties go to the lowest index.
-
     Raises:
         InvalidInputError: an array that is not a matrix of finite floats, an empty bank, or queries
             and bank with different numbers of columns; only one of both on a CUDA device, or not

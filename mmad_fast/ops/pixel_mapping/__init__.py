@@ -31,7 +31,8 @@ def pixel_mapping(
     *,
     backend: str = "auto",
 ) -> NDArray[np.float32]:
-    """The discrepancy psi of every pixel between the network's prediction and the target feature.
+    """(P,) float32 in [0, 2]: the discrepancy psi of every pixel between the network's prediction
+    and the target feature.
 
     psi = || l2n(network(E_source)) - l2n(E_target) ||_2 with E = rows.apply(features) and
     l2n(x) = x / max(|x|, 1e-12). A pixel whose rows are empty has E = 0, and l2n(0) = 0.
@@ -47,9 +48,6 @@ def pixel_mapping(
             uploaded once, for float32 arithmetic; a DeviceMappingNetwork (made by `device_network`
             in device_network.py) has a precision of its own.
         backend: "auto", or a name of the table in backends.py.
-
-    Returns:
-        (P,) float32 in [0, 2].
 
     Raises:
         InvalidInputError: features that are not matrices of finite floats; rows that do not fit

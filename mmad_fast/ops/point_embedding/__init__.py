@@ -19,7 +19,7 @@ __all__ = ["OP", "TOKEN_CHANNELS", "EmbedderWeights", "point_embedding"]
 def point_embedding(
     groups: NDArray[np.float32], embedder: EmbedderWeights, *, backend: str = "auto"
 ) -> NDArray[np.float32]:
-    """The token of every group.
+    """(G, 384) float32: the token of every group.
 
     With the norms' arrays in `embedder` a token depends on all groups, by the statistics of their
     points; without them on its own group alone.
@@ -29,9 +29,6 @@ def point_embedding(
             CUDA device the tokens are there, too, and contents are not checked.
         embedder: The weights.
         backend: "auto", or one of the names that `OP` knows.
-
-    Returns:
-        (G, 384) float32.
 
     Raises:
         InvalidInputError: groups are no finite (G, K, 3) float array with a point per group;

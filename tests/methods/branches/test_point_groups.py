@@ -13,9 +13,15 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, WeightsError
-from mmad_fast.methods.branches.point_groups.cpu import GRAPH, PointExtractor, point_channels
+from mmad_fast.methods.branches.point_groups.extractor import (
+    GRAPH,
+    PointExtractor,
+    point_channels,
+    require_points,
+)
 from mmad_fast.methods.branches.point_groups.graph import build_point_groups
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, POINT_STATISTICS_PREFIX
+from mmad_fast.methods.cfm.detector import CfmPipeline
 from mmad_fast.methods.fit_request import FitTask
 from mmad_fast.ops.inverse_distance_interpolation import inverse_distance_interpolation
 from mmad_fast.scan import PreparedScan, Scan
@@ -25,7 +31,7 @@ from mmad_fast.stage_clock import StageClock
 def test_groups_of_a_scan(artifact: Artifact, choice: EngineChoice, prepared: PreparedScan):
     point = PointExtractor.from_artifact(artifact, choice, TINY_PARAMETERS)
     clock = StageClock()
-    groups = point.groups(prepared, clock)
+    groups = point.groups(prepared.points, clock)
     assert groups.features.shape == (NUM_GROUPS, POINT_DIM)
     assert point_channels(artifact) == POINT_DIM
     assert groups.features.dtype == np.float32
@@ -61,7 +67,7 @@ def test_the_weights_are_those_of_the_groups_centres(
 
     choice = replace(choice, wrap=see)
     point = PointExtractor.from_artifact(artifact, choice, TINY_PARAMETERS)
-    groups = point.groups(prepared, StageClock())
+    groups = point.groups(prepared.points, StageClock())
     assert names == [GRAPH]
     expected = inverse_distance_interpolation(groups.features, seen["centers"][0], prepared.points)
     mixed = groups.features[groups.weights.indices] * groups.weights.weights[..., None]
@@ -76,9 +82,11 @@ def test_a_graph_that_does_not_fit_the_manifest(artifact: Artifact, choice: Engi
 
 def test_too_few_points(artifact: Artifact, choice: EngineChoice, prepared: PreparedScan):
     few = replace(prepared, points=prepared.points[:15], pixel_indices=prepared.pixel_indices[:15])
-    point = PointExtractor.from_artifact(artifact, choice, TINY_PARAMETERS)
     with pytest.raises(EmptyScanError, match="15 foreground points .* needs at least 16"):
-        point.groups(few, StageClock())
+        require_points(few, TINY_PARAMETERS.group_size)
+    detector = CfmPipeline.from_artifact(artifact, choice)
+    with pytest.raises(EmptyScanError, match="15 foreground points .* needs at least 16"):
+        detector.score(few, StageClock())
 
 
 def test_it_is_built_without_the_weights_of_other_branches(make_task: Callable[..., FitTask]):
@@ -108,7 +116,7 @@ def test_calibrated_statistics_are_kept_for_the_reference(
     part = build_point_groups(make_task([empty, dome], batch_norm="calibrated"))
     assert any(name.startswith(POINT_STATISTICS_PREFIX) for name in part.tensors)
     prepared = make_prepared_dome(1, rgb_size=56, grid_size=56)
-    assert part.extractor.groups(prepared, StageClock()).features.shape == (32, 384)
+    assert part.extractor.groups(prepared.points, StageClock()).features.shape == (32, 384)
     for scans in ([], [empty]):
         with pytest.raises(EmptyScanError, match="none of the training scans used for batch_norm"):
             build_point_groups(make_task(scans, batch_norm="calibrated"))

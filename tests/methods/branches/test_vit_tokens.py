@@ -15,7 +15,7 @@ from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, InvalidInputError, WeightsError
 from mmad_fast.methods.branches.vit_tokens import BRANCH
-from mmad_fast.methods.branches.vit_tokens.cpu import GRAPH, RgbExtractor, tokens_shape
+from mmad_fast.methods.branches.vit_tokens.extractor import GRAPH, RgbExtractor, tokens_shape
 from mmad_fast.methods.branches.vit_tokens.graph import build_vit_tokens
 from mmad_fast.methods.branches.vit_tokens.network import build_network
 from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
@@ -40,7 +40,7 @@ def test_the_options_constants_are_those_of_the_network(name: str):
 def test_tokens_of_a_scan(artifact: Artifact, choice: EngineChoice, prepared: PreparedScan):
     rgb = RgbExtractor.from_artifact(artifact, choice, TINY_PARAMETERS)
     clock = StageClock()
-    tokens = rgb.tokens(prepared, clock)
+    tokens = rgb.tokens(prepared.rgb[None], clock)
     assert tokens.shape == (TOKEN_GRID**2, RGB_DIM)
     assert (1, *tokens.shape) == tokens_shape(artifact)
     assert tokens.dtype == np.float32
@@ -75,7 +75,7 @@ def test_it_is_built_without_the_weights_of_other_branches(make_task: Callable[.
     prepared = PreparedScan(
         image, image.T, image.reshape(-1, 3), np.empty(0, np.int64), (392, 392), (0, 0, 0, 0), ""
     )
-    assert part.extractor.tokens(prepared, StageClock()).shape == (28**2, 384)
+    assert part.extractor.tokens(prepared.rgb[None], StageClock()).shape == (28**2, 384)
     with pytest.raises(WeightsError, match="missing.pth"):
         build_vit_tokens(make_task([], rgb_weights="missing.pth"))
 

@@ -16,7 +16,7 @@ from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.export.quantization import quantize_graph
 from mmad_fast.methods.branches.branch import BranchPart
 from mmad_fast.methods.branches.point_groups import BRANCH
-from mmad_fast.methods.branches.point_groups.cpu import GRAPH, PointExtractor
+from mmad_fast.methods.branches.point_groups.extractor import GRAPH, PointExtractor
 from mmad_fast.methods.branches.point_groups.network import build_network
 from mmad_fast.methods.branches.point_groups.options import (
     EMBEDDER_PREFIX,

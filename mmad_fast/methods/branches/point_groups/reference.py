@@ -3,16 +3,20 @@ the references of all methods begin with. Imports nothing from the fast code."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmad_fast.errors import EmptyScanError
 from mmad_fast.methods.branches.point_groups.options import POINT_STATISTICS_PREFIX
+from mmad_fast.scan import PreparedScan
+from mmad_fast.stage_clock import StageClock
 
 if TYPE_CHECKING:
     from mmad_fast.backbones.group_embedder import GroupEmbedder
@@ -48,6 +52,49 @@ class DenseOptions:
     idw_weights: str = "squared"
     idw_distance: str = "direct"
     dtype: str = "float32"
+
+
+Geometry = tuple[Tensor, Tensor, Tensor]
+"""(centers (G, 3) of the groups, points (N, 3), pixels (N,) int64 of the points)."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def in_dtype(network: Network, dtype: torch.dtype) -> Network:
+    """A copy of the network in dtype; itself where it is."""
+    if all(parameter.dtype == dtype for parameter in network.parameters()):
+        return network
+    return copy.deepcopy(network).to(dtype)
+
+
+def group_features(
+    prepared: PreparedScan, point: PointMae, options: DenseOptions, clock: StageClock
+) -> tuple[Tensor, Geometry]:
+    """(G, C3) features of a scan's point groups, and where these are; in the options' dtype.
+
+    Raises:
+        EmptyScanError: fewer foreground points than one group holds, where the published code
+            crashes.
+    """
+    if len(prepared.points) < options.group_size:
+        raise EmptyScanError(
+            f"scan {prepared.name!r} has {len(prepared.points)} foreground points, the reference "
+            f"needs at least {options.group_size}; check the scan's background and unit"
+        )
+    points = torch.from_numpy(prepared.points)
+    with clock.stage("sampling"):
+        center_indices = farthest_points(
+            points, options.num_groups, skip_near_origin=options.skip_near_origin
+        )
+    points = points.to(DTYPES[options.dtype])
+    centers = points[center_indices]  # (G, 3)
+    with clock.stage("grouping"):
+        groups = nearest_groups(
+            points, centers, options.group_size, knn_ties=options.knn_ties
+        )  # (G, K, 3)
+    with clock.stage("point_features"):
+        features = point_mae_features(point, groups, centers)  # (G, C3)
+    return features, (centers, points, torch.from_numpy(prepared.pixel_indices))
 
 
 def load_point_statistics(point: PointMae, tensors: Mapping[str, NDArray]) -> None:

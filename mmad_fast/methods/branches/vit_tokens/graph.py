@@ -12,7 +12,7 @@ from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.export.quantization import quantize_graph
 from mmad_fast.methods.branches.branch import BranchPart
 from mmad_fast.methods.branches.vit_tokens import BRANCH
-from mmad_fast.methods.branches.vit_tokens.cpu import GRAPH, RgbExtractor
+from mmad_fast.methods.branches.vit_tokens.extractor import GRAPH, RgbExtractor
 from mmad_fast.methods.branches.vit_tokens.network import build_network
 from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
 from mmad_fast.methods.fit_request import FitTask

@@ -1,9 +1,10 @@
-"""The run half of the branch on the CPU: from points to the features of their groups. Needs no
-torch."""
+"""The run half of the branch: from points to the features of their groups. Needs no torch on the
+CPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import EmptyScanError
-from mmad_fast.methods.branches.branch import check_inputs
+from mmad_fast.gpu.device_arrays import is_device_array
+from mmad_fast.methods.branches.branch import HOST, Place, check_inputs
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, PointGroupOptions
 from mmad_fast.ops.farthest_point_sampling import OP as SAMPLING_OP
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -76,12 +78,12 @@ class EmbeddedGroups:
     Attributes:
         tokens: (G, 384) float32.
         centers: (G, 3) float32 metres.
-        index: Of the points.
+        index: Of the points; None on a CUDA device.
     """
 
     tokens: NDArray[np.float32]
     centers: NDArray[np.float32]
-    index: PointIndex
+    index: PointIndex | None
 
     @property
     def graph_inputs(self) -> dict[str, NDArray]:
@@ -96,9 +98,9 @@ def embed_groups(
     backends: PointBackends,
     clock: StageClock,
 ) -> EmbeddedGroups:
-    """The groups of points (N, 3), N at least `group_size`."""
+    """The groups of points (N, 3), N at least `group_size`; where the points are."""
     with clock.stage("sampling"):
-        index = PointIndex(points)
+        index = None if is_device_array(points) else PointIndex(points)
         center_indices = farthest_point_sampling(
             points,
             options.num_groups,
@@ -106,66 +108,67 @@ def embed_groups(
             index=index,
             backend=backends.sampling,
         )
+        centers = points[center_indices]  # (G, 3)
     with clock.stage("grouping"):
         groups = knn_grouping(
             points, center_indices, options.group_size, index=index, backend=backends.grouping
         ).groups
     with clock.stage("point_embedding"):
         tokens = point_embedding(groups, embedder, backend=backends.embedding)
-    return EmbeddedGroups(tokens, points[center_indices], index)
+    return EmbeddedGroups(tokens, centers, index)
 
 
 class PointExtractor:
     """The frozen point backbone and the geometry around it. `groups` is thread-safe."""
 
     def __init__(
-        self, engine: Engine, embedder: EmbedderWeights, options: PointGroupOptions
+        self,
+        engine: Engine,
+        embedder: EmbedderWeights,
+        options: PointGroupOptions,
+        place: Place = HOST,
     ) -> None:
         """Takes the graph "points" (tokens (1, G, 384), centers (1, G, 3) -> features
-        (1, G, C3)), and the embedder that makes its tokens."""
-        self.backends = PointBackends.resolve()
+        (1, G, C3)), the embedder that makes its tokens, and where both run."""
+        self.backends = PointBackends.resolve(device=place.device_kind)
+        self._place = place
         self._engine = engine
         self._embedder = embedder
         self._options = options
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, choice: EngineChoice, options: PointGroupOptions
+        cls,
+        artifact: Artifact,
+        choice: EngineChoice,
+        options: PointGroupOptions,
+        place: Place = HOST,
     ) -> PointExtractor:
         """The point backbone in an artifact, run as the choice says.
 
         Raises:
             ArtifactError: the graph does not fit the options, or a tensor is missing.
-            BackendUnavailableError: no such engine, or an op cannot run here.
+            BackendUnavailableError: no such engine, or it or an op cannot run there.
         """
-        graph = choice.open(GRAPH)
-        check_graph(artifact, graph, options)
+        graph = place.open_graph(choice, GRAPH)
+        num_groups = options.num_groups
+        wanted = {"tokens": (1, num_groups, TOKEN_CHANNELS), "centers": (1, num_groups, 3)}
+        check_inputs(artifact, graph, wanted)
         embedder = EmbedderWeights.from_tensors(artifact.tensors(), EMBEDDER_PREFIX)
-        return cls(graph, embedder, options)
+        return cls(graph, embedder, options, place)
 
-    def groups(self, prepared: PreparedScan, clock: StageClock) -> PointGroups:
-        """The features of a prepared scan's point groups.
-
-        Raises:
-            EmptyScanError: fewer foreground points than one group holds.
-        """
-        options, points, backends = self._options, prepared.points, self.backends
-        require_points(prepared, options.group_size)
-        embedded = embed_groups(points, self._embedder, options, backends, clock)
+    def groups(self, points: Any, clock: StageClock) -> PointGroups:
+        """The features of the groups of points (N, 3), where both run; N is at least `group_size`,
+        see require_points."""
+        backends = self.backends
+        embedded = embed_groups(points, self._embedder, self._options, backends, clock)
         with clock.stage("point_features"):
-            features = self._engine.run(embedded.graph_inputs)["features"][0]  # (G, C3)
+            features = self._place.run(self._engine, **embedded.graph_inputs)[0]  # (G, C3)
         with clock.stage("interpolation"):
             weights = inverse_distance_weights(
                 points, embedded.centers, index=embedded.index, backend=backends.interpolation
             )
         return PointGroups(features, weights)
-
-
-def check_graph(artifact: Artifact, graph: Engine, options: PointGroupOptions) -> None:
-    """Raises ArtifactError where the graph "points" does not fit the manifest's options."""
-    num_groups = options.num_groups
-    wanted = {"tokens": (1, num_groups, TOKEN_CHANNELS), "centers": (1, num_groups, 3)}
-    check_inputs(artifact, graph, wanted)
 
 
 def require_points(prepared: PreparedScan, group_size: int) -> None:
