@@ -80,11 +80,9 @@ class DevicePipeline:
 
     @contextmanager
     def _sampling(self) -> Iterator[None]:
-        module = sys.modules[self._pipeline.__module__]
-        if self._sample is None or not hasattr(module, "farthest_points"):
-            yield
-            return
-        with patch.object(module, "farthest_points", self._sample):
+        from mmad_fast.methods.branches.point_groups import reference
+
+        with patch.object(reference, "farthest_points", self._sample or reference.farthest_points):
             yield
 
 

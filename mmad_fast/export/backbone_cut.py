@@ -11,7 +11,6 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
 from mmad_fast.backbones.table import get_rgb_spec
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import InvalidInputError
@@ -143,6 +142,8 @@ def export_cut(
         MissingDependencyError: torch, onnx or onnxscript is not installed.
         MmadFastError: the graph does not give what torch gives.
     """
+    from mmad_fast.backbones import build_point_backbone, build_rgb_backbone
+
     if cut.backbone != POINT_MAE:
         from mmad_fast.methods.branches.vit_tokens.graph import export_tokens
 

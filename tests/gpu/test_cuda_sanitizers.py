@@ -89,7 +89,10 @@ for seed in range(4):
 
 def test_the_kernels_pass(watched: dict[str, str]) -> None:
     tests = [str(path) for path in sorted((emulation.ROOT / "tests/ops").glob("test_*_cuda.py"))]
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", QUICK_TESTS, *tests]
+    # Hypothesis' plugin would import the package after the kernels ran, deep in the stack, where
+    # AddressSanitizer still has marks of frames that exceptions ended, and takes them for a fault.
+    plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    arguments = ["-m", "pytest", "-q", *plugins, "-k", QUICK_TESTS, *tests]
     done = run(arguments, watched)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
