@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import make_arrays
-from exports import built, exported, refusal
+from exports import built, equality, exported, refusal
 from pages import load_pages
 from rendering import engines
 
@@ -56,6 +57,29 @@ def test_building_says_sizes_cost_and_time_or_why_not(tiny_artifact, tmp_path):
     refused = built(own, {"target": "tensorrt-rtx", "precision": "fp32", "sm": 12}, [])
     assert refused["refusal"]
     assert refused["graphs"] == {}
+
+
+@pytest.mark.parametrize(("factors", "expected"), [((1.0,), 0.0), ((1.0, 1.25), 0.2)])
+def test_equality_is_the_largest_difference_to_the_published_pipeline(
+    tiny_artifact, factors, expected
+):
+    detector = load(tiny_artifact)
+    scans = [
+        SimpleNamespace(load=lambda seed=seed: Scan.from_arrays(*make_arrays(seed)))
+        for seed in range(len(factors))
+    ]
+    remaining = iter(factors)
+
+    def published(prepared, clock):
+        result, factor = detector.infer_prepared(prepared), np.float32(next(remaining))
+        return SimpleNamespace(
+            anomaly_map=result.anomaly_map * factor, image_score=result.image_score * factor
+        )
+
+    found = equality(detector, published, scans)
+    assert found["num_scans"] == len(factors)
+    assert found["map_difference"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert found["score_difference"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_a_refusal_names_no_folder(tmp_path):
