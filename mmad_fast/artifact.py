@@ -15,7 +15,8 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -29,17 +30,15 @@ from safetensors import SafetensorError
 from mmad_fast.engine_record import EngineKey, EngineRecord, export_command, own_precision
 from mmad_fast.engines.selection import EngineFiles
 from mmad_fast.errors import ArtifactError
+from mmad_fast.folder_files import FolderFiles, read_whole
+from mmad_fast.scratch_folder import replace_folder
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
     FolderKind,
     as_path,
     fingerprint,
     make_readable,
-    move_into_place,
     new_folder_beside,
-    read_manifest,
-    reading,
-    verify_file,
     write_manifest,
 )
 
@@ -152,10 +151,20 @@ class ArtifactEntries(dict[str, Entry]):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified artifact on disk."""
+    """A verified artifact on disk. What is read from it is what its manifest says, also where
+    another artifact has taken its place at the path: then it is that one's no more, and what has
+    not been read yet is an ArtifactError.
+
+    Attributes:
+        path: The folder.
+        manifest: What it says.
+        files: Its files. Until they are released, and as long as this artifact is there, they are
+            open and can be read whatever becomes of the folder.
+    """
 
     path: Path
     manifest: Manifest
+    files: FolderFiles = field(compare=False, repr=False)
 
     def output_shape(self, graph: str, output: str) -> tuple[int, ...]:
         """The shape of an output of a graph.
@@ -175,6 +184,14 @@ class Artifact:
         graph = self._entries(self.manifest.graphs, "graph")[name]
         return self.path / graph["file"]
 
+    def opened_graph(self, name: str) -> AbstractContextManager[Path]:
+        """A path where the verified graph of that name can be read.
+
+        Raises:
+            ArtifactError: the artifact has no such graph, or has been replaced.
+        """
+        return self.files.opened(self.graph_path(name).name)
+
     def engine_files(self) -> tuple[EngineFiles, ...]:
         """What engines can open: the artifact's own graphs, then those exported, in the order of
         their export."""
@@ -189,6 +206,7 @@ class Artifact:
                 {name: self.graph_path(name) for name in self.manifest.graphs}, "graph"
             ),
             measured=self.manifest.measured,
+            folder=self.files,
         )
         return (own, *(self.files_of(record) for record in self.manifest.engines))
 
@@ -205,6 +223,7 @@ class Artifact:
                 {name: self.path / names[0] for name, names in record.graphs.items()}, "graph"
             ),
             measured=record.measured,
+            folder=self.files,
         )
 
     def tensors(self) -> ArtifactEntries[NDArray]:
@@ -215,9 +234,11 @@ class Artifact:
         take is the system's file cache. A memory bank of hundreds of megabytes costs nothing twice.
 
         Raises:
-            ArtifactError: the file is unreadable or a tensor is missing or misshapen.
+            ArtifactError: the file is unreadable or a tensor is missing or misshapen; or the
+                artifact has been replaced.
         """
-        tensors = _map_safetensors(self.path / TENSORS_FILE)
+        with self.files.opened(TENSORS_FILE) as file:
+            tensors = _map_safetensors(file, named=self.path / TENSORS_FILE)
         for name, wanted in self.manifest.tensors.items():
             if name not in tensors:
                 raise ArtifactError(
@@ -235,9 +256,10 @@ class Artifact:
         """The golden scan and its expected result.
 
         Raises:
-            ArtifactError: the file is unreadable or incomplete.
+            ArtifactError: the file is unreadable or incomplete, or the artifact has been replaced.
         """
-        arrays = _read_safetensors(self.path / GOLDEN_FILE)
+        with self.files.opened(GOLDEN_FILE) as file:
+            arrays = _read_safetensors(file, named=self.path / GOLDEN_FILE)
         try:
             return Golden(
                 arrays["rgb"], arrays["xyz"], arrays["map"], float(arrays["score"].reshape(()))
@@ -308,7 +330,7 @@ def write_artifact(
         )
         write_manifest(asdict(manifest), scratch)
         make_readable(scratch)
-        move_into_place(scratch, target, KIND)
+        replace_folder(scratch, target)
     return target
 
 
@@ -339,29 +361,36 @@ def read_artifact(
         ArtifactError: the folder or a file is missing or may not be read, a byte has changed, the
             manifest is not readable or its schema is not one that this version reads.
     """
-    folder = as_path(path, KIND)
-    with reading(folder, KIND):
-        manifest = _read_manifest(folder)
-        engine_of = {name: record.key for record in manifest.engines for name in record.files}
-        for name, wanted in manifest.files.items():
-            key = engine_of.get(name)
-            if key is None or key != renewed:
-                verify_file(folder, name, wanted, _kind(folder, key), hashed=verify)
-    return Artifact(folder, manifest)
+    return read_whole(
+        as_path(path, KIND), KIND, lambda files: _read_artifact(files, verify, renewed)
+    )
 
 
-def _kind(folder: Path, key: EngineKey | None) -> FolderKind:
-    """What errors say of a file of the artifact: an engine's can be made anew."""
-    if key is None:
-        return KIND
+def _read_artifact(files: FolderFiles, verify: bool, renewed: EngineKey | None) -> Artifact:
+    manifest = _read_manifest(files)
+    kinds = {
+        name: _kind(files.folder, record.key)
+        for record in manifest.engines
+        for name in record.files
+    }
+    files.describe(manifest.files, kinds)
+    left_out = {
+        name for record in manifest.engines if record.key == renewed for name in record.files
+    }
+    files.hold(*(name for name in manifest.files if name not in left_out), hashed=verify)
+    return Artifact(files.folder, manifest, files)
+
+
+def _kind(folder: Path, key: EngineKey) -> FolderKind:
+    """What errors say of an engine's file: it can be made anew."""
     return replace(
         KIND, again=f"copy the artifact again, or export it again: {export_command(folder, key)}"
     )
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    content = read_manifest(folder, KIND)
-    file = folder / MANIFEST_FILE
+def _read_manifest(files: FolderFiles) -> Manifest:
+    content = files.manifest()
+    file = files.folder / MANIFEST_FILE
     wanted = {field.name for field in fields(Manifest)}
     if set(content) != wanted:
         raise ArtifactError(
@@ -387,17 +416,18 @@ def _read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _read_safetensors(file: Path) -> dict[str, NDArray]:
+def _read_safetensors(file: Path, *, named: Path | None = None) -> dict[str, NDArray]:
     try:
         return safetensors.numpy.load_file(file)
     except (OSError, SafetensorError, ValueError) as error:
         raise ArtifactError(
-            f"{file}: is not a readable safetensors file ({error}); copy the artifact again"
+            f"{named or file}: is not a readable safetensors file ({error}); copy the artifact "
+            "again"
         ) from error
 
 
-def _map_safetensors(file: Path) -> dict[str, NDArray]:
-    """The arrays by name, read-only, memory-mapped."""
+def _map_safetensors(file: Path, *, named: Path | None = None) -> dict[str, NDArray]:
+    """The arrays by name, read-only, memory-mapped; messages call the file by `named`."""
     try:
         with safetensors.safe_open(file, framework="np"):
             pass  # the header is checked: types, offsets and the file's size agree
@@ -411,7 +441,8 @@ def _map_safetensors(file: Path) -> dict[str, NDArray]:
         return {name: _mapped(content, entry) for name, entry in header.items()}
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(
-            f"{file}: is not a readable safetensors file ({error}); copy the artifact again"
+            f"{named or file}: is not a readable safetensors file ({error}); copy the artifact "
+            "again"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmad_fast.artifact import MANIFEST_FILE, Artifact, read_artifact
+from mmad_fast.artifact import Artifact, read_artifact
 from mmad_fast.engines.selection import EngineChoice, choose_engine
 from mmad_fast.errors import (
     ArtifactError,
@@ -20,6 +21,7 @@ from mmad_fast.errors import (
     InvalidInputError,
     MmadFastError,
 )
+from mmad_fast.folder_files import ATTEMPTS, ReplacedError, manifest_digest
 from mmad_fast.heap import return_freed_memory
 from mmad_fast.methods.family import Family, Pipeline, get_family
 from mmad_fast.methods.options import MethodOptions
@@ -66,6 +68,9 @@ class GoldenReplay:
 class Detector:
     """A fitted detector. `infer` may be called from several threads at once.
 
+    It can be handed to other processes (pickled): there it is loaded again from its artifact, with
+    the same engine. If another artifact is at the path by then, that is an ArtifactError.
+
     Attributes:
         artifact: The artifact it was loaded from.
         engine_choice: What runs its graphs, from which files, and why.
@@ -76,12 +81,29 @@ class Detector:
     def __init__(self, artifact: Artifact, pipeline: Pipeline, engine_choice: EngineChoice) -> None:
         """Use `load`."""
         self.artifact = artifact
+        self._path = artifact.path.absolute()
         self.engine_choice = engine_choice
         record = artifact.manifest.threshold
         self.threshold = None if record is None else float(record["value"])
         self._pipeline = pipeline
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
         self.family: Family = get_family(artifact.manifest.family)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is made again elsewhere; copy.deepcopy loads it again, too.
+
+        Raises:
+            InvalidInputError: its engines have been wrapped by functions of this process.
+        """
+        choice = self.engine_choice
+        if choice.wrap is not None:
+            raise InvalidInputError(
+                "the detector's engines are wrapped by functions of this process, so it cannot be "
+                "handed to another one; load its artifact there"
+            )
+        arguments = (choice.engine, choice.device, choice.precision, choice.num_threads)
+        digest = self.artifact.files.digest
+        return _load_again, (str(self._path), digest, *arguments), {"threshold": self.threshold}
 
     @property
     def is_exact(self) -> bool:
@@ -192,7 +214,8 @@ class Detector:
         """The answer to the artifact's golden scan, beside the one recorded at fitting.
 
         Raises:
-            ArtifactError: the golden scan is unreadable or its map has another size.
+            ArtifactError: the golden scan is unreadable or its map has another size; or another
+                artifact has taken the place of this detector's.
         """
         golden = self.artifact.golden()
         result = self.infer(golden.rgb, golden.xyz, name="golden")
@@ -223,6 +246,8 @@ def load(
 ) -> Detector:
     """The detector in an artifact folder, verified and ready.
 
+    All of it is of one artifact, also where another takes its place at the path meanwhile.
+
     Args:
         path: The artifact's folder, as written by `mmad_fast.fit` or `mmad-fast fit`.
         engine: What runs the graphs: a name in mmad_fast.engines.ENGINES, or "auto": of those that
@@ -251,7 +276,9 @@ def load(
         precision=precision,
         num_threads=num_threads,
     )
-    return open_detector(artifact, choice)
+    detector = open_detector(artifact, choice)
+    artifact.files.release()
+    return detector
 
 
 def open_detector(artifact: Artifact, choice: EngineChoice) -> Detector:
@@ -277,6 +304,25 @@ def open_detector(artifact: Artifact, choice: EngineChoice) -> Detector:
     return Detector(artifact, pipeline, choice)
 
 
+def _load_again(
+    path: str, digest: str, engine: str, device: str, precision: str, num_threads: int | None
+) -> Detector:
+    """A detector that was pickled, in the process that unpickles it.
+
+    Raises:
+        ArtifactError: another artifact is at the path than the one with this digest.
+    """
+    detector = load(
+        path, engine=engine, device=device, precision=precision, num_threads=num_threads
+    )
+    if detector.artifact.files.digest != digest:
+        raise ArtifactError(
+            f"{path}: the artifact was replaced since the detector was loaded that has been handed "
+            "over here; load it again there, or load the path in each process"
+        )
+    return detector
+
+
 def infer(
     detector: Detector | str | Path, rgb: ArrayLike, xyz: ArrayLike, *, unit: Unit = "m"
 ) -> Result:
@@ -286,7 +332,7 @@ def infer(
     those of `Detector.infer` and `load`.
     """
     if isinstance(detector, (str, os.PathLike)):
-        detector = _load_once(str(Path(detector).absolute()), _time_of_writing(Path(detector)))
+        detector = _load_current(Path(detector).absolute())
     if not isinstance(detector, Detector):
         raise InvalidInputError(
             f"detector is {detector!r}; it must be what mmad_fast.load returns, or an artifact's "
@@ -295,15 +341,27 @@ def infer(
     return detector.infer(rgb, xyz, unit=unit)
 
 
-def _time_of_writing(artifact: Path) -> int:
-    """Nanoseconds; 0 where it cannot be had: loading then says why."""
-    try:
-        return (artifact / MANIFEST_FILE).stat().st_mtime_ns
-    except OSError:
-        return 0
+def _load_current(path: Path) -> Detector:
+    """The detector of the artifact that is at the path now, loaded once. The manifest tells whether
+    it still is: the time of writing need not change when an artifact is replaced."""
+    for _ in range(ATTEMPTS):
+        try:
+            digest = manifest_digest(path)
+        except OSError:
+            digest = ""  # loading says why
+        with suppress(ReplacedError):
+            return _load_once(str(path), digest)
+    raise ReplacedError(f"{path}: the artifact is replaced faster than it can be loaded; try again")
 
 
 @lru_cache(maxsize=4)
-def _load_once(path: str, manifest_stamp: int) -> Detector:
-    """`load`, kept per path and time of writing; a replaced artifact is loaded anew."""
-    return load(path)
+def _load_once(path: str, digest: str) -> Detector:
+    """`load`, kept per path and manifest.
+
+    Raises:
+        ReplacedError: the manifest is another one by now.
+    """
+    detector = load(path)
+    if detector.artifact.files.digest != digest:
+        raise ReplacedError(f"{path}: the artifact was replaced")
+    return detector

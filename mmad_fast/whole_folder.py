@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.scratch_folder import (
+    NotPutBackError,
+    scratch_folder,
+    set_aside,
+    sweep,
+)
 
 MANIFEST_FILE = "manifest.json"
 DIGEST_KEY = "manifest_sha256"
@@ -59,24 +64,27 @@ def new_folder_beside(path: Path | str, kind: FolderKind) -> Iterator[tuple[Path
     """(new empty folder beside the target, the target), the target checked to be replaceable.
 
     At the end the folder is removed if it is still there, and so are parents made for it that
-    stayed empty.
+    stayed empty. What writers of the same target that died have left is removed at the beginning.
 
     Raises:
         InvalidInputError: `path` is no path.
         ArtifactError: `path` is a file, or a folder that holds something else than this kind, or
-            cannot be written.
+            cannot be written; or the old folder could neither be replaced nor put back.
     """
     missing: list[Path] = []
     try:
         target = as_path(path, kind).resolve()
+        sweep(target.parent, target.name)
         _check_replaceable(target, kind)
         missing = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with scratch_folder(target.parent, target.name) as scratch:
             yield scratch, target
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    except NotPutBackError as error:
+        raise ArtifactError(
+            f"{target}: replacing the {kind.name} failed, and so did putting the old one back "
+            f"({error.strerror or error}); the old one is whole at {error.old}: move it back"
+        ) from error
     except OSError as error:
         raise ArtifactError(
             f"{path}: the {kind.name} cannot be written ({error.strerror or error}); "
@@ -90,18 +98,16 @@ def new_folder_beside(path: Path | str, kind: FolderKind) -> Iterator[tuple[Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; it takes its place at the end, or is removed after an error.
+    """A file to write in a folder beside `path`; it takes its place at the end, or is removed after
+    an error.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with scratch_folder(path.parent, path.name) as scratch:
+        yield scratch / path.name
+        os.replace(scratch / path.name, path)
 
 
 def as_path(path: Path | str, kind: FolderKind) -> Path:
@@ -158,39 +164,6 @@ def make_readable(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def move_into_place(scratch: Path, target: Path, kind: FolderKind) -> None:
-    """Replaces `target` by `scratch`; the old folder is set aside first and removed last.
-
-    Raises:
-        ArtifactError: replacing failed, and so did putting the old folder back; says where it is.
-    """
-    if not target.exists():
-        os.rename(scratch, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    old = aside / target.name
-    try:
-        os.rename(target, old)
-        os.rename(scratch, target)
-    except BaseException:  # an interrupt too must not cost the old folder
-        _put_back(old, target, kind)
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _put_back(old: Path, target: Path, kind: FolderKind) -> None:
-    if target.exists():  # it was not yet set aside, or has been replaced already
-        return
-    try:
-        os.rename(old, target)
-    except OSError as error:
-        raise ArtifactError(
-            f"{target}: replacing the {kind.name} failed, and so did putting the old one back "
-            f"({error.strerror or error}); the old one is whole at {old}: move it back"
-        ) from error
-
-
 def write_manifest(content: dict[str, Any], folder: Path) -> None:
     """Writes the manifest with its own sha256."""
     sealed = {**content, DIGEST_KEY: _digest(content)}
@@ -198,26 +171,43 @@ def write_manifest(content: dict[str, Any], folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
-def read_manifest(folder: Path, kind: FolderKind) -> dict[str, Any]:
-    """The manifest's content, its schema and its own sha256 checked.
+def check_is_there(folder: Path, kind: FolderKind) -> None:
+    """Raises if there is no folder with a manifest.
 
     Raises:
-        ArtifactError: the folder or the manifest is missing, is not readable, has been changed, is
-            of another kind, or has another schema.
+        ArtifactError: the folder or the manifest is missing.
     """
-    file = folder / MANIFEST_FILE
     if not folder.is_dir():
+        old = set_aside(folder.resolve())
         raise ArtifactError(
             f"{folder}: no such folder; make {kind.contents} with `{kind.command}`, or check the "
             "path"
+            if old is None
+            else f"{folder}: no such folder, since replacing it was interrupted; the old "
+            f"{kind.name} is whole: move it back: {shlex.join(['mv', str(old), str(folder)])}"
         )
-    if not file.is_file():
+    if not (folder / MANIFEST_FILE).is_file():
         raise ArtifactError(
             f"{folder}: has no {MANIFEST_FILE}, so it is not {kind.contents}; "
             f"name the folder that `{kind.command} --output` wrote"
         )
+
+
+def parse_manifest(text: bytes, folder: Path, kind: FolderKind) -> dict[str, Any]:
+    """The manifest's content, its schema and its own sha256 checked.
+
+    Args:
+        text: The manifest file's content.
+        folder: Where it lies, for messages.
+        kind: What the folder should hold.
+
+    Raises:
+        ArtifactError: it is not readable, has been changed, is of another kind, or has another
+            schema.
+    """
+    file = folder / MANIFEST_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text.decode("utf-8"))
         schema = int(content["schema"])
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
@@ -270,33 +260,3 @@ def fingerprint(file: Path) -> dict[str, Any]:
         while block := stream.read(1 << 20):
             digest.update(block)
     return {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
-
-
-def verify_file(
-    folder: Path, name: str, wanted: Mapping[str, Any], kind: FolderKind, *, hashed: bool = True
-) -> None:
-    """Raises if a file of the folder is not what the manifest says.
-
-    Args:
-        folder: The folder.
-        name: The file's name in the manifest.
-        wanted: Its fingerprint in the manifest.
-        kind: What the folder holds.
-        hashed: Check the sha256 too (about 1 GB/s), not the size only.
-
-    Raises:
-        ArtifactError: it is missing or has changed.
-    """
-    file = folder / name
-    if not file.is_file():
-        raise ArtifactError(f"{folder}: the file {name} is missing; {kind.again}")
-    size = file.stat().st_size
-    if size != wanted["bytes"]:
-        raise ArtifactError(
-            f"{folder}: {name} has {size} bytes, the manifest says {wanted['bytes']}; {kind.again}"
-        )
-    if hashed and (found := fingerprint(file)["sha256"]) != wanted["sha256"]:
-        raise ArtifactError(
-            f"{folder}: {name} has been changed (sha256 {found[:12]}..., the manifest "
-            f"says {wanted['sha256'][:12]}...); {kind.again}"
-        )

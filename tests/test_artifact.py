@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ import pytest
 import safetensors.numpy
 
 from mmad_fast import artifact as artifact_module
+from mmad_fast import folder_files
+from mmad_fast import scratch_folder as scratch_folder_module
 from mmad_fast.artifact import Golden, check_target, read_artifact, write_artifact
 from mmad_fast.detector import load
 from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.scratch_folder import scratch_folder
+from mmad_fast.whole_folder import fingerprint
 
 
 @pytest.fixture
@@ -236,7 +241,7 @@ def test_no_such_folder_and_no_manifest(tmp_path: Path) -> None:
         read_artifact(tmp_path)
 
 
-def write_like(source: Path, target: Path, tensors: dict) -> Path:
+def write_like(source: Path, target: Path, tensors: dict, expected_score: float = 1.0) -> Path:
     artifact = read_artifact(source)
     manifest = artifact.manifest
     return write_artifact(
@@ -249,7 +254,7 @@ def write_like(source: Path, target: Path, tensors: dict) -> Path:
         weights=manifest.weights,
         graphs={name: artifact.graph_path(name) for name in manifest.graphs},
         tensors=tensors,
-        golden=artifact.golden(),
+        golden=replace(artifact.golden(), expected_score=expected_score),
     )
 
 
@@ -344,6 +349,7 @@ def test_an_interrupt_while_replacing_keeps_the_old_artifact(
     copied: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     before = read_artifact(copied).manifest
+    monkeypatch.setattr(scratch_folder_module, "_exchange", lambda one, other: False)
     fail_at(monkeypatch, KeyboardInterrupt(), call)
     with pytest.raises(KeyboardInterrupt):
         write_like(copied, copied, {"only": np.zeros(3, np.float32)})
@@ -355,22 +361,26 @@ def test_an_old_artifact_that_cannot_be_put_back_is_kept_and_named(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read_artifact(copied).manifest
+    monkeypatch.setattr(scratch_folder_module, "_exchange", lambda one, other: False)
     fail_at(monkeypatch, OSError(5, "Input/output error"), 2, 3)
     with pytest.raises(ArtifactError, match="the old one is whole at") as caught:
         write_like(copied, copied, {"only": np.zeros(3, np.float32)})
-    (kept,) = copied.parent.glob(".artifact.old.*/artifact")
+    (kept,) = copied.parent.glob(".artifact.*/old")
     assert str(kept) in str(caught.value)
     assert read_artifact(kept).manifest == before
+    assert read_artifact(copied).manifest == before  # moved back by the next who needs it
+    assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
 
 
 def test_files_that_may_not_be_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, *arguments: object, **options: object) -> str:
+    def refuse(path: Path) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
     (copied / "manifest.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ArtifactError, match="not a readable manifest"):
         read_artifact(copied)
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(folder_files, "_open", refuse)
+    monkeypatch.setattr(folder_files, "PAUSE_S", 0.0)
     with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read \(Permission denied"):
         read_artifact(copied)
 
@@ -391,7 +401,87 @@ def test_an_interrupted_write_leaves_the_old_artifact(
 
 
 def test_a_damaged_golden_scan(copied: Path) -> None:
-    artifact = read_artifact(copied)
-    safetensors.numpy.save_file({"rgb": np.zeros(1)}, copied / "golden.safetensors")
+    file = copied / "golden.safetensors"
+    safetensors.numpy.save_file({"rgb": np.zeros(1)}, file)
+    rewrite_manifest(
+        copied, lambda content: content["files"].update({file.name: fingerprint(file)})
+    )
     with pytest.raises(ArtifactError, match="golden scan is incomplete"):
-        artifact.golden()
+        read_artifact(copied).golden()
+
+
+def replace_by_another(folder: Path) -> None:
+    """The same graphs with other tensors and another golden scan."""
+    tensors = {
+        name: tensor[::-1].copy() if name.endswith("input.weight") else tensor
+        for name, tensor in read_artifact(folder).tensors().items()
+    }
+    write_like(folder, folder, tensors)
+
+
+def test_an_artifact_that_is_read_stays_readable_when_it_is_replaced(copied: Path) -> None:
+    artifact = read_artifact(copied)
+    before = {name: tensor.copy() for name, tensor in artifact.tensors().items()}
+    score = artifact.golden().expected_score
+    replace_by_another(copied)
+    for name, tensor in artifact.tensors().items():
+        np.testing.assert_array_equal(tensor, before[name], err_msg=name)
+    assert artifact.golden().expected_score == score
+    after = read_artifact(copied).tensors()
+    assert not np.array_equal(
+        after["rgb_to_point.input.weight"], before["rgb_to_point.input.weight"]
+    )
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_what_is_read_late_of_a_replaced_artifact_is_an_error(copied: Path, how: str) -> None:
+    detector = load(copied)
+    assert detector.replay_golden().agrees
+    if how == "replaced":
+        replace_by_another(copied)
+    else:
+        shutil.rmtree(copied)
+    words = f"{copied}: the artifact was replaced since it was loaded; load it again"
+    for read in (detector.replay_golden, detector.artifact.tensors):
+        with pytest.raises(ArtifactError, match=words):
+            read()
+    if how == "removed":
+        with pytest.raises(ArtifactError, match=words):
+            detector.engine_choice.open("rgb")
+    else:  # the same file
+        assert detector.engine_choice.open("rgb").input_shapes
+
+
+def test_what_is_read_late_is_verified(copied: Path) -> None:
+    detector = load(copied, verify=False)
+    file = copied / "golden.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"golden\.safetensors has been changed.*copy"):
+        detector.replay_golden()
+
+
+def test_a_detector_keeps_its_mapped_tensors_open_alone(tiny_artifact: Path) -> None:
+    detector = load(tiny_artifact)
+    detector.replay_golden()
+    links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
+    found = [Path(os.readlink(link)) for link in links if os.path.islink(link)]
+    names = {path.name for path in found if path.parent == tiny_artifact}
+    assert names <= {"tensors.safetensors"}
+
+
+def test_an_artifact_is_found_where_it_is_set_aside(copied: Path, monkeypatch) -> None:
+    """As a process leaves it that dies between the two steps of replacing."""
+    expected = read_artifact(copied).manifest
+    with scratch_folder(copied.parent, copied.name) as scratch:
+        old = scratch.with_name("old")
+        copied.rename(old)
+        monkeypatch.setattr(folder_files, "PAUSE_S", 0.0)
+        words = f"no such folder, since .*interrupted.*move it back: mv {old} {copied}"
+        with pytest.raises(ArtifactError, match=words):
+            read_artifact(copied)  # its writer lives
+        shutil.copytree(scratch.parent, scratch.parent.with_name(f".{copied.name}.1.partial"))
+        shutil.rmtree(old)  # now nobody has the lock of the other one
+    assert read_artifact(copied).manifest == expected
+    assert [path.name for path in copied.parent.iterdir()] == ["artifact"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import os
+import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,7 @@ from mmad_fast.errors import (
 from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.methods.family import get_family
 from mmad_fast.methods.m3dm.options import M3dmOptions
+from mmad_fast.whole_folder import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +155,9 @@ def test_a_graph_that_is_missing_is_named_with_those_that_are_there(detector) ->
 def test_engines_get_the_threads_that_were_asked_for(tiny_artifact, monkeypatch) -> None:
     asked = []
 
-    def record(path: Path, *, engine: str, num_threads: int | None) -> Engine:
+    def record(path: Path, *, num_threads: int | None, **options: Any) -> Engine:
         asked.append(num_threads)
-        return open_graph(path, engine=engine, num_threads=num_threads)
+        return open_graph(path, num_threads=num_threads, **options)
 
     monkeypatch.setattr("mmad_fast.engines.selection.open_graph", record)
     detector = mmad_fast.load(tiny_artifact, num_threads=3)
@@ -197,6 +204,57 @@ def test_infer_by_path_loads_once(tiny_artifact, scan_arrays, detector, monkeypa
     again = mmad_fast.infer(str(tiny_artifact), *scan_arrays)
     assert first.image_score == again.image_score == detector.infer(*scan_arrays).image_score
     assert mmad_fast.infer(detector, *scan_arrays).image_score == first.image_score
+
+
+def test_a_replaced_artifact_is_loaded_again_whatever_the_clock_says(
+    tiny_artifact, tmp_path, scan_arrays
+) -> None:
+    copied = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    manifest = copied / "manifest.json"
+    first, stamp = mmad_fast.infer(copied, *scan_arrays), manifest.stat()
+    content = json.loads(manifest.read_text())
+    content.pop("manifest_sha256")
+    content["threshold"]["value"] *= 3
+    write_manifest(content, copied)
+    os.utime(manifest, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert mmad_fast.infer(copied, *scan_arrays).threshold == pytest.approx(3 * first.threshold)
+
+
+def test_a_detector_can_be_handed_to_a_pool(tiny_artifact, scan_arrays, monkeypatch) -> None:
+    monkeypatch.chdir(tiny_artifact.parent)
+    detector = mmad_fast.load(tiny_artifact.name, engine="onnxruntime", num_threads=1)
+    detector.threshold = 17.0
+    monkeypatch.chdir("/")
+    expected = detector.infer(*scan_arrays)
+    with get_context("spawn").Pool(1) as pool:
+        result = pool.apply(detector.infer, scan_arrays)
+        choice = pool.apply(getattr, (detector, "engine_choice"))
+    np.testing.assert_array_equal(result.anomaly_map, expected.anomaly_map)
+    assert (result.image_score, result.threshold) == (expected.image_score, 17.0)
+    assert (choice.engine, choice.device, choice.num_threads) == ("onnxruntime", "cpu", 1)
+    copied = copy.deepcopy(detector)
+    assert copied is not detector
+    assert copied.infer(*scan_arrays).image_score == expected.image_score
+
+
+def test_a_detector_whose_artifact_is_another_by_now_is_not_handed_over(
+    tiny_artifact, tmp_path
+) -> None:
+    copied = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    pickled = pickle.dumps(mmad_fast.load(copied))
+    content = json.loads((copied / "manifest.json").read_text())
+    content.pop("manifest_sha256")
+    content["threshold"]["value"] *= 3
+    write_manifest(content, copied)
+    words = f"{copied}: the artifact was replaced since the detector was loaded .*load it again"
+    with pytest.raises(ArtifactError, match=words):
+        pickle.loads(pickled)
+
+
+def test_wrapped_engines_are_not_handed_over(detector) -> None:
+    choice = replace(detector.engine_choice, wrap=lambda name, engine: engine)
+    with pytest.raises(InvalidInputError, match="wrapped .*load its artifact there"):
+        pickle.dumps(open_detector(detector.artifact, choice))
 
 
 def test_millimetres_are_metres(detector, scan_arrays) -> None:

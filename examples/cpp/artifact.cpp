@@ -1,13 +1,19 @@
 #include "artifact.h"
 
+#include <fcntl.h>
 #include <openssl/evp.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "error.h"
@@ -23,6 +29,10 @@ constexpr const char* kUpgrade = "; build a newer version of it";
 constexpr const char* kRefit =
     "; fit the detector again (mmad-fast fit), or run it with mmad_fast in Python";
 constexpr int64_t kMaxSide = 1 << 15;
+// An artifact is read again that is replaced at the wrong moment; where a file system cannot
+// exchange two folders, there is none at the path for an instant.
+constexpr int kAttempts = 50;
+constexpr std::chrono::milliseconds kPause{10};
 
 // What is wrong with an artifact's content; the advice is the same for all.
 class DamagedArtifact : public InferError {
@@ -94,12 +104,27 @@ std::string choice(const json& record, const char* key, const std::vector<std::s
   throw DamagedArtifact(text(key, " is ", value, "; it must be one of ", listed));
 }
 
-std::string read_manifest(const path& folder) {
-  std::ifstream stream(folder / "manifest.json", std::ios::binary);
+// The manifest, opened; waits for one that is being replaced.
+std::unique_ptr<const HeldFile> hold_manifest(const path& folder) {
+  for (int attempt = 1;; ++attempt) {
+    try {
+      return std::make_unique<const HeldFile>(folder / "manifest.json");
+    } catch (const InferError&) {
+      if (attempt < kAttempts) {
+        std::this_thread::sleep_for(kPause);
+        continue;
+      }
+      throw InferError(text(folder.string(), ": has no manifest.json that can be read, or there ",
+                            "is no such folder; name the one that `mmad-fast fit --output` wrote"));
+    }
+  }
+}
+
+std::string read_text(const HeldFile& file) {
+  std::ifstream stream(file.source(), std::ios::binary);
   std::ostringstream content;
-  if (content << stream.rdbuf()) return content.str();
-  throw InferError(text(folder.string(), ": has no manifest.json that can be read, or there is no ",
-                        "such folder; name the one that `mmad-fast fit --output` wrote"));
+  content << stream.rdbuf();
+  return content.str();
 }
 
 void check_digest(const std::string& manifest_text, const json& manifest) {
@@ -110,14 +135,19 @@ void check_digest(const std::string& manifest_text, const json& manifest) {
       "the manifest has been changed since it was written (its own sha256 differs)");
 }
 
-// Compares the files that are read here; an artifact may hold large ones for other engines.
-void verify_files(const json& manifest, const Artifact& artifact) {
+// Opens and compares the files that are read here; an artifact may hold large ones for other
+// engines.
+void hold_files(const json& manifest, Artifact& artifact) {
   std::vector<path> read = {artifact.tensors_file(), artifact.golden_file()};
   for (const auto& [graph, file] : artifact.graphs) read.push_back(file);
   for (const path& file : read) {
     const std::string name = file.filename().string();
-    std::ifstream stream(file, std::ios::binary);
-    if (!stream) throw DamagedArtifact(text("the file ", name, " is missing"));
+    try {
+      artifact.held[file] = std::make_shared<const HeldFile>(file);
+    } catch (const InferError&) {
+      throw DamagedArtifact(text("the file ", name, " is missing"));
+    }
+    std::ifstream stream(artifact.source_of(file), std::ios::binary);
     const auto expected = manifest.at("files").at(name).at("sha256").get<std::string>();
     const std::string digest = sha256(stream);
     if (digest != expected) {
@@ -163,18 +193,7 @@ Parameters read_parameters(const json& record) {
   return parameters;
 }
 
-}  // namespace
-
-std::map<std::string, std::string> Parameters::networks() const {
-  const bool crosses = mapping == "crossmodal";
-  std::map<std::string, std::string> names;
-  if (aggregation != "psi_3d") names["psi_2d"] = crosses ? "point_to_rgb" : "rgb_to_rgb";
-  if (aggregation != "psi_2d") names["psi_3d"] = crosses ? "rgb_to_point" : "point_to_point";
-  return names;
-}
-
-Artifact read_artifact(const path& folder) {
-  const std::string manifest_text = read_manifest(folder);
+Artifact parse_artifact(const path& folder, const std::string& manifest_text) {
   try {
     const json manifest = json::parse(manifest_text);
     Artifact artifact;
@@ -195,7 +214,7 @@ Artifact read_artifact(const path& folder) {
       const auto file = manifest.at("graphs").at(name).at("file").get<std::string>();
       artifact.graphs[name] = folder / path(file).filename();  // never a file outside
     }
-    verify_files(manifest, artifact);
+    hold_files(manifest, artifact);
     artifact.recipe = read_recipe(manifest.at("preprocess"));
     artifact.parameters = read_parameters(manifest.at("parameters"));
     if (const json& threshold = manifest.at("threshold"); !threshold.is_null()) {
@@ -208,6 +227,51 @@ Artifact read_artifact(const path& folder) {
   } catch (const DamagedArtifact& error) {
     throw InferError(
         text(folder.string(), ": ", error.what(), "; copy the artifact again or fit it again"));
+  }
+}
+
+}  // namespace
+
+HeldFile::HeldFile(path file)
+    : file_(std::move(file)), descriptor_(open(file_.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (descriptor_ < 0) throw InferError(text(file_.string(), ": cannot be opened"));
+}
+
+HeldFile::~HeldFile() { close(descriptor_); }
+
+path HeldFile::source() const {
+  const path open_file = text("/proc/self/fd/", descriptor_);
+  std::error_code failure;
+  return std::filesystem::exists(open_file, failure) ? open_file : file_;
+}
+
+bool HeldFile::is_current() const {
+  struct stat held{}, found{};
+  return fstat(descriptor_, &held) == 0 && stat(file_.c_str(), &found) == 0 &&
+         held.st_dev == found.st_dev && held.st_ino == found.st_ino;
+}
+
+path Artifact::source_of(const path& file) const {
+  const auto found = held.find(file);
+  return found == held.end() ? file : found->second->source();
+}
+
+std::map<std::string, std::string> Parameters::networks() const {
+  const bool crosses = mapping == "crossmodal";
+  std::map<std::string, std::string> names;
+  if (aggregation != "psi_3d") names["psi_2d"] = crosses ? "point_to_rgb" : "rgb_to_rgb";
+  if (aggregation != "psi_2d") names["psi_3d"] = crosses ? "rgb_to_point" : "point_to_point";
+  return names;
+}
+
+Artifact read_artifact(const path& folder) {
+  for (int attempt = 1;; ++attempt) {
+    const auto manifest = hold_manifest(folder);
+    try {
+      return parse_artifact(folder, read_text(*manifest));
+    } catch (const InferError&) {
+      if (attempt >= kAttempts || manifest->is_current()) throw;
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -22,6 +23,25 @@ struct Parameters {
   std::map<std::string, std::string> networks() const;
 };
 
+// A file that stays open: another artifact may take the place of this one at any moment, and what
+// is read must be what was hashed.
+class HeldFile {
+ public:
+  explicit HeldFile(std::filesystem::path file);  // throws InferError where it cannot be opened
+  ~HeldFile();
+  HeldFile(const HeldFile&) = delete;
+  HeldFile& operator=(const HeldFile&) = delete;
+
+  // Where the open file can be read, whatever is at its path by now.
+  std::filesystem::path source() const;
+  // The file is the one at its path.
+  bool is_current() const;
+
+ private:
+  std::filesystem::path file_;
+  int descriptor_;
+};
+
 struct Artifact {
   std::filesystem::path folder;
   std::string method;
@@ -33,10 +53,16 @@ struct Artifact {
 
   std::filesystem::path tensors_file() const { return folder / "tensors.safetensors"; }
   std::filesystem::path golden_file() const { return folder / "golden.safetensors"; }
+
+  // Where a verified file of the artifact is read; another file where it is.
+  std::filesystem::path source_of(const std::filesystem::path& file) const;
+
+  std::map<std::filesystem::path, std::shared_ptr<const HeldFile>> held;
 };
 
-// The artifact in a folder; the files that are read here are compared with their sizes and sha256
-// in the manifest, and the manifest with its own. Throws InferError where it is missing, damaged,
+// The artifact in a folder; the files that are read here are compared with their sha256 in the
+// manifest, and the manifest with its own. They are all of one artifact, also where another takes
+// its place meanwhile. Throws InferError where it is missing, damaged,
 // of another schema or of another family than CFM.
 Artifact read_artifact(const std::filesystem::path& folder);
 

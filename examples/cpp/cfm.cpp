@@ -106,8 +106,9 @@ std::vector<float> anomaly_map(std::map<std::string, std::vector<float>>& psi,
 
 CfmDetector::CfmDetector(const Artifact& artifact, OnnxRuntime& runtime)
     : artifact_(artifact),
-      rgb_(runtime, artifact.graphs.at("rgb")),
-      points_(runtime, artifact.graphs.at("points")) {
+      rgb_(runtime, artifact.graphs.at("rgb"), artifact.source_of(artifact.graphs.at("rgb"))),
+      points_(runtime, artifact.graphs.at("points"),
+              artifact.source_of(artifact.graphs.at("points"))) {
   const Parameters& p = artifact_.parameters;
   rgb_.require("image", {1, 3, p.rgb_size, p.rgb_size});
   points_.require("tokens", {1, p.num_groups, kTokenChannels});
@@ -115,7 +116,7 @@ CfmDetector::CfmDetector(const Artifact& artifact, OnnxRuntime& runtime)
   token_channels_ = rgb_.require("tokens", {1, p.token_grid * p.token_grid, -1})[2];
   feature_channels_ = points_.require("features", {1, p.num_groups, -1})[2];
   const std::filesystem::path file = artifact_.tensors_file();
-  const Tensors tensors = read_safetensors(file);
+  const Tensors tensors = read_safetensors(file, artifact_.source_of(file));
   embedder_ = read_embedder(tensors, file);
   for (const auto& [psi, name] : p.networks()) {
     const int64_t in = name.rfind("rgb", 0) == 0 ? token_channels_ : feature_channels_;

@@ -115,7 +115,7 @@ int run(const Options& options) {
   const bool is_golden = options.paths.size() == 1;
   const std::filesystem::path file =
       is_golden ? artifact.golden_file() : std::filesystem::path(options.paths[1]);
-  const Tensors tensors = read_safetensors(file);
+  const Tensors tensors = read_safetensors(file, artifact.source_of(file));
   const Scan scan =
       read_scan(tensors, file, is_golden || options.named.at("--unit") == "m" ? 1.0 : 1e-3);
   OnnxRuntime runtime(mmad_fast::num_threads());

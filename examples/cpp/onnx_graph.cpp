@@ -44,8 +44,10 @@ OnnxRuntime::OnnxRuntime(int num_threads) {
 
 std::string OnnxRuntime::version() { return OrtGetApiBase()->GetVersionString(); }
 
-OnnxGraph::OnnxGraph(OnnxRuntime& runtime, std::filesystem::path file) : file_(std::move(file)) {
-  session_ = Ort::Session(runtime.environment, file_.c_str(), runtime.options);
+OnnxGraph::OnnxGraph(OnnxRuntime& runtime, std::filesystem::path file,
+                     const std::filesystem::path& source)
+    : file_(std::move(file)) {
+  session_ = Ort::Session(runtime.environment, source.c_str(), runtime.options);
   Ort::AllocatorWithDefaultOptions allocator;
   for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
     shapes_[session_.GetInputNameAllocated(i, allocator).get()] =

@@ -26,8 +26,9 @@ class OnnxGraph {
  public:
   using Shape = std::vector<int64_t>;
 
-  // Throws Ort::Exception where the file cannot be loaded.
-  OnnxGraph(OnnxRuntime& runtime, std::filesystem::path file);
+  // The graph of a file that is read from `source`. Throws Ort::Exception where it cannot be
+  // loaded.
+  OnnxGraph(OnnxRuntime& runtime, std::filesystem::path file, const std::filesystem::path& source);
 
   // Throws InferError unless the input or output of that name has this shape; -1: any length.
   // Returns the shape that it has.

@@ -16,13 +16,14 @@ using nlohmann::json;
 constexpr int64_t kLengthBytes = 8;  // before the header: its length, in this machine's byte order
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors files are little-endian");
 
-std::vector<uint8_t> read_bytes(const std::filesystem::path& file) {
+std::vector<uint8_t> read_bytes(const std::filesystem::path& file,
+                                const std::filesystem::path& source) {
   std::error_code failure;
-  if (!std::filesystem::is_regular_file(file, failure)) {
+  if (!std::filesystem::is_regular_file(source, failure)) {
     throw InferError(text(file.string(), ": no such file; check the path"));
   }
-  std::vector<uint8_t> bytes(std::filesystem::file_size(file));
-  std::ifstream stream(file, std::ios::binary);
+  std::vector<uint8_t> bytes(std::filesystem::file_size(source));
+  std::ifstream stream(source, std::ios::binary);
   stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   if (!stream)
     throw InferError(text(file.string(), ": cannot be read; check that you may read it"));
@@ -74,8 +75,8 @@ Tensors parse_tensors(const std::vector<uint8_t>& content) {
 
 }  // namespace
 
-Tensors read_safetensors(const std::filesystem::path& file) {
-  const std::vector<uint8_t> content = read_bytes(file);
+Tensors read_safetensors(const std::filesystem::path& file, const std::filesystem::path& source) {
+  const std::vector<uint8_t> content = read_bytes(file, source);
   try {
     return parse_tensors(content);
   } catch (const std::exception& error) {  // InferError, or of the JSON library

@@ -20,8 +20,9 @@ struct Tensor {
 
 using Tensors = std::map<std::string, Tensor>;
 
-// The arrays of the file. Throws InferError where it is missing, truncated or inconsistent.
-Tensors read_safetensors(const std::filesystem::path& file);
+// The arrays of the file, which is read from `source`. Throws InferError where it is missing,
+// truncated or inconsistent.
+Tensors read_safetensors(const std::filesystem::path& file, const std::filesystem::path& source);
 
 // Writes "map" (side, side) F32 and "score" (1) F64; the whole file or none.
 void write_answer(const std::filesystem::path& file, int64_t side, const std::vector<float>& map,

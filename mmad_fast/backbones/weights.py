@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, WeightsError
-from mmad_fast.whole_folder import fingerprint
+from mmad_fast.whole_folder import fingerprint, whole_file
 
 CONNECT_TIMEOUT_S = 20
 DOWNLOAD_CHUNK_BYTES = 1 << 20
@@ -227,13 +226,8 @@ def _record_path(path: Path) -> Path:
 
 def _write_record(path: Path, sha256: str) -> None:
     """Writes the sha256 beside the file, in the format of `sha256sum -c`; whole or not at all."""
-    record = _record_path(path)
-    scratch = record.with_name(f".{record.name}.{os.getpid()}")
-    try:
-        scratch.write_text(f"{sha256}  {path.name}\n", encoding="ascii")
-        os.replace(scratch, record)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with whole_file(_record_path(path)) as partial:
+        partial.write_text(f"{sha256}  {path.name}\n", encoding="ascii")
 
 
 def _unavailable_message(official: OfficialFile, reason: str) -> str:
@@ -261,12 +255,12 @@ def _download(official: OfficialFile, path: Path) -> None:
 
     pooch.get_logger().setLevel("WARNING")
     try:
-        with DownloadProgress(official.file_name) as progress:
+        with DownloadProgress(official.file_name) as progress, whole_file(path) as partial:
             pooch.retrieve(
                 official.url,
                 known_hash=f"sha256:{official.sha256}" if official.sha256 else None,
-                fname=path.name,
-                path=path.parent,
+                fname=partial.name,
+                path=partial.parent,
                 downloader=pooch.HTTPDownloader(
                     progressbar=progress, chunk_size=DOWNLOAD_CHUNK_BYTES, timeout=CONNECT_TIMEOUT_S
                 ),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_fast import __version__
 from mmad_fast.cli.options import Device, Json
 from mmad_fast.cli.output import print_json, print_table
 
@@ -58,6 +59,7 @@ def doctor(
     if artifact is None and (engine, precision) != (None, None):
         raise typer.BadParameter("--engine and --precision go with an ARTIFACT; name its folder")
     report: dict[str, Any] = {
+        "version": __version__,
         "threads": _num_threads(),
         "ops": _op_rows(),
         "gpu": _gpu_report(),
@@ -226,7 +228,8 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
     threads = "no compiled kernels" if report["threads"] is None else f"{report['threads']} threads"
-    ops = Table("op", "takes", "backend", "runs", "auto", "why not", title=threads)
+    title = f"mmad-fast {report['version']}, {threads}"
+    ops = Table("op", "takes", "backend", "runs", "auto", "why not", title=title)
     for row in report["ops"]:
         runs, auto = ("yes" if row[key] else "" for key in ("runs", "chosen"))
         ops.add_row(row["op"], row["arrays"], row["backend"], runs, auto, row["reason"] or "")

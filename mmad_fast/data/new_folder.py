@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mmad_fast.errors import DataError
+from mmad_fast.scratch_folder import scratch_folder
 
 
 @contextmanager
@@ -47,13 +46,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
             "folder"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        temporary.chmod(0o755)  # mkdtemp makes it private
+    with scratch_folder(target.parent, target.name) as temporary:
+        temporary.chmod(0o755)  # a scratch folder is private
         yield temporary
         if target.is_dir():
             target.rmdir()
         os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
+from mmad_fast.folder_files import Locate
 
 
 class EngineEntry(NamedTuple):
@@ -102,8 +103,17 @@ class DeviceEngine(Engine, Protocol):
         """Runs the graph on buffers of the device it was opened for. Thread-safe."""
 
 
+def as_it_is(path: Path) -> Path:
+    """The path: a file that is of no artifact is read where it is."""
+    return path
+
+
 def open_graph(
-    path: Path, *, engine: str = "onnxruntime", num_threads: int | None = None
+    path: Path,
+    *,
+    engine: str = "onnxruntime",
+    num_threads: int | None = None,
+    locate: Locate = as_it_is,
 ) -> Engine:
     """The graph in a file, ready to run on NumPy arrays.
 
@@ -111,17 +121,23 @@ def open_graph(
         path: A file of a target that the engine reads.
         engine: A name in ENGINES.
         num_threads: Threads per run on the CPU; None means mmad_fast.threads.get_num_threads().
+        locate: Gives the path where a file is read; messages call it by its own.
 
     Raises:
         BackendUnavailableError: no such engine, or it is not installed.
         ArtifactError: the file is no graph that the engine can load.
     """
     check_engine(engine, "cpu")
-    return _factory(engine)(path, num_threads=num_threads)
+    return _factory(engine)(path, num_threads=num_threads, locate=locate)
 
 
 def open_device_graph(
-    path: Path, *, engine: str = "onnxruntime", device_index: int = 0, stream: int = 0
+    path: Path,
+    *,
+    engine: str = "onnxruntime",
+    device_index: int = 0,
+    stream: int = 0,
+    locate: Locate = as_it_is,
 ) -> DeviceEngine:
     """The graph in a file, ready to run on buffers of a CUDA device.
 
@@ -130,13 +146,16 @@ def open_device_graph(
         engine: A name in ENGINES.
         device_index: Which CUDA device.
         stream: The CUDA stream that every run is ordered in, as an address; 0 is the default one.
+        locate: As in `open_graph`.
 
     Raises:
         BackendUnavailableError: no such engine, it is not installed, or it cannot use the device.
         ArtifactError: the file is no graph that the engine can load.
     """
     check_engine(engine, "cuda")
-    return _factory(engine)(path, device="cuda", device_index=device_index, stream=stream)
+    return _factory(engine)(
+        path, device="cuda", device_index=device_index, stream=stream, locate=locate
+    )
 
 
 def _factory(engine: str) -> Any:

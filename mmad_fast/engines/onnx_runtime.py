@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from mmad_fast.cache_folder import cache_root
-from mmad_fast.engines import batch_one_shape, checked_inputs
+from mmad_fast.engines import as_it_is, batch_one_shape, checked_inputs
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
+from mmad_fast.folder_files import Locate
 from mmad_fast.threads import resolve_num_threads
 from mmad_fast.whole_folder import fingerprint
 
@@ -74,6 +75,7 @@ class OnnxRuntimeEngine:
         device_index: int = 0,
         stream: int = 0,
         provider: str | None = None,
+        locate: Locate = as_it_is,
     ) -> None:
         """Loads the graph.
 
@@ -85,6 +87,7 @@ class OnnxRuntimeEngine:
             stream: The CUDA stream of every run, as an address; 0 leaves the choice to ONNX
                 Runtime, which then waits for the device at the end of a run.
             provider: A name in PROVIDERS; None: that of the device.
+            locate: Gives the path where the file is read.
 
         Raises:
             InvalidInputError: num_threads is not in 1..1024.
@@ -98,8 +101,9 @@ class OnnxRuntimeEngine:
         self._path = path
         self._memory = "cuda" if device == "cuda" and not is_on_cpu else "cpu"
         self._device_index = device_index
-        options = {} if is_on_cpu else _provider_options(name, path, device_index, stream)
-        self._session = _open_session(path, threads, name, options)
+        source = locate(path)
+        options = {} if is_on_cpu else _provider_options(name, source, device_index, stream)
+        self._session = _open_session(path, source, threads, name, options)
         # On a stream of the caller's all runs use the session's one cuBLAS and one cuDNN handle,
         # which two threads must not do at a time.
         self._one_at_a_time = Lock()
@@ -224,9 +228,10 @@ def _start_session(
 
 
 def _open_session(
-    path: Path, threads: int, provider: str, options: dict[str, str]
+    path: Path, source: Path, threads: int, provider: str, options: dict[str, str]
 ) -> onnxruntime.InferenceSession:
-    """A session that runs the whole graph with this provider.
+    """A session that runs the whole graph with this provider. It is read from `source`; messages
+    call it by its path.
 
     Raises:
         ArtifactError: the file cannot be loaded.
@@ -238,14 +243,15 @@ def _open_session(
         # graph where it does not start.
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = _start_session(path, settings, provider, options)
+        session = _start_session(source, settings, provider, options)
     except _LOAD_ERRORS as error:
         if _CPU_FALLBACK in str(error):
-            raise _left_to_cpu(path, threads, provider, options) from error
+            raise _left_to_cpu(path, source, threads, provider, options) from error
         is_unknown = isinstance(error, status.NotImplemented)
         instead = "; export it in another precision, or take another engine" * is_unknown
         raise ArtifactError(
-            f"{path}: ONNX Runtime {VERSION} cannot load the graph: {error}{instead}"
+            f"{path}: ONNX Runtime {VERSION} cannot load the graph: "
+            f"{str(error).replace(str(source), str(path))}{instead}"
         ) from error
     problem = _not_started(session, provider)
     if problem is not None:
@@ -254,10 +260,10 @@ def _open_session(
 
 
 def _left_to_cpu(
-    path: Path, threads: int, provider: str, options: dict[str, str]
+    path: Path, source: Path, threads: int, provider: str, options: dict[str, str]
 ) -> BackendUnavailableError:
     """Why some of the graph would run on the CPU: a session that allows it knows."""
-    session = _start_session(path, session_options(threads), provider, options)
+    session = _start_session(source, session_options(threads), provider, options)
     return _not_started(session, provider) or BackendUnavailableError(
         f"{path}: {provider} of ONNX Runtime {VERSION} does not know all operators of the graph, "
         "and would leave the rest to the CPU; export the graph in another precision, upgrade ONNX "

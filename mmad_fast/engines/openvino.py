@@ -11,8 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mmad_fast.engines import batch_one_shape, checked_inputs
+from mmad_fast.engines import as_it_is, batch_one_shape, checked_inputs
 from mmad_fast.errors import ArtifactError
+from mmad_fast.folder_files import Locate
 from mmad_fast.threads import resolve_num_threads
 
 _TELEMETRY = "openvino_telemetry"
@@ -45,12 +46,15 @@ class OpenVinoEngine:
         output_shapes: Shape by output name.
     """
 
-    def __init__(self, path: Path, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, num_threads: int | None = None, locate: Locate = as_it_is
+    ) -> None:
         """Loads and compiles the graph.
 
         Args:
             path: OpenVINO's .xml with its .bin beside it, or an ONNX file.
             num_threads: Threads per run; None means mmad_fast.threads.get_num_threads().
+            locate: Gives the path where each of the files is read.
 
         Raises:
             InvalidInputError: num_threads is not in 1..1024.
@@ -60,7 +64,8 @@ class OpenVinoEngine:
         self._path = path
         try:
             core = _core()
-            model = core.read_model(str(path))
+            weights = [path.with_suffix(".bin")] * (path.suffix == ".xml")
+            model = core.read_model(*(str(locate(file)) for file in (path, *weights)))
             self.input_shapes = {port.any_name: _shape(path, port) for port in model.inputs}
             if model.is_dynamic():
                 model.reshape({name: list(shape) for name, shape in self.input_shapes.items()})

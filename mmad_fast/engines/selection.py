@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmad_fast.engines import (
     ENGINES,
     DeviceEngine,
     Engine,
+    as_it_is,
     check_engine,
     check_name,
     engine_refusal,
@@ -23,6 +25,7 @@ from mmad_fast.engines import (
 )
 from mmad_fast.engines.tensorrt_library import LIBRARIES, gpu_sm, library_version
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.folder_files import FolderFiles, Locate
 from mmad_fast.processor import cpu_model
 from mmad_fast.threads import resolve_num_threads
 
@@ -53,6 +56,8 @@ class EngineFiles:
         files: Per graph the file that an engine opens.
         measured: Null, or the time of one run at export: "machine" (CPU model), "threads", "p50_ms"
             (sum over the graphs).
+        folder: The artifact's files, which are read in place of what stands at their paths by now;
+            None: the files are of no artifact.
     """
 
     target: str
@@ -63,6 +68,7 @@ class EngineFiles:
     library: str
     files: Mapping[str, Path]
     measured: Mapping[str, Any] | None = None
+    folder: FolderFiles | None = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -91,6 +97,7 @@ class EngineChoice:
         num_threads: Threads per run on the CPU; None means mmad_fast.threads.get_num_threads().
         wrap: What is run in an opened graph's place, given its name and engine: None is the engine
             itself. On "cpu" only.
+        folder: As in EngineFiles.
     """
 
     engine: str
@@ -100,6 +107,7 @@ class EngineChoice:
     device: str = "cpu"
     num_threads: int | None = None
     wrap: Callable[[str, Engine], Engine] | None = None
+    folder: FolderFiles | None = field(default=None, compare=False, repr=False)
 
     def open(self, name: str) -> Engine:
         """The graph of that name, ready to run on NumPy arrays.
@@ -108,7 +116,11 @@ class EngineChoice:
             ArtifactError: there is no such graph, or its file is none that the engine can load.
             BackendUnavailableError: the engine is not installed.
         """
-        graph = open_graph(self.files[name], engine=self.engine, num_threads=self.num_threads)
+        path = self.files[name]
+        with self._located() as locate:
+            graph = open_graph(
+                path, engine=self.engine, num_threads=self.num_threads, locate=locate
+            )
         return graph if self.wrap is None else self.wrap(name, graph)
 
     def open_on_device(self, name: str, *, device_index: int, stream: int) -> DeviceEngine:
@@ -125,9 +137,18 @@ class EngineChoice:
                 f"the engine of {name!r} on device {self.device!r} cannot be wrapped, since it "
                 "takes no NumPy arrays; choose device='cpu'"
             )
-        return open_device_graph(
-            self.files[name], engine=self.engine, device_index=device_index, stream=stream
-        )
+        path = self.files[name]
+        with self._located() as locate:
+            return open_device_graph(
+                path,
+                engine=self.engine,
+                device_index=device_index,
+                stream=stream,
+                locate=locate,
+            )
+
+    def _located(self) -> AbstractContextManager[Locate]:
+        return nullcontext(as_it_is) if self.folder is None else self.folder.located()
 
 
 @dataclass(frozen=True)
@@ -195,8 +216,15 @@ def choose_engine(
         if problem is None:
             left_out = [] if precision else _others(candidates, wanted, names, device)
             reason = _reason(option, engine, _listed(refused), left_out)
+            files = option.files
             return EngineChoice(
-                option.engine, wanted, option.files.files, reason, device, num_threads
+                option.engine,
+                wanted,
+                files.files,
+                reason,
+                device,
+                num_threads,
+                folder=files.folder,
             )
         refused[option.label] = problem
     if refused:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.engines import checked_inputs
+from mmad_fast.engines import as_it_is, checked_inputs
 from mmad_fast.engines.tensorrt_library import (
     gpu_refusal,
     import_library,
@@ -32,6 +32,7 @@ from mmad_fast.engines.tensorrt_library import (
 )
 from mmad_fast.engines.tensorrt_runtime import LoadedEngine
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.folder_files import Locate
 from mmad_fast.gpu.device_context import Advice, DeviceContext, DriverError
 from mmad_fast.threads import resolve_num_threads
 
@@ -79,6 +80,7 @@ class TensorRtEngine:
         device_index: int = 0,
         stream: int = 0,
         use_cuda_graph: bool = False,
+        locate: Locate = as_it_is,
     ) -> None:
         """Loads the engine onto the GPU, with all the memory that it needs.
 
@@ -93,6 +95,7 @@ class TensorRtEngine:
                 device="cuda" is ordered with the default stream.
             use_cuda_graph: Capture runs and replay them, which saves the time to launch kernel by
                 kernel; once per set of addresses, after a first run that warms up.
+            locate: Gives the path where the file is read.
 
         Raises:
             InvalidInputError: num_threads is not in 1..1024, or no such library.
@@ -119,7 +122,7 @@ class TensorRtEngine:
             with self._context.current(), ExitStack() as stack:
                 self._loaded = LoadedEngine(trt, library, path, self._context.sm)
                 stack.callback(self._loaded.drop)
-                self._loaded.open()
+                self._loaded.open(locate(path))
                 self.input_shapes = self._loaded.shapes(are_inputs=True)
                 self.output_shapes = self._loaded.shapes(are_inputs=False)
                 self._stream = stream or self._make_stream(device, stack)

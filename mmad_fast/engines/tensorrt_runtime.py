@@ -56,15 +56,15 @@ class LoadedEngine:
         self._kernels_file: Path | None = None
         self._execution: Any = None
 
-    def open(self) -> None:
-        """Loads the engine and makes its execution context.
+    def open(self, source: Path) -> None:
+        """Loads the engine, whose file is read from `source`, and makes its execution context.
 
         Raises:
             ArtifactError: the file cannot be read, or does not fit the library or the GPU.
             DriverError: the library does not start, or there is no memory for the engine.
         """
         try:
-            content = self._path.read_bytes()
+            content = source.read_bytes()
         except OSError as error:
             raise self._not_loaded(str(error.strerror or error)) from error
         self._log.lines.clear()

@@ -9,10 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmad_fast.artifact import KIND, Artifact, read_artifact
+from mmad_fast.artifact import Artifact, read_artifact
 from mmad_fast.engine_record import EngineKey, EngineRecord
 from mmad_fast.errors import ArtifactError
-from mmad_fast.whole_folder import fingerprint, make_readable, move_into_place, write_manifest
+from mmad_fast.scratch_folder import replace_folder
+from mmad_fast.whole_folder import fingerprint, make_readable, write_manifest
 
 
 def add_engine(
@@ -22,9 +23,9 @@ def add_engine(
     target: Path,
     *,
     measured: Mapping[EngineKey | None, Mapping[str, Any]] | None = None,
-) -> Artifact:
-    """The artifact with one more engine, complete on disk at `target`; one of the same key is
-    replaced.
+) -> None:
+    """Writes the artifact with one more engine, complete on disk at `target`; one of the same key
+    is replaced.
 
     The manifest is read again first: what another process has exported meanwhile is kept.
 
@@ -66,9 +67,9 @@ def add_engine(
     write_manifest(asdict(after), scratch)
     make_readable(scratch)  # the new files alone: the others may belong to somebody else
     for name in sorted(names):
-        _link_or_copy(artifact.path / name, scratch / name, link=is_replaced)
-    move_into_place(scratch, target, KIND)
-    return Artifact(target, after)
+        with current.files.opened(name) as file:
+            _link_or_copy(artifact.path / name, file, scratch / name, link=is_replaced)
+    replace_folder(scratch, target)
 
 
 def fitted_files(artifact: Artifact) -> dict[str, Any]:
@@ -79,12 +80,21 @@ def fitted_files(artifact: Artifact) -> dict[str, Any]:
     return {name: entry for name, entry in manifest.files.items() if name not in exported}
 
 
-def _link_or_copy(source: Path, target: Path, *, link: bool) -> None:
-    """A second name of the file where it replaces the first one, else a copy."""
+def _link_or_copy(path: Path, file: Path, target: Path, *, link: bool) -> None:
+    """A second name of the verified file where it replaces the first one, else a copy.
+
+    Args:
+        path: Its name, if the artifact has not been replaced meanwhile.
+        file: Where it can be read.
+        target: The second name.
+        link: Try to give it one.
+    """
     if link:
         try:
-            os.link(source.resolve(), target)
-            return
+            os.link(path.resolve(), target)
+            if target.samefile(file):
+                return
+            target.unlink()  # of an artifact that came meanwhile
         except OSError:  # another file system, or one without hard links
             pass
-    shutil.copyfile(source, target)
+    shutil.copyfile(file, target)

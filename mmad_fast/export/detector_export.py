@@ -172,16 +172,17 @@ def export_detector(
         graphs: dict[str, WrittenGraph] = {}
         for name in base.manifest.graphs:
             tell(f"build {name}", len(graphs), len(base.manifest.graphs))
-            model = deployment_graph(
-                base.graph_path(name),
-                target=to,
-                precision=precision,
-                batch=request.batch,
-                calibration=calibrated.inputs.get(name, ()),
-            )
+            with base.opened_graph(name) as graph_file:
+                model = deployment_graph(
+                    graph_file,
+                    target=to,
+                    precision=precision,
+                    batch=request.batch,
+                    calibration=calibrated.inputs.get(name, ()),
+                )
             graphs[name] = write_graph(model, name, request.key, scratch, cache=cache)
         record = _record(request, graphs, calibrated.num_scans)
-        files = replace(base, path=scratch).files_of(record)
+        files = replace(replace(base, path=scratch).files_of(record), folder=None)
         tell("golden scan", 0, 1)
         golden, not_run = try_engine(base, files)
         if not_run is not None:  # a file is named by the place where it will be
@@ -192,13 +193,13 @@ def export_detector(
             tell("time", 0, 1)
             times = time_engines(base, record, files)
             record = replace(record, measured=times.get(record.key))
-        written = add_engine(base, record, scratch, target, measured=times)
+        add_engine(base, record, scratch, target, measured=times)
     in_place = {
-        name: replace(graph, paths=tuple(written.path / path.name for path in graph.paths))
+        name: replace(graph, paths=tuple(target / path.name for path in graph.paths))
         for name, graph in graphs.items()
     }
     return ExportReport(
-        written.path,
+        target,
         record,
         in_place,
         not_run,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import ArtifactError
 from mmad_fast.export.engine_layers import EngineLayer
+from mmad_fast.scratch_folder import scratch_folder
 from mmad_fast.whole_folder import fingerprint
 
 SCHEMA = 1
@@ -106,9 +106,7 @@ class EngineCache:
         entry = self.folder / key
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._scratch() as scratch:
-                partial = Path(scratch) / key
-                partial.mkdir()
+            with scratch_folder(self.folder, key) as partial:
                 shutil.copyfile(engine, partial / ENGINE_FILE)
                 record = {
                     "file": fingerprint(partial / ENGINE_FILE),
@@ -129,10 +127,5 @@ class EngineCache:
         """Removes an entry at once: nobody sees half of it."""
         if entry.exists():
             # Another process may be quicker, and the cache may be read-only.
-            with suppress(OSError), self._scratch() as aside:
-                os.rename(entry, Path(aside) / entry.name)
-
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(
-            prefix=".partial.", dir=self.folder, ignore_cleanup_errors=True
-        )
+            with suppress(OSError), scratch_folder(self.folder, entry.name) as aside:
+                os.rename(entry, aside / entry.name)

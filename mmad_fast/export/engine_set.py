@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -37,21 +36,19 @@ from mmad_fast.export.deployment_graph import deployment_graph
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.export.graph_cost import graph_cost
 from mmad_fast.export.graph_writer import write_graph
+from mmad_fast.folder_files import FolderFiles, read_whole
 from mmad_fast.methods.family import default_method, get_method
 from mmad_fast.methods.fit_request import Progress, silent
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import Scan, Unit
+from mmad_fast.scratch_folder import replace_folder, temporary_folder
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
     FolderKind,
     as_path,
     fingerprint,
     make_readable,
-    move_into_place,
     new_folder_beside,
-    read_manifest,
-    reading,
-    verify_file,
     write_manifest,
 )
 
@@ -178,14 +175,14 @@ def build_engine_set(
         cut.backbone: point_weights if cut.backbone == POINT_MAE else rgb_weights for cut in cuts
     }
     tell, total = progress or silent, len(cuts) * len(requests)
-    with new_folder_beside(output, KIND) as (scratch, target), TemporaryDirectory() as graphs:
+    with new_folder_beside(output, KIND) as (scratch, target), temporary_folder("graphs") as graphs:
         # Before hours of work: whether all weights can be had.
         sources = {name: resolve_weights(name, spec, seed=seed) for name, spec in weights.items()}
         engines: list[CutEngine] = []
         embedder = None
         for cut in cuts:
             tell(f"{cut.name} from torch", len(engines), total)
-            graph = export_cut(cut, Path(graphs), weights=weights[cut.backbone], seed=seed)
+            graph = export_cut(cut, graphs, weights=weights[cut.backbone], seed=seed)
             embedder = graph.embedder or embedder
             inputs: Sequence[Mapping[str, NDArray]] = ()
             if calibration:
@@ -199,7 +196,7 @@ def build_engine_set(
             save_safetensors(embedder.to_tensors(""), scratch / EMBEDDER_FILE)
         _write(scratch, engines, sources)
         make_readable(scratch)
-        move_into_place(scratch, target, KIND)
+        replace_folder(scratch, target)
     return read_engine_set(target)
 
 
@@ -356,16 +353,19 @@ def read_engine_set(path: str | Path, *, verify: bool = True) -> EngineSet:
         InvalidInputError: `path` is no path.
         ArtifactError: it is missing, damaged, or of another schema.
     """
-    folder = as_path(path, KIND)
-    with reading(folder, KIND):
-        content = read_manifest(folder, KIND)
-        files = content["files"]
-        for name, wanted in files.items():
-            if Path(name).name != name:
-                raise ArtifactError(
-                    f"{folder / MANIFEST_FILE}: names a file outside the engine set: {name!r}"
-                )
-            verify_file(folder, name, wanted, KIND, hashed=verify)
+    return read_whole(as_path(path, KIND), KIND, lambda files: _read_engine_set(files, verify))
+
+
+def _read_engine_set(opened: FolderFiles, verify: bool) -> EngineSet:
+    folder, content = opened.folder, opened.manifest()
+    files = content["files"]
+    for name in files:
+        if Path(name).name != name:
+            raise ArtifactError(
+                f"{folder / MANIFEST_FILE}: names a file outside the engine set: {name!r}"
+            )
+    opened.describe(files)
+    opened.hold(*files, hashed=verify)
     wanted_fields = {field.name for field in fields(CutEngine)}
     for record in content["engines"]:
         named = set(record.get("files", ()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError
+from mmad_fast.scratch_folder import scratch_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -42,8 +42,8 @@ def save_openvino_model(model: onnx.ModelProto, path: Path, *, precision: str) -
         ) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            partial = Path(folder) / path.name
+        with scratch_folder(path.parent, path.name) as folder:
+            partial = folder / path.name
             openvino.save_model(converted, str(partial), compress_to_fp16=precision == "fp16")
             for suffix in (".bin", ".xml"):
                 os.replace(partial.with_suffix(suffix), path.with_suffix(suffix))

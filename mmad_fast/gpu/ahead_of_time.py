@@ -32,6 +32,7 @@ from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFast
 from mmad_fast.gpu.architectures import ARCHITECTURES, WARP_SIZE
 from mmad_fast.gpu.kernel_folder import KIND, CompiledKernel, split_type, write_kernel_folder
 from mmad_fast.gpu.triton_kernels import TRITON_MODULES, LaunchConfig, TritonKernel
+from mmad_fast.scratch_folder import temporary_folder
 from mmad_fast.whole_folder import new_folder_beside
 
 MAX_HIDDEN_POINTERS = 2
@@ -325,10 +326,10 @@ def _resource_usage(cubin: bytes) -> str:
     """What cuobjdump, which Triton brings, says of a cubin with one function."""
     from triton import knobs
 
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+    with temporary_folder("cubin") as folder:
+        file = folder / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

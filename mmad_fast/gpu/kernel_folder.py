@@ -9,23 +9,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmad_fast.errors import ArtifactError
+from mmad_fast.folder_files import FolderFiles, read_whole
 from mmad_fast.gpu.architectures import ARCHITECTURES
+from mmad_fast.scratch_folder import replace_folder
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
     FolderKind,
     as_path,
     fingerprint,
     make_readable,
-    move_into_place,
     new_folder_beside,
-    read_manifest,
     reading,
-    verify_file,
     write_manifest,
 )
 
@@ -106,22 +105,24 @@ class KernelFolder:
         triton: Version of the compiler.
         kernels: One record per cubin.
         files: The fingerprint of every cubin by its path in the folder.
+        source: Where the cubins are read.
     """
 
     path: Path
     triton: str
     kernels: tuple[CompiledKernel, ...]
     files: Mapping[str, Mapping[str, Any]]
+    source: FolderFiles = field(compare=False, repr=False)
 
     def cubin(self, kernel: CompiledKernel) -> bytes:
         """The bytes of a cubin, verified.
 
         Raises:
-            ArtifactError: the file is missing, has changed, or cannot be read.
+            ArtifactError: the file is missing, has changed, or cannot be read; or another folder
+                of kernels has taken the place of this one.
         """
         with reading(self.path, KIND):
-            verify_file(self.path, kernel.file, self.files[kernel.file], KIND)
-            return (self.path / kernel.file).read_bytes()
+            return self.source.read_bytes(kernel.file)
 
 
 def write_kernel_folder(
@@ -155,7 +156,7 @@ def write_kernel_folder(
         }
         write_manifest(content, scratch)
         make_readable(scratch)
-        move_into_place(scratch, target, KIND)
+        replace_folder(scratch, target)
     return target
 
 
@@ -166,10 +167,14 @@ def read_kernel_folder(path: Path | str) -> KernelFolder:
         InvalidInputError: `path` is no path.
         ArtifactError: it is missing, damaged, or of another schema.
     """
-    folder = as_path(path, KIND)
-    with reading(folder, KIND):
-        content = read_manifest(folder, KIND)
-    manifest = folder / MANIFEST_FILE
+    folder = read_whole(as_path(path, KIND), KIND, _read_kernel_folder)
+    folder.source.release()
+    return folder
+
+
+def _read_kernel_folder(files: FolderFiles) -> KernelFolder:
+    content = files.manifest()
+    manifest = files.folder / MANIFEST_FILE
     wanted = {field.name for field in fields(CompiledKernel)}
     for record in content["kernels"]:
         if set(record) != wanted:
@@ -182,7 +187,8 @@ def read_kernel_folder(path: Path | str) -> KernelFolder:
         path_parts = PurePosixPath(kernel.file).parts
         if len(path_parts) != 2 or ".." in path_parts or kernel.file not in content["files"]:
             raise ArtifactError(f"{manifest}: names a file outside the folder: {kernel.file!r}")
-    return KernelFolder(folder, content["triton"], kernels, content["files"])
+    files.describe(content["files"])
+    return KernelFolder(files.folder, content["triton"], kernels, content["files"], files)
 
 
 def split_type(argument: str) -> tuple[str, bool]:

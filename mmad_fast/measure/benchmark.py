@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from mmad_fast.methods.fit_request import (
     silent,
 )
 from mmad_fast.methods.fit_run import check_fit_packages, fit_detector, training_scans
+from mmad_fast.scratch_folder import temporary_folder
 
 CALIBRATION_SCANS = 32
 
@@ -89,7 +89,7 @@ def run_benchmark(
     fit_request = _with_available_weights(fit_request, say)
     measured, of_reference = [], []
     with ExitStack() as stack:
-        folder = output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = output or stack.enter_context(temporary_folder("bench"))
         run = _Run(dataset, tuple(names), fit_request, request, folder, progress, on_row or _forget)
         for shots in (*request.few_shot, fit_request.shots):
             rows, reference_rows = _measure(run, shots)

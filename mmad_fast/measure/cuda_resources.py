@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +19,8 @@ from pathlib import Path
 from mmad_fast.cache_folder import cache_root
 from mmad_fast.errors import MissingDependencyError, MmadFastError
 from mmad_fast.gpu.architectures import ARCHITECTURES, WARP_SIZE
+from mmad_fast.scratch_folder import temporary_folder
+from mmad_fast.whole_folder import whole_file
 
 FLAGS = ("-std=c++17", "-O3", "--Werror", "all-warnings", "-Xptxas", "-v", "-cubin")
 HEADERS = ("*.h", "*.cuh", "*.inc")
@@ -172,11 +173,8 @@ def measure_cuda(
         if cached.is_file():
             return [CudaKernel(**row) for row in json.loads(cached.read_text(encoding="utf-8"))]
         kernels = _compile(source, sm, compiler)
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([asdict(kernel) for kernel in kernels])
-        with tempfile.NamedTemporaryFile("w", dir=cached.parent, delete=False) as draft:
-            draft.write(text)
-        os.replace(draft.name, cached)
+        with whole_file(cached) as partial:
+            partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]), "utf-8")
         return kernels
 
     with ThreadPoolExecutor(processes) as pool:
@@ -185,13 +183,14 @@ def measure_cuda(
 
 
 def _compile(source: Path, sm: int, nvcc: Path) -> list[CudaKernel]:
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder("nvcc") as scratch:
         command = [str(nvcc), *FLAGS, f"-arch=sm_{sm}", "-I", str(source.parents[1])]
-        command += ["--keep", "--keep-dir", scratch, "-o", f"{scratch}/kernels.cubin", str(source)]
+        command += ["--keep", "--keep-dir", str(scratch), "-o", str(scratch / "kernels.cubin")]
+        command += [str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CudaCompileError(f"{source} for sm_{sm}: {(done.stderr + done.stdout).strip()}")
-        ptx = (Path(scratch) / f"{source.stem}.ptx").read_text(encoding="utf-8")
+        ptx = (scratch / f"{source.stem}.ptx").read_text(encoding="utf-8")
     bounds = dict(_ENTRY.findall(ptx))
     kernels = []
     for symbol, *numbers in _FUNCTION.findall(done.stderr + done.stdout):

@@ -4,7 +4,6 @@ published pipeline beside it."""
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from mmad_fast.methods.family import Scores
 from mmad_fast.methods.fit_request import FitRequest, Progress, silent
 from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.scan import PreparedScan, Unit
+from mmad_fast.scratch_folder import temporary_folder
 from mmad_fast.stage_clock import StageClock
 from mmad_fast.threads import get_num_threads
 
@@ -105,10 +105,10 @@ def measure_artifact(
         )
         overall, defects = evaluation.overall, evaluation.defects
     progress("time", 0, 1)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("scans") as folder:
         report = measure_detector_process(
             detector.artifact.path,
-            _copy_scans(scans[:: max(1, len(scans) // SPEED_RUNS)], Path(folder), request.unit),
+            _copy_scans(scans[:: max(1, len(scans) // SPEED_RUNS)], folder, request.unit),
             num_threads=get_num_threads(),
             num_runs=SPEED_RUNS,
             engine=detector.engine_choice.engine,

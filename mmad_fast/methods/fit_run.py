@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -32,6 +31,7 @@ from mmad_fast.methods.options import OptionValue
 from mmad_fast.methods.torch_threads import torch_threads
 from mmad_fast.preprocess.recipes import NO_CLEAN_UP
 from mmad_fast.scan import Scan, Unit
+from mmad_fast.scratch_folder import temporary_folder
 from mmad_fast.stage_clock import StageClock
 
 logger = logging.getLogger("mmad_fast")
@@ -165,8 +165,8 @@ def fit_scans(
             "more are better)"
         )
     check_target(output)
-    with torch_threads(), tempfile.TemporaryDirectory(prefix="mmad-fast-fit-") as folder:
-        task = FitTask.of(request, train, Path(folder), progress)
+    with torch_threads(), temporary_folder("fit") as folder:
+        task = FitTask.of(request, train, folder, progress)
         family, _ = get_method(request.method)
         family_fit = family.fit(task)
         limit = family_fit.memory_limit_mib

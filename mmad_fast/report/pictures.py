@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.whole_folder import whole_file
 
 # Dark blue over magenta and orange to pale yellow: lightness rises evenly, so that the order of
 # values survives grey print and colour blindness.
@@ -312,13 +311,5 @@ def _save_png(path: Path, image: NDArray[np.uint8]) -> Path:
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes to a new file in the same folder, then moves it to `path`; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch_folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
-    scratch = Path(scratch_folder, path.name)
-    try:
-        with scratch.open("wb") as file:
-            write(file)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-        os.rmdir(scratch_folder)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        write(file)

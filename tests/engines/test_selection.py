@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mmad_fast import engines, processor
-from mmad_fast.engines import ENGINES, selection
+from mmad_fast.engines import ENGINES, as_it_is, selection
 from mmad_fast.engines.selection import ENGINE_BY_TARGET, EngineChoice, EngineFiles, choose_engine
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.measure import environment
@@ -91,9 +91,12 @@ def test_a_choice_opens_graphs_and_wraps_them(monkeypatch: pytest.MonkeyPatch) -
     assert wrapping.open("b") == ("b", "engine of b")
     assert choice.open_on_device("rgb", device_index=1, stream=7) == "engine of a"
     assert opened == [
-        (Path("a"), {"engine": "onnxruntime", "num_threads": 4}),
-        (Path("b"), {"engine": "onnxruntime", "num_threads": 4}),
-        (Path("a"), {"engine": "onnxruntime", "device_index": 1, "stream": 7}),
+        (Path("a"), {"engine": "onnxruntime", "num_threads": 4, "locate": as_it_is}),
+        (Path("b"), {"engine": "onnxruntime", "num_threads": 4, "locate": as_it_is}),
+        (
+            Path("a"),
+            {"engine": "onnxruntime", "device_index": 1, "stream": 7, "locate": as_it_is},
+        ),
     ]
     with pytest.raises(InvalidInputError, match="of 'b' on device .*cannot be wrapped"):
         wrapping.open_on_device("b", device_index=0, stream=0)

@@ -18,6 +18,7 @@ import pytest
 import safetensors.numpy
 from conftest import RGB_DIM, TINY_PARAMETERS, make_arrays
 from numpy.typing import NDArray
+from robustness.replacing import replacements, write_other
 
 from mmad_fast import load
 from mmad_fast.artifact import read_artifact, write_artifact
@@ -164,6 +165,28 @@ def test_the_golden_scan_gives_the_expected_answer(program: Path, tiny_artifact:
     stages = load(tiny_artifact).infer(golden.rgb, golden.xyz).stage_ms
     for stage in stages:
         assert float(field(printed, stage)) >= 0
+
+
+def test_an_artifact_that_is_replaced_meanwhile_is_read_whole(
+    program: Path, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    """It runs the golden scan: all files of an artifact have a part in the answer."""
+
+    def answer(artifact: Path) -> tuple[str, ...]:
+        printed = run(program, artifact, "--threads", 1)
+        assert "the same answer" in printed
+        return tuple(field(printed, name) for name in ("score", "threshold"))
+
+    other = write_other(tiny_artifact, tmp_path)
+    expected = {answer(folder) for folder in (tiny_artifact, other)}
+    assert len(expected) == 2
+    target, answers = rewritten(tiny_artifact, tmp_path / "target"), []
+    with replacements(tiny_artifact, other, target, 100) as writer:
+        while writer.poll() is None:
+            answers.append(answer(target))
+    assert writer.returncode == 0
+    assert set(answers) <= expected
+    assert len(answers) > 5
 
 
 @pytest.fixture

@@ -26,11 +26,12 @@ from mmad_fast.export.engine_set import (
     read_engine_set,
 )
 from mmad_fast.export.export_request import ExportRequest
+from mmad_fast.folder_files import FolderFiles
 from mmad_fast.methods.family import get_recipe
 from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
 from mmad_fast.preprocess import prepare
 from mmad_fast.scan import Scan
-from mmad_fast.whole_folder import read_manifest, write_manifest
+from mmad_fast.whole_folder import write_manifest
 
 SCRIPTS = Path(__file__).parents[2] / "export"
 SMALL = BackboneCut("dinov2-vits14", 1)
@@ -151,7 +152,7 @@ def test_a_manifest_that_does_not_fit_its_files_is_refused(
     engine_set: Path, tmp_path: Path, change: Callable[[dict], object], words: str
 ) -> None:
     copy = shutil.copytree(engine_set, tmp_path / "copy")
-    content = read_manifest(copy, KIND)
+    content = FolderFiles(copy, KIND).manifest()
     change(content)
     write_manifest(content, copy)
     with pytest.raises(ArtifactError, match=words):

@@ -19,7 +19,6 @@ from mmad_fast.errors import (
     InvalidInputError,
     WeightsError,
 )
-from mmad_fast.methods import fit_run
 from mmad_fast.methods.cfm.fit import training_recipe
 from mmad_fast.methods.cfm.reference import reference_pipeline
 from mmad_fast.methods.cfm.training import TrainingRecipe
@@ -177,7 +176,7 @@ def test_interrupt_leaves_no_trace(
 ):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(fit_run.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
 
     def interrupt(stage: str, done: int, total: int) -> None:
         if stage == "training":

@@ -24,6 +24,7 @@ from mmad_fast.errors import InvalidInputError, WeightsError
 from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.export.quantization import quantize_graph
 from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH
+from mmad_fast.whole_folder import whole_file
 
 POINT_ROWS_AT_ONCE = 256
 """Rows of the graph "uff_point", which runs once per so many foreground patches."""
@@ -182,19 +183,15 @@ def save_uff(network: FeatureFusionBlock, path: Path, facts: Mapping[str, Any]) 
         WeightsError: it cannot be written: a full disk, for one.
     """
     check_uff_target(path)
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {key: tensor.detach().contiguous() for key, tensor in network.state_dict().items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={_FACTS_KEY: json.dumps(facts, sort_keys=True)})
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={_FACTS_KEY: json.dumps(facts, sort_keys=True)})
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"{path}: the UFF weights cannot be written ({error}); choose a folder with room where "
             "you may write"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -34,6 +33,7 @@ from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, check_uff_target
 from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.methods.m3dm.uff_training import UffRecord, train_uff
 from mmad_fast.methods.torch_threads import torch_threads
+from mmad_fast.scratch_folder import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ def train_shared_uff(
         for scan in training_scans(dataset, category, shots=request.shots, seed=request.seed)
     ]
     validation = [scan for name in categories for scan in validation_scans(dataset, name)]
-    with torch_threads(), tempfile.TemporaryDirectory(prefix="mmad-fast-uff-") as folder:
-        task = FitTask.of(request, train, Path(folder), progress)
+    with torch_threads(), temporary_folder("uff") as folder:
+        task = FitTask.of(request, train, folder, progress)
         # The fusion that is to be trained is none of a fit of these features.
         fit = M3dmFit(replace(task, options=replace(options, uses_uff=False)))
         with (
-            FeatureStore[PatchFeatures](Path(folder) / "train") as train_store,
-            FeatureStore[PatchFeatures](Path(folder) / "validation") as validation_store,
+            FeatureStore[PatchFeatures](folder / "train") as train_store,
+            FeatureStore[PatchFeatures](folder / "validation") as validation_store,
         ):
             extract_features(train, validation, (train_store, validation_store), fit, task)
             grid = options.patch_grid or 0
