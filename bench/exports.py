@@ -18,14 +18,14 @@ import onnx
 from detectors import accuracy_columns, differences, fit_request, with_graphs
 from sweep import Sweep
 
-from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.data.scan_file import GOOD, ScanFile
 from mmad_fast.detector import Detector, load
 from mmad_fast.errors import MmadFastError
 from mmad_fast.export import export_detector
 from mmad_fast.export.calibration import record_graph_inputs
 from mmad_fast.export.deployment_graph import deployment_graph
 from mmad_fast.export.graph_cost import graph_cost
-from mmad_fast.measure.evaluation import GOOD, evaluate
+from mmad_fast.measure.evaluation import evaluate
 from mmad_fast.methods.family import Reference
 from mmad_fast.methods.fit_run import fit_detector
 from mmad_fast.methods.torch_threads import torch_threads

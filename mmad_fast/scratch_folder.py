@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import platform
 import shutil
@@ -33,6 +34,9 @@ except ImportError:  # Windows: nothing is swept there but what is old
 LOCK, NEW, OLD = "lock", "new", "old"
 NUM_PLACES = 16
 """Folders of one name that are looked at; one process more takes a name of its own."""
+MAX_NAME_BYTES = 120
+"""Of a target's name that stand in its scratch folder's: some file systems take 143 for the
+whole."""
 FOREIGN_AGE_S = 7 * 86400.0
 """After this time the folder of another machine is taken for a dead one's, if nobody holds its
 lock: locks of a network share may be known to one machine only."""
@@ -129,7 +133,18 @@ def set_aside(target: Path) -> Path | None:
 
 
 def _places(parent: Path, name: str) -> Iterator[Path]:
-    return (parent / f".{name}.{number}.partial" for number in range(NUM_PLACES))
+    return (parent / f"{_hidden(name)}.{number}.partial" for number in range(NUM_PLACES))
+
+
+def _hidden(name: str) -> str:
+    """The beginning of a scratch folder's name, with room for its end: a target's name may be as
+    long as the file system takes."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= MAX_NAME_BYTES:
+        return f".{name}"
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    kept = encoded[: MAX_NAME_BYTES - len(digest) - 1].decode("utf-8", "ignore")
+    return f".{kept}-{digest}"
 
 
 def _take(parent: Path, name: str) -> tuple[Path, int]:
@@ -141,7 +156,7 @@ def _take(parent: Path, name: str) -> tuple[Path, int]:
             if lock is not None:
                 return folder, lock
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=f"{_hidden(name)}.", suffix=".partial", dir=parent))
         lock = _fill(folder)
         if lock is not None:
             return folder, lock

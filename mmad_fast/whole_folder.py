@@ -25,6 +25,7 @@ from mmad_fast.scratch_folder import (
 
 MANIFEST_FILE = "manifest.json"
 DIGEST_KEY = "manifest_sha256"
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,11 @@ def _own_paths(folder: Path, kind: FolderKind) -> set[Path]:
     return {Path(MANIFEST_FILE), *files, *(parent for file in files for parent in file.parents)}
 
 
+def is_archive(path: Path) -> bool:
+    """Whether it is a file that is named as one that must be unpacked first."""
+    return path.suffix.lower() in ARCHIVE_SUFFIXES and path.is_file()
+
+
 def make_readable(folder: Path) -> None:
     """Permissions as for any new file; temporary folders and safetensors are the owner's alone."""
     umask = os.umask(0)
@@ -177,6 +183,8 @@ def check_is_there(folder: Path, kind: FolderKind) -> None:
     Raises:
         ArtifactError: the folder or the manifest is missing.
     """
+    if is_archive(folder):
+        raise ArtifactError(f"{folder}: is an archive; unpack it first, then name its folder")
     if not folder.is_dir():
         old = set_aside(folder.resolve())
         raise ArtifactError(

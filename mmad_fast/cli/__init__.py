@@ -18,12 +18,15 @@ from mmad_fast.cli import (
     train_shared,
     weights,
 )
+from mmad_fast.cli.interrupts import Interrupted, interruptible
 from mmad_fast.cli.method_options import add_method_command
-from mmad_fast.cli.output import report_error
+from mmad_fast.cli.output import escape_what_cannot_be_printed, report_error
 from mmad_fast.errors import MmadFastError
 
 app = typer.Typer(
-    help="Fast, small RGB + 3D industrial anomaly detectors.",
+    help="Fast, small RGB + 3D industrial anomaly detectors.\n\n"
+    "Exit codes: 0 success; 1 the command failed, or a scan could not be scored; 2 wrong usage; "
+    "130 interrupted by Ctrl-C (SIGINT); 143 ended by SIGTERM.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,9 +58,18 @@ app.add_typer(kernels.app, name="kernels")
 
 
 def main() -> None:
-    """Runs the command line: exit code 0 on success, 1 on an error, 2 on wrong usage."""
+    """Runs the command line.
+
+    Exit codes: 0 success, 1 an error, 2 wrong usage, 130 after SIGINT, 143 after SIGTERM.
+    """
+    escape_what_cannot_be_printed()
+    as_json = "--json" in sys.argv
     try:
-        app()
+        with interruptible():
+            app()
+    except Interrupted as stop:
+        report_error(stop, as_json=as_json)
+        sys.exit(stop.exit_code)
     except (MmadFastError, OSError) as error:
-        report_error(error, as_json="--json" in sys.argv)
+        report_error(error, as_json=as_json)
         sys.exit(1)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mmad_fast.cli.interrupts import Interrupted, uninterrupted
 from mmad_fast.cli.options import (
     DEFAULT_METHOD,
     Aupro,
@@ -124,22 +125,38 @@ def bench(
     if results is not None:
         check_results_file(results)
 
-    def keep(row: BenchRow) -> None:
-        if results is not None:
-            append_jsonl(results, row, environment())
+    rows: list[BenchRow] = []
 
-    with progress_bar("bench") as update:
-        rows = run_benchmark(
-            data,
-            tuple(category or ()),
-            fit_request,
-            measure_request,
-            output=output,
-            progress=update,
-            notice=notice,
-            on_row=keep,
-        )
-    if as_json:
-        print_json(rows_to_json(rows, environment()))
-    else:
-        print_table(*render_rows(rows))
+    def keep(row: BenchRow) -> None:
+        with uninterrupted():
+            rows.append(row)
+            if results is not None:
+                append_jsonl(results, row, environment())
+
+    stop: Interrupted | None = None
+    try:
+        with progress_bar("bench") as update:
+            rows = run_benchmark(
+                data,
+                tuple(category or ()),
+                fit_request,
+                measure_request,
+                output=output,
+                progress=update,
+                notice=notice,
+                on_row=keep,
+            )
+    except Interrupted as interrupted:
+        stop = interrupted
+    with uninterrupted():
+        if as_json:
+            interruption = None if stop is None else str(stop)
+            print_json({**rows_to_json(rows, environment()), "interrupted": interruption})
+        else:
+            print_table(*render_rows(rows))
+        for row in rows:
+            for note in row.notes or ():
+                notice(f"note: {row.category}: {note}")
+    if stop is not None:
+        notice(f"{stop}; the rows of what was measured are printed")
+        raise typer.Exit(stop.exit_code)

@@ -19,7 +19,7 @@ from mmad_fast.cli.options import (
     UnitOption,
     apply_threads,
 )
-from mmad_fast.cli.output import print_json, print_table, progress_bar
+from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
 
 
 def evaluate(
@@ -37,6 +37,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate an artifact on the test split: I-AUROC, P-AUROC, AUPRO, speed, memory.
+
+    Without masks there is no P-AUROC and no AUPRO, without scans of good and of other parts no
+    I-AUROC; what is missing is said.
 
     Example: mmad-fast eval runs/bagel --data mvtec3d --category bagel
     """
@@ -65,3 +68,5 @@ def evaluate(
         print_json(rows_to_json([row], environment()))
     else:
         print_table(*render_rows([row]))
+    for note in row.notes or ():
+        notice(f"note: {note}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmad_fast.cli.interrupts import Interrupted, uninterrupted
+from mmad_fast.cli.json_lines import STDOUT, json_lines
 from mmad_fast.cli.options import (
     Device,
     Engine,
@@ -18,11 +21,25 @@ from mmad_fast.cli.options import (
     UnitOption,
     apply_threads,
 )
-from mmad_fast.cli.output import notice, print_json, print_table, progress_bar
+from mmad_fast.cli.output import (
+    describe_error,
+    discard_stdout,
+    json_line,
+    notice,
+    print_json,
+    print_table,
+    progress_bar,
+    shown,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mmad_fast.data import ScanFile
-    from mmad_fast.scan import Result, Scan
+    from mmad_fast.detector import Detector
+    from mmad_fast.scan import Result, Scan, Unit
+
+Row = dict[str, Any]
 
 
 def infer(
@@ -35,6 +52,15 @@ def infer(
         Path | None,
         typer.Option("--output", "-o", help="Folder for overlay PNGs and anomaly-map TIFFs."),
     ] = None,
+    jsonl: Annotated[
+        Path | None,
+        typer.Option(
+            "--jsonl",
+            metavar="FILE",
+            help="Add one JSON line per scan to this file as soon as the scan is scored; - writes "
+            "them to stdout in place of the table. The lines are the rows of --json.",
+        ),
+    ] = None,
     unit: UnitOption = UnitName.m,
     engine: Engine = "auto",
     engine_precision: EnginePrecision = None,
@@ -44,49 +70,145 @@ def infer(
 ) -> None:
     """Score one scan or a folder of scans; write heat maps.
 
+    Each scan ends as a row: its decision, or the error that says why there is none. Masks are not
+    read. Ctrl-C and SIGTERM end the command after what was decided is printed.
+
+    Exit codes: 0 all scans were scored and all pictures written; 1 some were not, or the command
+    failed; 2 wrong usage; 130 interrupted by Ctrl-C (SIGINT); 143 ended by SIGTERM.
+
     Example: mmad-fast infer runs/bagel mvtec3d/bagel/test/crack/rgb/000.png --output results
 
     Example: mmad-fast infer runs/bagel camera_dump --unit mm --json
+
+    Example: mmad-fast infer runs/bagel camera_dump --jsonl decisions.jsonl
     """
+    if as_json and jsonl == STDOUT:
+        raise typer.BadParameter(
+            "--jsonl - and --json both write to stdout; leave one out, or name a file for lines",
+            param_hint="--jsonl",
+        )
     apply_threads(threads)
     from mmad_fast.data.selection import find_scan_files
     from mmad_fast.detector import load
-    from mmad_fast.errors import MmadFastError
 
     files = find_scan_files(scans, xyz_path=xyz)
+    _tell_of_own_pictures(scans)
     detector = load(artifact, engine=engine, device=device, precision=engine_precision)
     if output is not None:
         _make_writable(output)
-    rows: list[dict[str, Any]] = []
-    with progress_bar("infer") as update:
-        for done, file in enumerate(files):
-            update(file.name, done, len(files))
-            try:
-                scan = file.load(unit=unit.value)
-                result = detector.infer_scan(scan)
-            except MmadFastError as error:
-                rows.append({"scan": file.name, "error": str(error)})
-                continue
-            written = _write_pictures(output, file, scan, result) if output else {}
-            rows.append(_row(file.name, result, written))
-    if as_json:
-        choice = detector.engine_choice
-        print_json(
-            {
-                "artifact": str(artifact),
-                "method": detector.method,
-                "engine": choice.engine,
-                "engine_precision": choice.precision,
-                "engine_reason": choice.reason,
-                "scans": rows,
-            }
-        )
-    else:
-        print_table(_table(rows))
+    pictures = _picture_stems(output, files)
+    rows: list[Row] = []
+    stop: Interrupted | None = None
+    with json_lines(jsonl) as lines:
+        try:
+            with progress_bar("infer") as update:
+                for done, file in enumerate(files):
+                    update(shown(file.name), done, len(files))
+                    row = _score(detector, file, unit.value, pictures.get(file.name))
+                    with uninterrupted():
+                        rows.append(row)
+                        lines.write(row)
+        except Interrupted as interrupted:
+            stop = interrupted
     failed = sum("error" in row for row in rows)
-    if failed:
-        notice(f"error: {failed} of {len(rows)} scans could not be scored")
+    without_picture = sum("picture_error" in row for row in rows)
+    not_reached = [file.name for file in files[len(rows) :]]
+    with uninterrupted():
+        if as_json:
+            choice = detector.engine_choice
+            _print_or_rescue(
+                rows,
+                {
+                    "artifact": str(artifact),
+                    "method": detector.method,
+                    "engine": choice.engine,
+                    "engine_precision": choice.precision,
+                    "engine_reason": choice.reason,
+                    "scans": rows,
+                    "interrupted": None if stop is None else stop.signal_name,
+                    "not_reached": not_reached,
+                },
+            )
+        elif jsonl != STDOUT:
+            _print_or_rescue(rows, None)
+        if failed:
+            notice(f"error: {failed} of {len(rows)} scans could not be scored")
+        if without_picture:
+            notice(f"error: {without_picture} of {len(rows)} scans lack a picture")
+        if stop is not None:
+            notice(
+                f"interrupted by {stop.signal_name}: {len(not_reached)} of {len(files)} scans were "
+                "not reached"
+            )
+            raise typer.Exit(stop.exit_code)
+    if failed or without_picture or lines.is_refused:
         raise typer.Exit(1)
+
+
+def _tell_of_own_pictures(scans: Path) -> None:
+    """Says that pictures of an earlier run lie among the scans, and are not read as scans."""
+    from mmad_fast.data.own_pictures import own_pictures
+
+    pictures = own_pictures(Path(folder) for folder, _, _ in os.walk(scans))
+    if pictures:
+        notice(
+            f"note: {len(pictures)} pictures that infer wrote lie among the scans, such as "
+            f"{shown(str(pictures[0]))}; they are not read as scans"
+        )
+
+
+def _picture_stems(output: Path | None, files: Sequence[ScanFile]) -> dict[str, Path]:
+    """Scan name -> where its pictures go, without their endings; empty without an output."""
+    from mmad_fast.report.pictures import picture_names
+
+    names = picture_names([file.name for file in files])
+    return {} if output is None else {name: output / names[name] for name in names}
+
+
+def _score(detector: Detector, file: ScanFile, unit: Unit, picture: Path | None) -> Row:
+    """The row of one scan, whatever happens to it: the others must be scored as well."""
+    from mmad_fast.errors import MmadFastError
+
+    try:
+        scan = file.load(unit=unit)
+        result = detector.infer_scan(scan)
+    except (MmadFastError, OSError) as error:
+        return {"scan": file.name, "error": describe_error(error)}
+    except Exception as error:
+        unexpected = f"{type(error).__name__}: {error}"
+        return {"scan": file.name, "error": f"{unexpected}; if it stays, report it with the scan"}
+    row: Row = {
+        "scan": file.name,
+        "image_score": result.image_score,
+        "threshold": result.threshold,
+        "is_anomalous": result.is_anomalous,
+        "stage_ms": dict(result.stage_ms),
+    }
+    if picture is not None:
+        row |= _write_pictures(picture, file, scan, result)
+    return row
+
+
+def _print_or_rescue(rows: list[Row], content: dict[str, Any] | None) -> None:
+    """Prints the JSON object, or the table of the rows; on stderr if stdout refuses.
+
+    Raises:
+        BrokenPipeError: who reads stdout has closed it, and so wants no more.
+    """
+    try:
+        if content is None:
+            print_table(_table(rows))
+        else:
+            print_json(content)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        error.filename = "stdout"
+        notice(f"error: {describe_error(error)}; the rows follow here")
+        for row in rows:
+            notice(json_line(row).rstrip())
+        raise typer.Exit(1) from error
 
 
 def _make_writable(output: Path) -> None:
@@ -100,32 +222,29 @@ def _make_writable(output: Path) -> None:
         pass
 
 
-def _row(name: str, result: Result, written: dict[str, str]) -> dict[str, Any]:
-    return {
-        "scan": name,
-        "image_score": result.image_score,
-        "threshold": result.threshold,
-        "is_anomalous": result.is_anomalous,
-        "stage_ms": dict(result.stage_ms),
-        **written,
-    }
-
-
-def _write_pictures(output: Path, file: ScanFile, scan: Scan, result: Result) -> dict[str, str]:
+def _write_pictures(picture: Path, file: ScanFile, scan: Scan, result: Result) -> Row:
+    """Where the pictures are; if one cannot be written, why: the decision stands without it."""
+    from mmad_fast.data.own_pictures import MAP_ENDING, OVERLAY_ENDING
     from mmad_fast.report.pictures import save_map_tiff, save_overlay
 
-    stem = file.name.replace("/", "_")
-    overlay, anomaly_map = output / f"{stem}_overlay.png", output / f"{stem}_map.tiff"
+    written: Row = {}
     decision = {None: "", True: "  ANOMALOUS", False: "  good"}[result.is_anomalous]
-    save_overlay(
-        overlay,
-        scan.rgb,
-        result.native_anomaly_map,
-        threshold=result.map_threshold,
-        caption=f"{file.name}  score {result.image_score:.4g}{decision}",
-    )
-    save_map_tiff(anomaly_map, result.native_anomaly_map)
-    return {"overlay": str(overlay), "anomaly_map": str(anomaly_map)}
+    try:
+        overlay = save_overlay(
+            picture.with_name(picture.name + OVERLAY_ENDING),
+            scan.rgb,
+            result.native_anomaly_map,
+            threshold=result.map_threshold,
+            caption=f"{shown(file.name)}  score {result.image_score:.4g}{decision}",
+        )
+        written["overlay"] = str(overlay)
+        anomaly_map = save_map_tiff(
+            picture.with_name(picture.name + MAP_ENDING), result.native_anomaly_map
+        )
+        written["anomaly_map"] = str(anomaly_map)
+    except Exception as error:
+        written["picture_error"] = describe_error(error) or type(error).__name__
+    return written
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -137,13 +256,14 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     decisions: dict[bool | None, str | Text] = {None: "-", True: anomalous, False: "good"}
     for row in rows:
         if "error" in row:
-            error = Text(f"error: {row['error']}", style="red")
-            table.add_row(row["scan"], "-", "-", error, "-")
+            error = Text(f"error: {shown(row['error'])}", style="red")
+            table.add_row(shown(row["scan"]), "-", "-", error, "-")
             continue
         threshold = "-" if row["threshold"] is None else f"{row['threshold']:.4g}"
         total_ms = sum(row["stage_ms"].values())
         score = f"{row['image_score']:.4g}"
-        table.add_row(
-            row["scan"], score, threshold, decisions[row["is_anomalous"]], f"{total_ms:.0f}"
-        )
+        decision = Text.assemble(decisions[row["is_anomalous"]])
+        if "picture_error" in row:
+            decision.append(f" (no picture: {shown(row['picture_error'])})", style="red")
+        table.add_row(shown(row["scan"]), score, threshold, decision, f"{total_ms:.0f}")
     return table

@@ -4,16 +4,64 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import Any
+
+from mmad_fast.cli.interrupts import Interrupted
+
+
+def escape_what_cannot_be_printed() -> None:
+    """Makes stdout and stderr escape the signs that their encoding has not, such as \\u0434.
+
+    A stream that was closed before the start takes what is written, as /dev/null does.
+    """
+    if sys.stdout is None or sys.stderr is None:
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_stdout() -> None:
+    """What stdout still holds goes nowhere: it was refused, and would be again at the end."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def print_json(content: dict[str, Any]) -> None:
     """Writes one JSON object to stdout; a value that was not measured is null, never NaN."""
-    json.dump(content, sys.stdout, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(json.dumps(_readable(content), indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def json_line(content: dict[str, Any]) -> str:
+    """One JSON object on one line, with the line's end."""
+    return json.dumps(_readable(content), allow_nan=False) + "\n"
+
+
+def shown(text: str) -> str:
+    """The text for people: signs that cannot be seen are escaped, such as \\n and \\udce9."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
+def _readable(content: Any) -> Any:
+    """The content as valid Unicode: names of files may have bytes that are no text."""
+    if isinstance(content, str):
+        return content.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(content, dict):
+        return {_readable(key): _readable(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_readable(value) for value in content]
+    return content
 
 
 def print_table(*tables: Any) -> None:
@@ -28,6 +76,7 @@ def print_table(*tables: Any) -> None:
     console = Console(width=width, markup=False, emoji=False)
     for table in tables:
         console.print(table)
+    sys.stdout.flush()
 
 
 def notice(message: str) -> None:
@@ -36,16 +85,21 @@ def notice(message: str) -> None:
     sys.stderr.flush()
 
 
-def report_error(error: Exception, *, as_json: bool) -> None:
+def report_error(error: BaseException, *, as_json: bool) -> None:
     """Writes an error to stderr and, with --json, as an object to stdout."""
-    message = _describe_os_error(error) if isinstance(error, OSError) else str(error)
+    message = describe_error(error)
     notice(f"error: {message}")
     if as_json:
-        print_json({"error": {"type": type(error).__name__, "message": message}})
+        try:
+            print_json({"error": {"type": type(error).__name__, "message": message}})
+        except OSError:
+            discard_stdout()
 
 
-def _describe_os_error(error: OSError) -> str:
-    """What the system refused, where, and what to do."""
+def describe_error(error: BaseException) -> str:
+    """The error's own words; of the system's: what it refused, where, and what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
     place = "the system refused" if error.filename is None else str(error.filename)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = "make room, or choose a folder elsewhere"
@@ -68,10 +122,17 @@ def progress_bar(description: str) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
+    reached = ""
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=None)
 
         def update(what: str, done: int, total: int) -> None:
+            nonlocal reached
+            reached = f"during {description}: {what}, {done} of {total} done"
             progress.update(task, description=f"{description}: {what}", completed=done, total=total)
 
-        yield update
+        try:
+            yield update
+        except Interrupted as stop:
+            stop.during = stop.during or reached
+            raise

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from mmad_fast.data.image_files import read_depth_png, read_mask_png, read_rgb_png
 from mmad_fast.data.mvtec3d import write_scan
 from mmad_fast.data.new_folder import new_folder
-from mmad_fast.data.pairing import require_folder, subfolders
-from mmad_fast.data.scan_file import GOOD, SPLITS, ScanFile, Split
+from mmad_fast.data.pairing import composed, require_folder, subfolders
+from mmad_fast.data.scan_file import GOOD, SPLITS, ScanFile, Split, without_problems
 from mmad_fast.errors import DataError, InvalidInputError
 
 LAYOUT = "<class>/{train,val,test_public}/data/<index>_{image_4.png,depth.png,...} (raw Eyecandies)"
@@ -44,8 +44,8 @@ def find_categories(root: Path) -> dict[str, Path]:
         root: The data set, or the folder of one class.
     """
     if list_splits(root):
-        return {root.resolve().name: root}
-    return {folder.name: folder for folder in subfolders(root) if list_splits(folder)}
+        return {composed(root.resolve().name): root}
+    return {composed(folder.name): folder for folder in subfolders(root) if list_splits(folder)}
 
 
 def list_splits(folder: Path) -> tuple[Split, ...]:
@@ -58,7 +58,8 @@ def list_scans(
 ) -> tuple[ScanFile, ...]:
     """The scans of one split, at least one: good ones first, then by index.
 
-    Masks of the test split are read.
+    Masks of the test split are read; where one cannot be, nobody knows the defect. A sample that
+    lacks another of its files is a scan with a problem.
 
     Args:
         category: The class's name.
@@ -67,7 +68,7 @@ def list_scans(
         light: Which image_<light>.png to take, 0-5.
 
     Raises:
-        DataError: a folder is missing or empty, or a sample lacks one of its files.
+        DataError: a folder is missing or empty.
         InvalidInputError: no such light.
     """
     if light not in range(6):
@@ -209,7 +210,7 @@ def convert_eyecandies(
             scan
             for category, folder in sorted(folders.items())
             for split in list_splits(folder)
-            for scan in list_scans(category, folder, split, light=light)
+            for scan in without_problems(list_scans(category, folder, split, light=light))
         ]
         for done, scan in enumerate(scans, start=1):
             write_scan(
@@ -226,25 +227,34 @@ def convert_eyecandies(
 
 def _scan(category: str, split: Split, data: Path, stem: str, light: int) -> ScanFile:
     names = [f"image_{light}.png", "depth.png", "info_depth.yaml", "pose.txt"]
-    names += ["mask.png"] if split == "test" else []
-    for name in names:
-        if not (data / f"{stem}_{name}").is_file():
-            raise DataError(
-                f"{data / f'{stem}_{name}'} is missing; sample {stem} needs {', '.join(names)}. "
-                "Unpack the download again"
-            )
+    missing = [name for name in names if not (data / f"{stem}_{name}").is_file()]
+    problem = ""
+    if missing:
+        problem = (
+            f"{data / f'{stem}_{missing[0]}'} is missing; sample {stem} needs {', '.join(names)}. "
+            "Unpack the download again"
+        )
     mask = data / f"{stem}_mask.png" if split == "test" else None
-    defect = BAD if mask is not None and read_mask_png(mask).any() else GOOD
+    defect = GOOD if mask is None else _defect(mask)
     return ScanFile(
-        name=f"{category}/{split}/{defect}/{stem}",
+        name="/".join(filter(None, (category, split, defect, stem))),
         category=category,
         split=split,
         defect=defect,
         rgb_path=data / f"{stem}_image_{light}.png",
         xyz_path=data / f"{stem}_depth.png",
-        ground_truth_path=mask if defect == BAD else None,
+        ground_truth_path=None if defect == GOOD else mask,
         read_xyz=read_eyecandies_xyz,
+        problem=problem,
     )
+
+
+def _defect(mask: Path) -> str:
+    """Good or bad; "" where the mask does not say, which matters to those who read it."""
+    try:
+        return BAD if read_mask_png(mask).any() else GOOD
+    except DataError:
+        return ""
 
 
 def _stem(path: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmad_fast.data.pairing import PNG, TIFF, files_by_stem, paired_stems, require_folder
+from mmad_fast.data.pairing import PNG, TIFF, composed, files_by_stem, pairs_of
 from mmad_fast.data.scan_file import ScanFile, Split
 from mmad_fast.errors import DataError
 
@@ -20,7 +20,7 @@ def find_categories(root: Path) -> dict[str, Path]:
     A folder counts when it has rgb/ and xyz/, or both PNG and TIFF files.
     """
     if _has_rgb_and_xyz(root) or (files_by_stem(root, PNG) and files_by_stem(root, TIFF)):
-        return {root.resolve().name: root}
+        return {composed(root.resolve().name): root}
     return {}
 
 
@@ -30,7 +30,7 @@ def list_splits(folder: Path) -> tuple[Split, ...]:
 
 
 def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...]:
-    """The folder's scans by name, at least one.
+    """The folder's scans by name, at least one; a file without partner is one with a problem.
 
     Args:
         category: The folder's name.
@@ -38,7 +38,7 @@ def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...
         split: Must be "test".
 
     Raises:
-        DataError: a file has no partner, there is no scan, or another split is asked for.
+        DataError: there is no scan, or another split is asked for.
     """
     if split != "test":
         raise DataError(
@@ -47,21 +47,17 @@ def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...
         )
     nested = _has_rgb_and_xyz(folder)
     rgb_folder, xyz_folder = (folder / "rgb", folder / "xyz") if nested else (folder, folder)
-    rgb = files_by_stem(require_folder(rgb_folder), PNG)
-    xyz = files_by_stem(xyz_folder, TIFF)
-    stems = paired_stems(
-        rgb, xyz, first_at=f"{rgb_folder} (*.png)", second_at=f"{xyz_folder} (*.tiff)"
-    )
     return tuple(
         ScanFile(
-            name=stem,
+            name=pair.stem,
             category=category,
             split="test",
             defect="",
-            rgb_path=rgb[stem],
-            xyz_path=xyz[stem],
+            rgb_path=pair.rgb_path,
+            xyz_path=pair.xyz_path,
+            problem=pair.problem,
         )
-        for stem in stems
+        for pair in pairs_of(rgb_folder, xyz_folder)
     )
 
 

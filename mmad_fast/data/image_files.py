@@ -30,7 +30,22 @@ _DECODE_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    ImportError,  # of the package that decodes a compression
 )
+# What the first bytes of a file that lies in the wrong place say that it is.
+_SIGNATURES = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"BM": "a BMP image",
+    b"GIF8": "a GIF image",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
+    PNG_SIGNATURE: "a PNG image",
+    b"ply": "a PLY point cloud",
+    b"# .PCD": "a PCD point cloud",
+    b"\x93NUMPY": "a NumPy array",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+}
 
 
 def read_rgb_png(path: Path) -> NDArray[np.uint8]:
@@ -130,11 +145,20 @@ def _png_header(path: Path) -> bytes:
         header = file.read(_BIT_DEPTH_OFFSET + 2)
     if not header.startswith(PNG_SIGNATURE[: len(header)]):
         raise DataError(
-            f"{path} is not a PNG file (it starts with {header[:4]!r}); save it as an 8-bit RGB PNG"
+            f"{path} is not a PNG file, {_kind_by(header)}; save the colour image as an 8-bit RGB "
+            "PNG"
         )
     if len(header) <= _BIT_DEPTH_OFFSET:
         raise DataError(f"{path} is cut off within the PNG header; copy or export it again")
     return header
+
+
+def _kind_by(header: bytes) -> str:
+    """For messages: what a file is that starts with these bytes."""
+    for signature, kind in _SIGNATURES.items():
+        if header.startswith(signature):
+            return f"it is {kind}"
+    return f"it starts with {header[:4]!r}"
 
 
 def _check_png(path: Path) -> None:
@@ -185,9 +209,14 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except tifffile.TiffFileError as error:
-        raise DataError(f"{path} is not a readable {kind}: {error}; export it again") from error
+        with path.open("rb") as file:
+            found = _kind_by(file.read(_BIT_DEPTH_OFFSET))
+        raise DataError(
+            f"{path} is not a readable {kind}, {found} ({error}); export the points again, as a "
+            "float TIFF (H, W, 3) with a point per pixel"
+        ) from error
     except _DECODE_ERRORS as error:
-        if isinstance(error, ValueError) and "imagecodecs" in str(error):
+        if isinstance(error, ImportError) or "imagecodecs" in str(error):
             raise DataError(
                 f"{path} uses a compression that needs one more package ({error}): "
                 "`pip install imagecodecs`, or save it uncompressed or with zlib"

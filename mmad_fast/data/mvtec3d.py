@@ -3,6 +3,9 @@
     <root>/<category>/{train,validation}/good/{rgb,xyz}/<name>.{png,tiff}
     <root>/<category>/test/<defect>|good/{rgb,xyz,gt}/<name>.{png,tiff,png}
 
+Masks are looked for in gt/ and ground_truth/, and as in MVTec AD in
+<category>/ground_truth/<defect>/<name>_mask.png; a scan may have none. Good parts may lie in ok/,
+nominal/ or normal/ too, in capitals or not: they never count as a defect.
 The category's `calibration` folder is not read: XYZ is registered with RGB pixel by pixel.
 """
 
@@ -15,15 +18,16 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmad_fast.data.own_pictures import own_pictures
 from mmad_fast.data.pairing import (
     PNG,
-    TIFF,
+    composed,
     files_by_stem,
-    paired_stems,
+    pairs_of,
     require_folder,
     subfolders,
 )
-from mmad_fast.data.scan_file import GOOD, SPLITS, ScanFile, Split
+from mmad_fast.data.scan_file import GOOD, GOOD_NAMES, SPLITS, ScanFile, Split, is_good
 from mmad_fast.errors import DataError
 
 LAYOUT = "<category>/{train,validation,test}/<good or defect>/{rgb,xyz,gt} (MVTec 3D-AD)"
@@ -36,8 +40,8 @@ def find_categories(root: Path) -> dict[str, Path]:
         root: The data set, or the folder of one category (it has train/ or test/ in it).
     """
     if _is_category(root):
-        return {root.resolve().name: root}
-    return {folder.name: folder for folder in subfolders(root) if _is_category(folder)}
+        return {composed(root.resolve().name): root}
+    return {composed(folder.name): folder for folder in subfolders(root) if _is_category(folder)}
 
 
 def list_splits(folder: Path) -> tuple[Split, ...]:
@@ -48,23 +52,28 @@ def list_splits(folder: Path) -> tuple[Split, ...]:
 def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...]:
     """The scans of one split, at least one: good ones first, then by defect and name.
 
+    A file without partner is a scan with a problem, and so is a test folder that cannot be listed.
+
     Args:
         category: The category's name.
         folder: The category's folder.
         split: Which split; train and validation hold good scans only.
 
     Raises:
-        DataError: a folder is missing or empty, or a file has no partner of the same stem.
+        DataError: the split's folder, or that of its good scans, is missing or empty.
     """
     split_folder = require_folder(folder / split)
     if split != "test":
-        return _scans_of_folder(category, split, split_folder / GOOD)
-    folders = sorted(subfolders(split_folder), key=lambda path: (path.name != GOOD, path.name))
+        good = _good_folders(split_folder)
+        return tuple(scan for path in good for scan in _scans_of_folder(category, split, path))
+    lost = [path for path in split_folder.iterdir() if path.is_symlink() and not path.exists()]
+    folders = [path for path in subfolders(split_folder) if not _holds_pictures_alone(path)] + lost
     if not folders:
         raise DataError(
             f"{split_folder} is empty; it needs a folder per defect type, and one named {GOOD!r}"
         )
-    return tuple(scan for path in folders for scan in _scans_of_folder(category, split, path))
+    by_kind = sorted(folders, key=lambda path: (not is_good(path.name), path.name))
+    return tuple(scan for path in by_kind for scan in _test_scans(category, path))
 
 
 def write_scan(
@@ -98,25 +107,73 @@ def _is_category(folder: Path) -> bool:
     return (folder / "train").is_dir() or (folder / "test").is_dir()
 
 
+def _good_folders(split_folder: Path) -> list[Path]:
+    """The folders of good parts' scans, at least one.
+
+    Raises:
+        DataError: there is none; says what is there instead.
+    """
+    folders = subfolders(split_folder)
+    good = [path for path in folders if is_good(path.name)]
+    if not good:
+        there = ", ".join(path.name for path in folders) or "no folders"
+        raise DataError(
+            f"{split_folder / GOOD} is missing; scans of good parts belong there (also read: "
+            f"{', '.join(GOOD_NAMES[1:])}). Found: {there}"
+        )
+    return good
+
+
+def _holds_pictures_alone(folder: Path) -> bool:
+    """Whether `infer` wrote its pictures there: they are no defect type."""
+    return not any((folder / kind).exists() for kind in ("rgb", "xyz")) and bool(
+        own_pictures((folder,))
+    )
+
+
+def _test_scans(category: str, folder: Path) -> tuple[ScanFile, ...]:
+    """The scans of a test folder; one that cannot be listed is a scan with a problem."""
+    try:
+        return _scans_of_folder(category, "test", folder)
+    except (DataError, OSError) as error:
+        return (
+            ScanFile(
+                name=f"{category}/test/{composed(folder.name)}",
+                category=category,
+                split="test",
+                defect=GOOD if is_good(folder.name) else composed(folder.name),
+                rgb_path=folder / "rgb",
+                xyz_path=folder / "xyz",
+                problem=str(error),
+            ),
+        )
+
+
 def _scans_of_folder(category: str, split: Split, folder: Path) -> tuple[ScanFile, ...]:
-    defect = require_folder(folder).name
-    rgb = files_by_stem(folder / "rgb", PNG)
-    xyz = files_by_stem(folder / "xyz", TIFF)
-    rgb_at = f"{folder / 'rgb'} (*.png)"
-    stems = paired_stems(rgb, xyz, first_at=rgb_at, second_at=f"{folder / 'xyz'} (*.tiff)")
-    masks: dict[str, Path] = {}
-    if defect != GOOD:
-        masks = files_by_stem(folder / "gt", PNG)
-        paired_stems(rgb, masks, first_at=rgb_at, second_at=f"{folder / 'gt'} (*.png)")
+    name = composed(folder.name)
+    masks = {} if is_good(name) else _masks(folder)
     return tuple(
         ScanFile(
-            name=f"{category}/{split}/{defect}/{stem}",
+            name=f"{category}/{split}/{name}/{pair.stem}",
             category=category,
             split=split,
-            defect=defect,
-            rgb_path=rgb[stem],
-            xyz_path=xyz[stem],
-            ground_truth_path=masks.get(stem),
+            defect=GOOD if is_good(name) else name,
+            rgb_path=pair.rgb_path,
+            xyz_path=pair.xyz_path,
+            ground_truth_path=masks.get(pair.stem, masks.get(f"{pair.stem}_mask")),
+            problem=pair.problem,
         )
-        for stem in stems
+        for pair in pairs_of(folder / "rgb", folder / "xyz")
     )
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """The masks of a test folder by stem; those nearest to the scans go before the others."""
+    of_category = folder.parent.parent / "ground_truth"
+    siblings = subfolders(of_category) if of_category.is_dir() else ()
+    same_name = [path for path in siblings if composed(path.name) == composed(folder.name)]
+    masks: dict[str, Path] = {}
+    for place in (*same_name, folder / "ground_truth", folder / "gt"):
+        if place.is_dir():
+            masks |= {stem: files[0] for stem, files in files_by_stem(place, PNG).items()}
+    return masks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,8 @@ from mmad_fast.scan import Scan, Unit
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 GOOD = "good"
+GOOD_NAMES = (GOOD, "ok", "nominal", "normal")
+"""What a folder of good parts may be called, in capitals or not."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class ScanFile:
         xyz_path: XYZ TIFF, or what `read_xyz` reads instead.
         ground_truth_path: Mask PNG, None if there is none.
         read_xyz: (H, W, 3) coordinates of `xyz_path`; differs for raw Eyecandies.
+        problem: Why it cannot be loaded, known from the names alone, e.g. that a partner is
+            missing; "" if it may be tried.
     """
 
     name: str
@@ -42,6 +46,7 @@ class ScanFile:
     xyz_path: Path
     ground_truth_path: Path | None = None
     read_xyz: Callable[[Path], NDArray[np.floating]] = read_xyz_tiff
+    problem: str = ""
 
     def load(self, unit: Unit = "m") -> Scan:
         """The scan, read and checked.
@@ -54,6 +59,8 @@ class ScanFile:
                 size.
             InvalidInputError: the coordinates cannot be in that unit.
         """
+        if self.problem:
+            raise DataError(self.problem)
         rgb, xyz = read_rgb_png(self.rgb_path), self.read_xyz(self.xyz_path)
         if rgb.shape[:2] != xyz.shape[:2]:
             raise DataError(
@@ -83,6 +90,24 @@ class ScanFile:
                 f"{_by(size)}; a mask must have the image's size (height x width)"
             )
         return mask
+
+
+def is_good(name: str) -> bool:
+    """Whether a folder of that name holds scans of good parts."""
+    return name.casefold() in GOOD_NAMES
+
+
+def without_problems(scans: Sequence[ScanFile]) -> tuple[ScanFile, ...]:
+    """The scans themselves.
+
+    Raises:
+        DataError: one has a problem.
+    """
+    problems = [scan.problem for scan in scans if scan.problem]
+    if problems:
+        more = f" ({len(problems) - 1} more cannot be read)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}")
+    return tuple(scans)
 
 
 def _by(shape: tuple[int, ...]) -> str:

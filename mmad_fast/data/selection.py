@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmad_fast.data.dataset import Dataset, open_dataset
-from mmad_fast.data.pairing import TIFF, files_by_stem
+from mmad_fast.data.pairing import PNG, TIFF, composed, files_by_stem
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import DataError
+from mmad_fast.whole_folder import is_archive
+
+WANTED = (
+    "the PNG file of one scan, a folder of scans (rgb/*.png with xyz/*.tiff, or NAME.png beside "
+    "NAME.tiff), or a data set with test scans"
+)
+"""What `infer` takes."""
+_POINT_FILES = (*TIFF, ".ply", ".pcd", ".xyz", ".stl", ".npy", ".npz")
 
 
 def pick_category(dataset: Dataset, category: str | None) -> str:
@@ -24,13 +32,15 @@ def pick_category(dataset: Dataset, category: str | None) -> str:
             f"{dataset.root} has {len(names)} categories; choose one with --category: "
             f"{', '.join(names)}"
         )
-    if category not in names:
+    if composed(category) not in names:
         raise DataError(f"{dataset.root} has no category {category!r}; it has: {', '.join(names)}")
-    return category
+    return composed(category)
 
 
 def find_scan_files(path: Path, *, xyz_path: Path | None = None) -> tuple[ScanFile, ...]:
     """The scans at a path: the one whose RGB file it is, or those of a folder.
+
+    Those of a folder may have a `problem`: one that cannot be read does not cost the others.
 
     Args:
         path: An RGB PNG, a folder of pairs, one category, or a data set (its test scans).
@@ -40,19 +50,41 @@ def find_scan_files(path: Path, *, xyz_path: Path | None = None) -> tuple[ScanFi
     Raises:
         DataError: nothing there, no XYZ file, or a folder in no known layout.
     """
-    if path.is_file():
+    if path.is_file() and not is_archive(path):
         return (_one_scan(path, xyz_path),)
-    if xyz_path is not None:
+    if xyz_path is not None and path.exists():
         raise DataError(f"--xyz names the partner of one RGB file, but {path} is no file")
-    dataset = open_dataset(path)
-    return tuple(
-        scan for category in dataset.categories() for scan in dataset.scans(category, "test")
-    )
+    dataset = open_dataset(path, wanted=WANTED)
+    with_test = [name for name in dataset.categories() if "test" in dataset.splits(name)]
+    if not with_test:
+        raise DataError(
+            f"{path} has no test scans ({', '.join(dataset.categories())}: no folder test); to "
+            "score its other scans, give their folder, such as train/good"
+        )
+    return tuple(scan for name in with_test for scan in _scans_of_category(dataset, name))
+
+
+def _scans_of_category(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:
+    """Its test scans; where several categories are scored, one without scans is a problem."""
+    try:
+        return dataset.scans_as_found(category, "test")
+    except (DataError, OSError) as error:
+        if len(dataset.categories()) == 1:
+            raise
+        folder = dataset.folders[category] / "test"
+        return (
+            ScanFile(f"{category}/test", category, "test", "", folder, folder, problem=str(error)),
+        )
 
 
 def _one_scan(rgb_path: Path, xyz_path: Path | None) -> ScanFile:
+    if rgb_path.suffix.lower() not in PNG and rgb_path.suffix.lower() in _POINT_FILES:
+        raise DataError(
+            f"{rgb_path} is named as a file of points; give the PNG file of the colour image, and "
+            "the XYZ TIFF is found beside it, or with --xyz"
+        )
     return ScanFile(
-        name=rgb_path.stem,
+        name=composed(rgb_path.stem),
         category="",
         split="test",
         defect="",
@@ -66,8 +98,8 @@ def _partner(rgb_path: Path) -> Path:
     parent = rgb_path.absolute().parent
     folders = [folder for folder in (parent, parent.parent / "xyz") if folder.is_dir()]
     for folder in folders:
-        if path := files_by_stem(folder, TIFF).get(rgb_path.stem):
-            return path
+        if paths := files_by_stem(folder, TIFF).get(composed(rgb_path.stem)):
+            return paths[0]
     raise DataError(
         f"{rgb_path}: no XYZ file found (looked for {rgb_path.stem}.tiff in "
         f"{', '.join(map(str, folders))}); name it with --xyz"

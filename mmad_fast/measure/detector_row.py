@@ -88,13 +88,13 @@ def measure_artifact(
         progress: Called with (what, done, total).
 
     Raises:
-        DataError: no test scans, or one that cannot be read.
-        InvalidInputError: a scan cannot be scored.
-        MmadFastError: the measuring process failed.
+        DataError: no test scans.
+        MmadFastError: a scan cannot be read or scored, or the measuring process failed.
     """
     scans = _test_scans(dataset, category)
     overall: Accuracy | None = None
     defects: dict[str, Accuracy] = {}
+    notes: tuple[str, ...] = ()
     if not request.speed_only:
         evaluation = evaluate(
             detector,
@@ -103,7 +103,7 @@ def measure_artifact(
             unit=request.unit,
             progress=partial(progress, "evaluate"),
         )
-        overall, defects = evaluation.overall, evaluation.defects
+        overall, defects, notes = evaluation.overall, evaluation.defects, evaluation.notes
     progress("time", 0, 1)
     with temporary_folder("scans") as folder:
         report = measure_detector_process(
@@ -134,6 +134,7 @@ def measure_artifact(
         stage_ms=stage_ms,
         aupro_mode=None if overall is None else request.aupro_mode,
         defects={name: _accuracy_columns(accuracy) for name, accuracy in defects.items()} or None,
+        notes=notes or None,
     )
 
 

@@ -9,17 +9,20 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.data.scan_file import ScanFile
+from mmad_fast.data.scan_file import GOOD, GOOD_NAMES, ScanFile
 from mmad_fast.detector import Detector
+from mmad_fast.errors import MmadFastError
 from mmad_fast.measure.metrics import AUPRO_LIMITS, AuproMode, aupro, image_auroc, pixel_auroc
 from mmad_fast.scan import Unit
 
-GOOD = "good"
+MAX_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """Metrics of one set of scans; None where they are not defined (one class only, no masks).
+
+    Those of pixels are of the scans whose mask is known, which good scans' always is.
 
     Attributes:
         num_scans: Scans evaluated.
@@ -36,16 +39,24 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy over all test scans, and per defect type against the good ones."""
+    """Accuracy over all test scans, and per defect type against the good ones.
+
+    Attributes:
+        overall: Over all scans.
+        defects: Of each defect type's scans with the good ones.
+        notes: What could not be had, or of fewer scans only, and why; empty if nothing is missing.
+    """
 
     overall: Accuracy
     defects: dict[str, Accuracy]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Scored:
     """One evaluated scan; mask (S, S) bool or None where nobody knows."""
 
+    name: str
     defect: str
     score: float
     aupro_map: NDArray[np.float32]
@@ -75,8 +86,7 @@ def evaluate(
         progress: Called with (done, total) before the first scan and after each.
 
     Raises:
-        DataError: a scan cannot be read.
-        InvalidInputError: a scan cannot be scored.
+        MmadFastError: a scan cannot be read or scored; the message names it.
     """
     tell = progress or (lambda done, total: None)
     scored: list[_Scored] = []
@@ -95,33 +105,50 @@ def evaluate(
         defect: accuracy(good + [scan for scan in scored if scan.defect == defect])
         for defect in types
     }
-    return Evaluation(accuracy(scored), defects)
+    return Evaluation(accuracy(scored), defects, _notes(scored))
 
 
 def _score(detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit) -> _Scored:
+    try:
+        return _score_unnamed(detector, file, aupro_mode, unit)
+    except MmadFastError as error:
+        if file.name in str(error):
+            raise
+        raise type(error)(f"{file.name}: {error}") from error
+    except Exception as error:
+        raise MmadFastError(
+            f"{file.name} cannot be scored ({type(error).__name__}: {error}); leave it out, or "
+            "report this with the scan"
+        ) from error
+
+
+def _score_unnamed(
+    detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit
+) -> _Scored:
     result = detector.infer_scan(file.load(unit=unit))
     aupro_map = pixel_map = result.anomaly_map
     if aupro_mode == "published":
         aupro_map, pixel_map = detector.published_evaluation_maps(result.anomaly_map)
     mask = file.load_ground_truth()
     on_grid = None if mask is None else detector.prepare_ground_truth(mask)
-    return _Scored(file.defect, result.image_score, aupro_map, pixel_map, on_grid)
+    return _Scored(file.name, file.defect, result.image_score, aupro_map, pixel_map, on_grid)
 
 
 def _accuracy(scored: Sequence[_Scored], *, aupro_mode: AuproMode, num_thresholds: int) -> Accuracy:
     known = [scan for scan in scored if scan.defect != ""]
     labels = [scan.defect != GOOD for scan in known]
     i_auroc = image_auroc([scan.score for scan in known], labels) if known else None
-    masks = [scan.mask for scan in scored if scan.mask is not None]
-    if len(masks) < len(scored) or not any(mask.any() for mask in masks):
+    masked = [scan for scan in scored if scan.mask is not None]
+    masks = [scan.mask for scan in masked if scan.mask is not None]
+    if not any(mask.any() for mask in masks):
         return Accuracy(len(scored), i_auroc, None, dict.fromkeys(AUPRO_LIMITS))
     return Accuracy(
         len(scored),
         i_auroc,
-        pixel_auroc([scan.pixel_map for scan in scored], masks),
+        pixel_auroc([scan.pixel_map for scan in masked], masks),
         dict(
             aupro(
-                [scan.aupro_map for scan in scored],
+                [scan.aupro_map for scan in masked],
                 masks,
                 limits=AUPRO_LIMITS,
                 mode=aupro_mode,
@@ -129,3 +156,36 @@ def _accuracy(scored: Sequence[_Scored], *, aupro_mode: AuproMode, num_threshold
             )
         ),
     )
+
+
+def _notes(scored: Sequence[_Scored]) -> tuple[str, ...]:
+    """What the scans do not give, and why."""
+    defects = {scan.defect for scan in scored}
+    types = ", ".join(sorted(defects - {GOOD, ""}))
+    notes = []
+    if defects == {""}:
+        notes.append(
+            "no accuracy: nobody knows which scans are good; sort them into test/good and "
+            "test/<defect>"
+        )
+    elif not types:
+        notes.append("no accuracy: all scans are of good parts; put others into test/<defect>")
+    elif GOOD not in defects:
+        notes.append(
+            f"no I-AUROC: none of the scans is of a good part, all count as anomalous ({types}); "
+            f"those of good parts belong into test/good (also read: {', '.join(GOOD_NAMES[1:])})"
+        )
+    unmasked = [scan.name for scan in scored if scan.mask is None and scan.defect]
+    if unmasked:
+        names = ", ".join(unmasked[:MAX_NAMES_SHOWN]) + ", ..." * (len(unmasked) > MAX_NAMES_SHOWN)
+        num_masked = sum(bool(scan.mask is not None and scan.mask.any()) for scan in scored)
+        what = (
+            f"P-AUROC and AUPRO are of {len(scored) - len(unmasked)} of {len(scored)} scans"
+            if num_masked
+            else "no P-AUROC and no AUPRO"
+        )
+        notes.append(
+            f"{what}: no mask for {len(unmasked)} anomalous scans ({names}); masks are read from "
+            "gt/ or ground_truth/ beside rgb/, and from <category>/ground_truth/<defect>/"
+        )
+    return tuple(notes)

@@ -71,6 +71,7 @@ class BenchRow:
             reference's, relative to their maximum.
         score_difference: Likewise of the image scores, relative to the reference's.
         shots: Training scans per category where they are a chosen few; None: all there are.
+        notes: What could not be measured, or on fewer scans only, and why.
     """
 
     method: str
@@ -103,6 +104,7 @@ class BenchRow:
     map_difference: float | None = None
     score_difference: float | None = None
     shots: int | None = None
+    notes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raises InvalidInputError on an unknown protocol or a number that is NaN or infinite."""
@@ -123,6 +125,7 @@ class BenchRow:
         row["stage_ms"] = None if self.stage_ms is None else dict(self.stage_ms)
         row["configuration"] = None if self.configuration is None else dict(self.configuration)
         row["published"] = None
+        row["notes"] = list(self.notes) if self.notes else None
         if self.published:
             row["published"] = [asdict(entry) for entry in self.published]
         if self.defects is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from mmad_fast.data.own_pictures import PICTURE_MARK
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.whole_folder import whole_file
 
@@ -43,6 +48,9 @@ _INK_COLOR = (20, 20, 20)
 _MARGIN = 8
 _BAR_WIDTH = 16
 _SHEET_TILE_HEIGHT = 256
+_MAX_NAME_BYTES = 120
+"""Of a picture's name without its ending: some file systems take 143 bytes for the whole."""
+_NAME_HASH_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,24 @@ def overlay_image(
     return _with_legend(picture, (low, high), threshold, caption)
 
 
+def picture_names(names: Sequence[str]) -> dict[str, str]:
+    """Scan name -> a file's name for its pictures, without ending, each its own.
+
+    "bagel/test/crack/000" becomes bagel_test_crack_000. Where that is not enough to tell scans
+    apart, on a file system without capitals too, or the name is too long, a hash of the scan's name
+    is added; signs that a file system forbids become "_".
+
+    Args:
+        names: The names of all scans whose pictures lie in one folder, each once.
+    """
+    plain = {name: _file_name(name) for name in names}
+    counts = Counter(text.casefold() for text in plain.values())
+    return {
+        name: text if counts[text.casefold()] == 1 and _stands_alone(text) else _hashed(name, text)
+        for name, text in plain.items()
+    }
+
+
 def save_overlay(
     path: Path | str,
     rgb: NDArray[np.uint8],
@@ -134,7 +160,12 @@ def save_map_tiff(path: Path | str, anomaly_map: NDArray[np.floating]) -> Path:
     _write_whole(
         target,
         lambda file: tifffile.imwrite(
-            file, values, photometric="minisblack", compression="zlib", metadata=None
+            file,
+            values,
+            photometric="minisblack",
+            compression="zlib",
+            metadata=None,
+            software=PICTURE_MARK,
         ),
     )
     return target
@@ -304,8 +335,29 @@ def _check_map(anomaly_map: NDArray[np.floating]) -> None:
         )
 
 
+def _file_name(name: str) -> str:
+    """A name of signs that every file system takes, which does not end in a dot or a space."""
+    text = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]', "_", name)
+    return re.sub(r"[. ]$", "_", text)
+
+
+def _stands_alone(text: str) -> bool:
+    """Whether a name needs no hash: short, no device of Windows, no hash of its own."""
+    is_device = re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text, re.IGNORECASE)
+    looks_hashed = re.search(rf"-[0-9a-f]{{{_NAME_HASH_DIGITS}}}$", text)
+    return not (is_device or looks_hashed or len(text.encode()) > _MAX_NAME_BYTES or not text)
+
+
+def _hashed(name: str, text: str) -> str:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_HASH_DIGITS]
+    kept = text.encode()[: _MAX_NAME_BYTES - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{kept}-{digest}"
+
+
 def _save_png(path: Path, image: NDArray[np.uint8]) -> Path:
-    _write_whole(path, lambda file: Image.fromarray(image).save(file, format="PNG"))
+    mark = PngInfo()
+    mark.add_text("Software", PICTURE_MARK)
+    _write_whole(path, lambda file: Image.fromarray(image).save(file, format="PNG", pnginfo=mark))
     return path
 
 

@@ -8,13 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import tifffile
+from cli.conftest import Call
 from conftest import make_arrays
 from onnx import numpy_helper
 from PIL import Image
@@ -373,28 +373,6 @@ def test_doctor_takes_the_version_of_whatever_provides_the_engine() -> None:
     rows = json.loads(done.stdout)["engines"]
     row = next(row for row in rows if (row["engine"], row["device"]) == ("onnxruntime", "cpu"))
     assert (row["version"], row["reason"]) == (onnxruntime.__version__, None)
-
-
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """As `run`, in this process: without the seconds that torch takes to import."""
-
-    def call_main(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = ["mmad-fast", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        printed = capsys.readouterr()
-        return subprocess.CompletedProcess(command, code, printed.out, printed.err)
-
-    return call_main
 
 
 @pytest.fixture

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from cli.conftest import Call
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.data.synthetic import write_synthetic
@@ -61,6 +64,30 @@ def test_a_fitted_artifact_answers_its_golden_scan(artifact: Path) -> None:
     done = run("doctor", artifact, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["artifact"]["agrees"] is True
+
+
+def test_a_fit_that_is_told_to_end_leaves_nothing(
+    data: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    from mmad_fast.methods.fit_run import FitTask
+
+    left: list[list[str]] = []
+
+    def end(*arguments: object) -> None:
+        left.append(os.listdir(scratch))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(FitTask, "of", end)
+    options = ("--category", "biscuit", "--method", "cfm-t", *RANDOM, *SMALL)
+    done = call("fit", data, "-o", tmp_path / "runs" / "new", *options)
+    assert done.returncode == 143, done.stderr
+    assert "interrupted by SIGTERM" in done.stderr
+    assert left[0], "there was something to leave"
+    assert not (tmp_path / "runs").exists()
+    assert not set(left[0]) & set(os.listdir(scratch))
 
 
 def test_eval_prints_a_row(artifact: Path, data: Path) -> None:

@@ -208,7 +208,16 @@ def test_conversion_takes_another_light(root: Path, tmp_path: Path) -> None:
         convert_eyecandies(root, tmp_path / "other", light=6)
 
 
-@pytest.mark.parametrize("name", ["image_4.png", "info_depth.yaml", "pose.txt", "mask.png"])
+def test_a_sample_without_mask_is_scored_and_named_by_who_reads_masks(root: Path) -> None:
+    (root / "Lollipop" / "test_public" / "data" / "01_mask.png").unlink()
+    scan = next(s for s in open_dataset(root).scans("Lollipop", "test") if "01_" in str(s.xyz_path))
+    assert (scan.name, scan.defect) == ("Lollipop/test/01", "")
+    assert scan.load().rgb.any()
+    with pytest.raises(DataError, match=r"01_mask\.png is missing"):
+        scan.load_ground_truth()
+
+
+@pytest.mark.parametrize("name", ["image_4.png", "info_depth.yaml", "pose.txt"])
 def test_a_missing_file_of_a_sample_is_named(root: Path, name: str) -> None:
     (root / "Lollipop" / "test_public" / "data" / f"01_{name}").unlink()
     with pytest.raises(DataError, match=f"01_{name} is missing; sample 01 needs"):

@@ -11,7 +11,10 @@ import tifffile
 from PIL import Image
 
 from mmad_fast.data import open_dataset
+from mmad_fast.data.own_pictures import own_pictures
+from mmad_fast.data.selection import find_scan_files
 from mmad_fast.errors import DataError
+from mmad_fast.report import save_map_tiff, save_overlay
 
 SHARED = Path(
     os.environ.get("MMAD_FAST_SHARED", Path(__file__).parents[2].resolve().parent / "shared")
@@ -62,12 +65,95 @@ def test_a_file_without_partner_is_named(tmp_path: Path) -> None:
 def test_what_cannot_be_opened_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere does not exist"):
         open_dataset(tmp_path / "nowhere")
-    (tmp_path / "file.zip").touch()
-    with pytest.raises(DataError, match=r"file\.zip is a file"):
-        open_dataset(tmp_path / "file.zip")
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(DataError, match=r"file\.txt is a file"):
+        open_dataset(tmp_path / "file.txt")
+    (tmp_path / "mvtec_3d.tar.xz").touch()
+    with pytest.raises(DataError, match=r"mvtec_3d\.tar\.xz is an archive; unpack it first"):
+        open_dataset(tmp_path / "mvtec_3d.tar.xz")
     (tmp_path / "hollow").mkdir()
     with pytest.raises(DataError, match="hollow is empty"):
         open_dataset(tmp_path / "hollow")
+
+
+def found_in(folder: Path, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_dataset(folder)
+
+
+def test_an_archive_or_an_artifact_in_place_of_data_is_told(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
+    found_in(tmp_path, "it is a detector artifact.*mmad-fast infer ARTIFACT SCANS")
+    (tmp_path / "manifest.json").rename(tmp_path / "set.zip")
+    found_in(tmp_path, r"no scans, but the archive set\.zip; unpack it first")
+
+
+def test_a_folder_of_other_images_says_what_it_holds(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.JPG", "a.tiff", "b.tiff"):
+        (tmp_path / name).write_bytes(b"x")
+    found_in(tmp_path, r"no scans: .* has no \*\.png, it has 2 files \.jpg, 2 files \.tiff")
+    for name in ("a", "b"):
+        (tmp_path / "rgb").mkdir(exist_ok=True)
+        (tmp_path / "xyz").mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tiff").rename(tmp_path / "xyz" / f"{name}.tiff")
+    (tmp_path / "a.jpg").rename(tmp_path / "rgb" / "a.jpg")
+    with pytest.raises(DataError, match=r"rgb has no \*\.png, it has 1 file \.jpg; .*write PNG"):
+        open_dataset(tmp_path).scans_as_found(tmp_path.name, "test")
+    Image.new("RGB", (5, 4)).save(tmp_path / "rgb" / "b.png")
+    alone, _ = open_dataset(tmp_path).scans_as_found(tmp_path.name, "test")
+    assert "xyz/a.tiff: no file of the same name in" in alone.problem
+    assert "(*.png) (a.jpg is none); every scan needs both" in alone.problem
+
+
+@pytest.mark.parametrize("part", ["rgb", "xyz"])
+def test_half_of_a_folder_of_scans_names_the_whole(tmp_path: Path, part: str) -> None:
+    write_pair(tmp_path / "day" / "rgb" / "a.png", tmp_path / "day" / "xyz" / "a.tiff")
+    found_in(tmp_path / "day" / part, f"is one part of a folder of scans; .*: {tmp_path}/day$")
+    found_in(tmp_path, r"holds folders of scans \(day\); give one of them")
+
+
+def test_names_pair_however_their_accents_are_spelt(tmp_path: Path) -> None:
+    composed, apart = "Geh\u00e4use", "Geha\u0308use"
+    write_pair(tmp_path / f"{apart}.png", tmp_path / f"{composed}.tiff")
+    (scan,) = open_dataset(tmp_path).scans(tmp_path.name, "test")
+    assert scan.name == composed
+    assert scan.load().size == (4, 5)
+    assert find_scan_files(scan.rgb_path)[0].name == composed
+
+
+def test_a_scan_without_partner_does_not_hide_the_others(tmp_path: Path) -> None:
+    for name in ("a", "d"):
+        write_pair(tmp_path / f"{name}.png", tmp_path / f"{name}.tiff")
+    write_pair(tmp_path / "b.png", tmp_path / "c.tiff")
+    write_pair(tmp_path / "e.png", tmp_path / "e.tiff")
+    write_pair(tmp_path / "e.PNG", tmp_path / "e.tif")
+    scans = open_dataset(tmp_path).scans_as_found(tmp_path.name, "test")
+    assert [scan.name for scan in scans] == ["a", "b", "c", "d", "e"]
+    assert [bool(scan.problem) for scan in scans] == [False, True, True, False, True]
+    for scan, words in zip(
+        (scans[1], scans[2], scans[4]),
+        (r"b\.png: no file of the same", r"c\.tiff: no file of the same", "e.* have the same stem"),
+        strict=True,
+    ):
+        with pytest.raises(DataError, match=words):
+            scan.load()
+    with pytest.raises(DataError, match=r"b\.png: .*\(2 more cannot be read\)"):
+        open_dataset(tmp_path).scans(tmp_path.name, "test")
+
+
+def test_pictures_of_infer_are_no_scans(tmp_path: Path) -> None:
+    write_pair(tmp_path / "a.png", tmp_path / "a.tiff")
+    anomaly_map = np.zeros((4, 5), np.float32)
+    save_overlay(tmp_path / "a_overlay.png", np.zeros((4, 5, 3), np.uint8), anomaly_map)
+    save_map_tiff(tmp_path / "a_map.tiff", anomaly_map)
+    # Somebody's scan that is called so is one.
+    write_pair(tmp_path / "b_map.png", tmp_path / "b_map.tiff")
+    scans = open_dataset(tmp_path).scans(tmp_path.name, "test")
+    assert [scan.name for scan in scans] == ["a", "b_map"]
+    assert [path.name for path in own_pictures([tmp_path])] == ["a_map.tiff", "a_overlay.png"]
+    for name in ("a.png", "a.tiff", "b_map.png", "b_map.tiff"):
+        (tmp_path / name).unlink()
+    found_in(tmp_path, "no scans, but 2 pictures that infer wrote; give the folder of the scans")
 
 
 def test_an_unknown_layout_lists_what_was_looked_for(tmp_path: Path) -> None:

@@ -146,6 +146,49 @@ def test_something_else_under_the_name_is_refused(
         reader(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\xff\xd8\xff\xe0", "a JPEG image"),
+        (b"BM\x00\x00", "a BMP image"),
+        (b"ply\nformat ascii", "a PLY point cloud"),
+        (b"# .PCD v0.7", "a PCD point cloud"),
+        (b"PK\x03\x04", "a ZIP archive"),
+    ],
+)
+@pytest.mark.parametrize(("reader", "name"), READERS)
+def test_another_kind_of_file_is_called_by_its_name(
+    tmp_path: Path, reader: Callable[[Path], np.ndarray], name: str, start: bytes, kind: str
+) -> None:
+    (tmp_path / name).write_bytes(start + bytes(40))
+    with pytest.raises(DataError, match=f"{name} is not a .*, it is {kind}"):
+        reader(tmp_path / name)
+
+
+def test_swapped_files_are_called_by_their_names(
+    tmp_path: Path, rgb: np.ndarray, xyz: np.ndarray
+) -> None:
+    Image.fromarray(rgb).save(tmp_path / "x.tiff", format="PNG")
+    tifffile.imwrite(tmp_path / "x.png", xyz, photometric="rgb")
+    with pytest.raises(DataError, match=r"x\.png is not a PNG file, it is a TIFF image"):
+        read_rgb_png(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x\.tiff is not a readable TIFF.*it is a PNG image"):
+        read_xyz_tiff(tmp_path / "x.tiff")
+
+
+@pytest.mark.parametrize("cause", [ModuleNotFoundError("No module named 'x'"), ImportError("x.so")])
+def test_a_decoder_that_is_not_there_is_named(
+    tmp_path: Path, xyz: np.ndarray, monkeypatch: pytest.MonkeyPatch, cause: ImportError
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise cause
+
+    tifffile.imwrite(tmp_path / "z.tiff", xyz, photometric="rgb")
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", refuse)
+    with pytest.raises(DataError, match=r"z\.tiff uses a compression that .*pip install imagecod"):
+        read_xyz_tiff(tmp_path / "z.tiff")
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_cut_off_tiff_is_named_wherever_it_is_cut(
     tmp_path: Path, xyz: np.ndarray, compression: str | None

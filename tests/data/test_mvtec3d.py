@@ -13,6 +13,7 @@ from PIL import Image
 from mmad_fast.data import open_dataset
 from mmad_fast.data.mvtec3d import write_scan
 from mmad_fast.errors import DataError, InvalidInputError
+from mmad_fast.report import save_map_tiff
 
 SIZE = (6, 5)
 
@@ -122,7 +123,6 @@ def test_unknown_names_are_answered_with_the_known(root: Path) -> None:
     [
         ("train/good/xyz/001.tiff", "rgb.001.png", "xyz"),
         ("train/good/rgb/001.png", "xyz.001.tiff", "rgb"),
-        ("test/hole/gt/001.png", "hole.rgb.001.png", "gt"),
         ("test/hole/rgb/001.png", "hole.xyz.001.tiff", "rgb"),
     ],
 )
@@ -147,10 +147,73 @@ def test_a_missing_folder_is_named(root: Path, folder: str) -> None:
         open_dataset(root).scans("peach", "train")
 
 
-def test_a_defect_without_masks_is_named(root: Path) -> None:
-    shutil.rmtree(root / "peach" / "test" / "hole" / "gt")
-    with pytest.raises(DataError, match=r"hole.gt is missing"):
-        open_dataset(root).scans("peach", "test")
+def test_scans_without_masks_are_scans(root: Path) -> None:
+    (root / "peach/test/hole/gt/001.png").unlink()
+    shutil.rmtree(root / "peach/test/crack/gt")
+    scans = open_dataset(root).scans("peach", "test")
+    known = {scan.name: scan.load_ground_truth() is not None for scan in scans}
+    assert [name for name in known if not known[name]] == [
+        "peach/test/crack/000",
+        "peach/test/hole/001",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "stem"),
+    [
+        ("test/hole/ground_truth", "{}"),
+        ("test/hole/gt", "{}_mask"),
+        ("ground_truth/hole", "{}_mask"),  # as in MVTec AD
+        ("ground_truth/hole", "{}"),
+    ],
+)
+def test_masks_are_found_where_other_data_sets_have_them(root: Path, place: str, stem: str) -> None:
+    peach = root / "peach"
+    (peach / "test/hole/gt").rename(peach / "aside")
+    (peach / place).mkdir(parents=True)
+    for name in ("000", "001"):
+        (peach / "aside" / f"{name}.png").rename(peach / place / f"{stem.format(name)}.png")
+    holes = open_dataset(root).scans("peach", "test")[-2:]
+    assert [scan.ground_truth_path is not None for scan in holes] == [True, True]
+    masks = [scan.load_ground_truth() for scan in holes]
+    assert [int(mask.sum()) for mask in masks if mask is not None] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["Good", "ok", "OK", "Nominal", "normal"])
+def test_good_parts_never_count_as_a_defect(root: Path, name: str) -> None:
+    for split in ("train", "validation", "test"):
+        (root / "peach" / split / "good").rename(root / "peach" / split / name)
+    dataset = open_dataset(root)
+    assert len(dataset.scans("peach", "train")) == 3
+    test = dataset.scans("peach", "test")
+    assert [scan.defect for scan in test] == ["good", "good", "crack", "hole", "hole"]
+    assert test[0].name == f"peach/test/{name}/000"
+    mask = test[0].load_ground_truth()
+    assert mask is not None
+    assert not mask.any()
+
+
+def test_training_scans_under_another_name_are_named(root: Path) -> None:
+    (root / "peach/train/good").rename(root / "peach/train/Gutteile")
+    with pytest.raises(
+        DataError, match=r"train/good is missing.*also read: ok, nominal, normal.*Found: Gutteile"
+    ):
+        open_dataset(root).scans("peach", "train")
+
+
+def test_a_test_folder_that_cannot_be_listed_is_one_problem(root: Path) -> None:
+    peach = root / "peach" / "test"
+    shutil.rmtree(peach / "hole/xyz")
+    (peach / "scratch").symlink_to(root / "not mounted")
+    save_map_tiff(peach / "results" / "a_map.tiff", np.zeros(SIZE, np.float32))
+    scans = open_dataset(root).scans_as_found("peach", "test")
+    assert [scan.name for scan in scans if scan.problem] == [
+        "peach/test/hole",
+        "peach/test/scratch",
+    ]
+    assert len(scans) == 5, "2 good, 1 crack, the two folders; and none of the pictures"
+    with pytest.raises(DataError, match=r"hole/xyz is missing"):
+        scans[-2].load()
 
 
 def test_empty_folders_are_named(root: Path) -> None:

@@ -27,6 +27,41 @@ def test_one_scan_finds_its_points_as_a_folder_does(
     assert find_scan_files(Path("part.PNG"))[0].xyz_path.samefile(scan.xyz_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("part.tiff", "named as a file of points; give the PNG file of the colour image"),
+        ("part.ply", "named as a file of points"),
+        ("scans.zip", "is an archive; unpack it first, then give the PNG file of one scan"),
+        ("nope", "nope does not exist; give the PNG file of one scan, a folder of scans"),
+    ],
+)
+def test_what_is_no_colour_image_is_told(tmp_path: Path, name: str, words: str) -> None:
+    if name != "nope":
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=words):
+        find_scan_files(tmp_path / name)
+
+
+def test_a_data_set_of_training_scans_alone_says_so(tmp_path: Path) -> None:
+    (tmp_path / "peach" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no test scans \(peach: no folder test\).*train/good"):
+        find_scan_files(tmp_path)
+
+
+def test_a_category_without_scans_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "a" / "test").mkdir(parents=True)
+    for kind, suffix in (("rgb", "png"), ("xyz", "tiff")):
+        folder = tmp_path / "b" / "test" / "crack" / kind
+        folder.mkdir(parents=True)
+        (folder / f"0.{suffix}").touch()
+    scans = find_scan_files(tmp_path)
+    assert [(scan.name, bool(scan.problem)) for scan in scans] == [
+        ("a/test", True),
+        ("b/test/crack/0", False),
+    ]
+
+
 def test_a_scan_without_points_names_where_they_were_looked_for(tmp_path: Path) -> None:
     (tmp_path / "part.png").touch()
     with pytest.raises(DataError, match=r"no XYZ file found \(looked for part\.tiff in .*--xyz"):

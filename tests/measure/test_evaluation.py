@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from mmad_fast.data import ScanFile, open_dataset
 from mmad_fast.data.synthetic import write_synthetic
 from mmad_fast.detector import Detector, load
+from mmad_fast.errors import EmptyScanError, MmadFastError
 from mmad_fast.measure.evaluation import evaluate
 from mmad_fast.measure.metrics import aupro, image_auroc
 
@@ -72,6 +74,58 @@ def test_scans_without_labels_have_no_accuracy(detector, scans) -> None:
 def test_good_scans_alone_have_no_accuracy(detector, scans) -> None:
     overall = evaluate(detector, [scan for scan in scans if scan.defect == "good"]).overall
     assert (overall.i_auroc, overall.p_auroc) == (None, None)
+
+
+def test_without_masks_the_images_are_measured_and_the_rest_is_said(detector, scans) -> None:
+    whole = evaluate(detector, scans)
+    evaluation = evaluate(detector, [replace(scan, ground_truth_path=None) for scan in scans])
+    assert whole.notes == ()
+    assert evaluation.overall.i_auroc == whole.overall.i_auroc is not None
+    assert evaluation.overall.p_auroc is None
+    assert set(evaluation.overall.aupro.values()) == {None}
+    (note,) = evaluation.notes
+    assert "no P-AUROC and no AUPRO: no mask for 5 anomalous scans (biscuit/test/bump/000, " in note
+    assert "ground_truth/" in note
+
+
+def test_with_some_masks_pixels_are_those_of_the_scans_that_have_one(detector, scans) -> None:
+    masked = [scan for scan in scans if scan.defect in ("good", "crack", "dent")]
+    some = [scan if scan in masked else replace(scan, ground_truth_path=None) for scan in scans]
+    evaluation = evaluate(detector, some)
+    assert evaluation.overall.i_auroc == evaluate(detector, scans).overall.i_auroc
+    assert evaluation.overall.p_auroc == evaluate(detector, masked).overall.p_auroc is not None
+    assert evaluation.overall.aupro == evaluate(detector, masked).overall.aupro
+    assert evaluation.defects["crack"].p_auroc is not None
+    assert evaluation.defects["bump"].p_auroc is None
+    assert "P-AUROC and AUPRO are of 4 of 7 scans: no mask for 3 anom" in evaluation.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("defects", "words"),
+    [
+        (("crack", "Gutteile"), "no I-AUROC: none of the scans is of a good part.*Gutteile, crack"),
+        (("good", "good"), "no accuracy: all scans are of good parts"),
+        (("", ""), "no accuracy: nobody knows which scans are good"),
+    ],
+)
+def test_what_one_class_cannot_give_is_said(detector, scans, defects, words: str) -> None:
+    labelled = [
+        replace(scan, defect=defect) for scan, defect in zip(scans[-2:], defects, strict=True)
+    ]
+    evaluation = evaluate(detector, labelled)
+    assert evaluation.overall.i_auroc is None
+    assert re.search(words, evaluation.notes[0])
+
+
+@pytest.mark.parametrize("error", [EmptyScanError("no foreground"), RuntimeError("engine: fail")])
+def test_a_scan_that_cannot_be_scored_is_named(detector, scans, monkeypatch, error) -> None:
+    def refuse(self: Detector, scan: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Detector, "infer_scan", refuse)
+    with pytest.raises(MmadFastError, match=f"biscuit/test/good/000.*{error}") as caught:
+        evaluate(detector, scans)
+    assert caught.value.__cause__ is error
 
 
 def test_progress_is_told_up_to_the_last_scan(detector, scans) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mmad_fast.errors import InvalidInputError
@@ -14,6 +17,7 @@ from mmad_fast.report.pictures import (
     color_map,
     contact_sheet,
     overlay_image,
+    picture_names,
     save_map_tiff,
     save_overlay,
 )
@@ -216,3 +220,34 @@ def test_pictures_need_neither_matplotlib_nor_the_fit_half():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SIGNS = st.sampled_from('aA_-/.\\:*?<>|" \n\u00e4\u0434\udce9con01')
+NAMES = st.text(SIGNS, min_size=1, max_size=12)
+
+
+@given(st.sets(NAMES | NAMES.map(lambda name: name * 40), max_size=12))
+def test_each_scan_has_picture_files_of_its_own_on_every_file_system(names) -> None:
+    files = picture_names(sorted(names))
+    assert len({file.casefold() for file in files.values()}) == len(names) == len(files)
+    for file in files.values():
+        assert not set(file) & set('<>:"/\\|?*\n\udce9')
+        assert 0 < len(file.encode()) <= 120
+        assert file[-1] not in ". "
+
+
+def test_names_of_pictures_stay_readable() -> None:
+    plain = picture_names(["bagel/test/crack/000", "part_1", "деталь"])
+    assert list(plain.values()) == ["bagel_test_crack_000", "part_1", "деталь"]
+    clash = picture_names(["a/b_000", "a_b/000", "A", "a", "c", "nul.1"])
+    for name, start in (("a/b_000", "a_b_000-"), ("A", "A-"), ("nul.1", "nul.1-")):
+        assert re.fullmatch(f"{start}[0-9a-f]{{12}}", clash[name])
+    assert clash["c"] == "c"
+    # One that looks as if it had a hash gets its own: it may be the name of another's picture.
+    assert picture_names([clash["A"]]) != {clash["A"]: clash["A"]}
+
+
+def test_a_picture_has_the_longest_name_that_the_system_takes(tmp_path, spot) -> None:
+    name = "x" * 250 + ".tiff"
+    save_map_tiff(tmp_path / name, spot)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
