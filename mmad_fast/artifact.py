@@ -32,6 +32,7 @@ from mmad_fast.engines.selection import EngineFiles
 from mmad_fast.errors import ArtifactError
 from mmad_fast.folder_files import FolderFiles, read_whole
 from mmad_fast.scratch_folder import replace_folder
+from mmad_fast.threshold import Threshold
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
     FolderKind,
@@ -106,7 +107,7 @@ class Manifest:
         tool_versions: Version of each package that made it.
         preprocess: The preprocessing recipe's constants.
         parameters: Constants of the method.
-        threshold: {"value", "quantile", "num_scans"} or None.
+        threshold: The decision threshold, or None.
         weights: Where each backbone's weights came from.
         graphs: Per graph its file and the shapes of its inputs and outputs.
         tensors: Per tensor its shape and dtype.
@@ -122,7 +123,7 @@ class Manifest:
     tool_versions: dict[str, str]
     preprocess: dict[str, Any]
     parameters: dict[str, Any]
-    threshold: dict[str, Any] | None
+    threshold: Threshold | None
     weights: dict[str, Any]
     graphs: dict[str, Any]
     tensors: dict[str, Any]
@@ -280,7 +281,7 @@ def write_artifact(
     family: str,
     preprocess: Mapping[str, Any],
     parameters: Mapping[str, Any],
-    threshold: Mapping[str, Any] | None,
+    threshold: Threshold | None,
     weights: Mapping[str, Any],
     graphs: Mapping[str, Path],
     tensors: Mapping[str, NDArray],
@@ -297,7 +298,7 @@ def write_artifact(
         family: Folder of methods/ whose detector runs it.
         preprocess: Recipe constants, JSON types.
         parameters: Method constants, JSON types.
-        threshold: Decision threshold record or None.
+        threshold: The decision threshold, or None.
         weights: Where the backbones' weights came from, JSON types.
         graphs: ONNX file by graph name; the files are copied.
         tensors: Arrays by name.
@@ -322,7 +323,7 @@ def write_artifact(
             tool_versions=_tool_versions(),
             preprocess=dict(preprocess),
             parameters=dict(parameters),
-            threshold=None if threshold is None else dict(threshold),
+            threshold=threshold,
             weights=dict(weights),
             graphs={name: _describe_graph(scratch / f"{name}.onnx") for name in graphs},
             tensors={name: _describe(tensor) for name, tensor in contiguous.items()},
@@ -404,7 +405,8 @@ def _read_manifest(files: FolderFiles) -> Manifest:
         EngineRecord.from_dict(record, manifest=file, graphs=graphs)
         for record in content.pop("engines")
     ]
-    manifest = Manifest(**content, engines=tuple(records))
+    threshold = Threshold.from_dict(content.pop("threshold"), manifest=file)
+    manifest = Manifest(**content, threshold=threshold, engines=tuple(records))
     names = [
         *manifest.files,
         *(graph["file"] for graph in manifest.graphs.values()),

@@ -29,6 +29,7 @@ from mmad_fast.preprocess import check_resolution, prepare, prepare_ground_truth
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Result, Scan, Unit
 from mmad_fast.stage_clock import StageClock
+from mmad_fast.threshold import checked_threshold
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a golden scan's map, relative to its maximum, that counts as the same
@@ -75,7 +76,6 @@ class Detector:
         artifact: The artifact it was loaded from.
         engine_choice: What runs its graphs, from which files, and why.
         family: The record of its family.
-        threshold: Decision threshold on the image score, None if none was set.
     """
 
     def __init__(self, artifact: Artifact, pipeline: Pipeline, engine_choice: EngineChoice) -> None:
@@ -84,7 +84,7 @@ class Detector:
         self._path = artifact.path.absolute()
         self.engine_choice = engine_choice
         record = artifact.manifest.threshold
-        self.threshold = None if record is None else float(record["value"])
+        self.threshold = None if record is None else record.value
         self._pipeline = pipeline
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
         self.family: Family = get_family(artifact.manifest.family)
@@ -104,6 +104,20 @@ class Detector:
         arguments = (choice.engine, choice.device, choice.precision, choice.num_threads)
         digest = self.artifact.files.digest
         return _load_again, (str(self._path), digest, *arguments), {"threshold": self.threshold}
+
+    @property
+    def threshold(self) -> float | None:
+        """Decision threshold on the image score: that of the artifact, whose manifest says what it
+        rests on (`artifact.manifest.threshold`), or one that was set; None: nothing is decided.
+
+        Raises:
+            InvalidInputError: a value is set that is no finite number.
+        """
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self._threshold = checked_threshold(value)
 
     @property
     def is_exact(self) -> bool:

@@ -59,6 +59,7 @@ class FolderFiles:
             OSError: the manifest cannot be read.
         """
         self.folder, self.kind = folder, kind
+        self._place = folder.absolute()  # also where the process goes to another folder
         self._held: dict[str, int] = {}
         self._release = weakref.finalize(self, _close, self._held)
         self._wanted: Mapping[str, Mapping[str, Any]] = {}
@@ -112,7 +113,7 @@ class FolderFiles:
 
     def is_current(self) -> bool:
         """The manifest that was read is the one at the path; before it is released."""
-        return _leads_to(self.folder / MANIFEST_FILE, self._held[MANIFEST_FILE])
+        return _leads_to(self._place / MANIFEST_FILE, self._held[MANIFEST_FILE])
 
     def release(self) -> None:
         """Closes the files that are held."""
@@ -131,8 +132,8 @@ class FolderFiles:
         try:
             path = _DESCRIPTORS / str(descriptor)
             has_path = path.exists()  # on Linux
-            yield path if has_path else self.folder / name
-            if not has_path and not _leads_to(self.folder / name, descriptor):
+            yield path if has_path else self._place / name
+            if not has_path and not _leads_to(self._place / name, descriptor):
                 raise self._replaced()
         finally:
             if held is None:
@@ -160,7 +161,7 @@ class FolderFiles:
         return self._kinds.get(name, self.kind)
 
     def _opened(self, name: str) -> int:
-        file = self.folder / name
+        file = self._place / name
         if name not in self._wanted or not file.is_file():
             raise ArtifactError(
                 f"{self.folder}: the file {name} is missing; {self._kind_of(name).again}"
@@ -172,7 +173,7 @@ class FolderFiles:
         with reading(self.folder, self.kind):
             for _ in range(ATTEMPTS):
                 try:
-                    now = FolderFiles(self.folder, self.kind)
+                    now = FolderFiles(self._place, self.kind)
                 except (ArtifactError, FileNotFoundError):
                     break
                 now.describe(self._wanted, self._kinds)

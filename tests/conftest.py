@@ -22,6 +22,7 @@ from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.methods.family import get_recipe
 from mmad_fast.ops.pixel_mapping import MappingNetwork
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
+from mmad_fast.threshold import VALIDATION, Threshold
 
 RGB_SIZE, TOKEN_GRID, RGB_DIM = 56, 7, 8
 NUM_GROUPS, GROUP_SIZE, POINT_DIM = 24, 16, 6
@@ -144,7 +145,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draft = write_artifact(folder / "draft", threshold=None, golden=blank, **arguments)
     result = load(draft).infer(rgb, xyz)
     golden = Golden(rgb, xyz, result.anomaly_map, result.image_score)
-    threshold = {"value": result.image_score * 1.5, "quantile": 0.99, "num_scans": 1}
+    threshold = Threshold(result.image_score * 1.5, 0.99, 1, VALIDATION)
     return write_artifact(folder / "artifact", threshold=threshold, golden=golden, **arguments)
 
 

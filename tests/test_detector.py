@@ -225,6 +225,7 @@ def test_a_detector_can_be_handed_to_a_pool(tiny_artifact, scan_arrays, monkeypa
     detector = mmad_fast.load(tiny_artifact.name, engine="onnxruntime", num_threads=1)
     detector.threshold = 17.0
     monkeypatch.chdir("/")
+    assert detector.replay_golden().agrees
     expected = detector.infer(*scan_arrays)
     with get_context("spawn").Pool(1) as pool:
         result = pool.apply(detector.infer, scan_arrays)

@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "processor",
             "scratch_folder",
             "stage_clock",
+            "threshold",
             "validation",
             "whole_folder",
         }

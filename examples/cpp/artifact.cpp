@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <memory>
@@ -91,9 +93,20 @@ std::string canonical(const char*& at, const std::string& left_out = "") {
 }
 
 int64_t integer(const json& record, const char* key, int64_t minimum, int64_t maximum) {
-  const auto value = record.at(key).get<int64_t>();
+  const json& found = record.at(key);
+  if (!found.is_number_integer()) {
+    throw DamagedArtifact(text(key, " is ", found.dump(), "; it must be an integer"));
+  }
+  const auto value = found.get<int64_t>();
   if (value >= minimum && value <= maximum) return value;
   throw DamagedArtifact(text(key, " is ", value, "; it must be in ", minimum, "..", maximum));
+}
+
+// A finite number of a record; get<double>() takes no text, and no bool.
+double number(const json& record, const char* key, double minimum, double maximum) {
+  const auto value = record.at(key).get<double>();
+  if (std::isfinite(value) && value >= minimum && value <= maximum) return value;
+  throw DamagedArtifact(text(key, " is ", value, "; it must be a finite number"));
 }
 
 std::string choice(const json& record, const char* key, const std::vector<std::string>& known) {
@@ -218,7 +231,10 @@ Artifact parse_artifact(const path& folder, const std::string& manifest_text) {
     artifact.recipe = read_recipe(manifest.at("preprocess"));
     artifact.parameters = read_parameters(manifest.at("parameters"));
     if (const json& threshold = manifest.at("threshold"); !threshold.is_null()) {
-      artifact.threshold = threshold.at("value").get<double>();
+      // Where these are damaged, so may the value be, and every part could pass.
+      integer(threshold, "num_scans", 1, 1000000000);
+      number(threshold, "quantile", 0, 1);
+      artifact.threshold = number(threshold, "value", -DBL_MAX, DBL_MAX);
     }
     return artifact;
   } catch (const json::exception& error) {

@@ -67,6 +67,7 @@ def fit(
     apply_threads(threads)
     from mmad_fast.methods.fit_request import FitRequest
     from mmad_fast.methods.fit_run import fit_detector
+    from mmad_fast.threshold import describe_threshold
 
     request = FitRequest.of(
         method,
@@ -88,7 +89,8 @@ def fit(
             {
                 "artifact": str(output),
                 "method": manifest.method,
-                "threshold": manifest.threshold,
+                "threshold": manifest.threshold.to_dict() if manifest.threshold else None,
+                "threshold_note": describe_threshold(manifest.threshold),
                 "weights": manifest.weights,
             }
         )
@@ -96,5 +98,6 @@ def fit(
     for role, source in detector.weight_sources.items():
         if source["kind"] == "random":
             notice(f"note: the {role} weights are random; accuracy means nothing")
-    notice(f"wrote {output} ({manifest.method}, threshold {detector.threshold:.4g})")
+    notice(f"wrote {output} ({manifest.method})")
+    notice(describe_threshold(manifest.threshold))
     notice(f"next: mmad-fast infer {output} SCAN_OR_FOLDER --output results")

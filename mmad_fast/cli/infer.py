@@ -33,7 +33,7 @@ from mmad_fast.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mmad_fast.data import ScanFile
     from mmad_fast.detector import Detector
@@ -90,6 +90,7 @@ def infer(
     apply_threads(threads)
     from mmad_fast.data.selection import find_scan_files
     from mmad_fast.detector import load
+    from mmad_fast.threshold import describe_threshold
 
     files = find_scan_files(scans, xyz_path=xyz)
     _tell_of_own_pictures(scans)
@@ -110,27 +111,28 @@ def infer(
                         lines.write(row)
         except Interrupted as interrupted:
             stop = interrupted
+    record = detector.artifact.manifest.threshold
     failed = sum("error" in row for row in rows)
     without_picture = sum("picture_error" in row for row in rows)
     not_reached = [file.name for file in files[len(rows) :]]
     with uninterrupted():
         if as_json:
             choice = detector.engine_choice
-            _print_or_rescue(
-                rows,
-                {
-                    "artifact": str(artifact),
-                    "method": detector.method,
-                    "engine": choice.engine,
-                    "engine_precision": choice.precision,
-                    "engine_reason": choice.reason,
-                    "scans": rows,
-                    "interrupted": None if stop is None else stop.signal_name,
-                    "not_reached": not_reached,
-                },
-            )
+            content = {
+                "artifact": str(artifact),
+                "method": detector.method,
+                "engine": choice.engine,
+                "engine_precision": choice.precision,
+                "engine_reason": choice.reason,
+                "threshold": record.to_dict() if record else None,
+                "threshold_note": describe_threshold(record),
+                "scans": rows,
+                "interrupted": None if stop is None else stop.signal_name,
+                "not_reached": not_reached,
+            }
+            _print_or_rescue(rows, lambda: print_json(content))
         elif jsonl != STDOUT:
-            _print_or_rescue(rows, None)
+            _print_or_rescue(rows, lambda: print_table(_table(rows), describe_threshold(record)))
         if failed:
             notice(f"error: {failed} of {len(rows)} scans could not be scored")
         if without_picture:
@@ -189,17 +191,14 @@ def _score(detector: Detector, file: ScanFile, unit: Unit, picture: Path | None)
     return row
 
 
-def _print_or_rescue(rows: list[Row], content: dict[str, Any] | None) -> None:
-    """Prints the JSON object, or the table of the rows; on stderr if stdout refuses.
+def _print_or_rescue(rows: list[Row], print_them: Callable[[], None]) -> None:
+    """Prints the rows to stdout; as JSON lines to stderr if stdout refuses.
 
     Raises:
         BrokenPipeError: who reads stdout has closed it, and so wants no more.
     """
     try:
-        if content is None:
-            print_table(_table(rows))
-        else:
-            print_json(content)
+        print_them()
     except BrokenPipeError:
         raise
     except OSError as error:

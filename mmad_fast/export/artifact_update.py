@@ -12,6 +12,7 @@ from typing import Any
 from mmad_fast.artifact import Artifact, read_artifact
 from mmad_fast.engine_record import EngineKey, EngineRecord
 from mmad_fast.errors import ArtifactError
+from mmad_fast.folder_files import ATTEMPTS, manifest_digest
 from mmad_fast.scratch_folder import replace_folder
 from mmad_fast.whole_folder import fingerprint, make_readable, write_manifest
 
@@ -27,7 +28,8 @@ def add_engine(
     """Writes the artifact with one more engine, complete on disk at `target`; one of the same key
     is replaced.
 
-    The manifest is read again first: what another process has exported meanwhile is kept.
+    The manifest is read again first, and what is replaced must be what was read: what another
+    process has exported meanwhile is kept.
 
     Args:
         artifact: The artifact to extend, which may stand at `target`.
@@ -42,6 +44,29 @@ def add_engine(
         ArtifactError: the artifact has been fitted again since it was read, or is gone.
         OSError: a file cannot be written.
     """
+    for _ in range(ATTEMPTS):
+        replaced = _complete(artifact, record, scratch, target, dict(measured or {}))
+        replace_folder(scratch, target)  # the scratch folder is what stood there now
+        if replaced is None or manifest_digest(scratch) == replaced:
+            return
+        replace_folder(scratch, target)
+    raise ArtifactError(
+        f"{artifact.path}: is replaced again and again by other processes; export it again"
+    )
+
+
+def _complete(
+    artifact: Artifact,
+    record: EngineRecord,
+    scratch: Path,
+    target: Path,
+    times: Mapping[EngineKey | None, Mapping[str, Any]],
+) -> str | None:
+    """Makes the scratch folder the artifact with one more engine; returns the identity of the
+    artifact that it may replace, None where there is none."""
+    for file in scratch.iterdir():
+        if file.name not in record.files:  # of another attempt
+            file.unlink()
     current = read_artifact(artifact.path, verify=False, renewed=record.key)
     before, own_files = current.manifest, fitted_files(current)
     if own_files != fitted_files(artifact):
@@ -49,7 +74,6 @@ def add_engine(
             f"{artifact.path}: the detector has been fitted again since this export began; export "
             "it again"
         )
-    times = dict(measured or {})
     kept = [
         replace(other, measured=dict(times[other.key])) if other.key in times else other
         for other in before.engines
@@ -69,7 +93,7 @@ def add_engine(
     for name in sorted(names):
         with current.files.opened(name) as file:
             _link_or_copy(artifact.path / name, file, scratch / name, link=is_replaced)
-    replace_folder(scratch, target)
+    return current.files.digest if is_replaced else None
 
 
 def fitted_files(artifact: Artifact) -> dict[str, Any]:

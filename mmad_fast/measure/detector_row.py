@@ -21,7 +21,7 @@ from mmad_fast.detector import Detector
 from mmad_fast.engine_record import own_precision
 from mmad_fast.errors import DataError, MmadFastError
 from mmad_fast.measure.configuration import configuration_of, published_name
-from mmad_fast.measure.evaluation import Accuracy, AuproMode, evaluate
+from mmad_fast.measure.evaluation import Accuracy, AuproMode, Decisions, evaluate
 from mmad_fast.measure.memory import measure_detector_process
 from mmad_fast.measure.published import PublishedRow, published_for
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, BenchRow
@@ -95,6 +95,7 @@ def measure_artifact(
     overall: Accuracy | None = None
     defects: dict[str, Accuracy] = {}
     notes: tuple[str, ...] = ()
+    decisions: Decisions | None = None
     if not request.speed_only:
         evaluation = evaluate(
             detector,
@@ -103,7 +104,8 @@ def measure_artifact(
             unit=request.unit,
             progress=partial(progress, "evaluate"),
         )
-        overall, defects, notes = evaluation.overall, evaluation.defects, evaluation.notes
+        overall, defects = evaluation.overall, evaluation.defects
+        decisions, notes = evaluation.decisions, evaluation.notes
     progress("time", 0, 1)
     with temporary_folder("scans") as folder:
         report = measure_detector_process(
@@ -135,6 +137,7 @@ def measure_artifact(
         aupro_mode=None if overall is None else request.aupro_mode,
         defects={name: _accuracy_columns(accuracy) for name, accuracy in defects.items()} or None,
         notes=notes or None,
+        decisions=None if decisions is None else decisions.to_dict(),
     )
 
 

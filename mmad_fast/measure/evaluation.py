@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from mmad_fast.detector import Detector
 from mmad_fast.errors import MmadFastError
 from mmad_fast.measure.metrics import AUPRO_LIMITS, AuproMode, aupro, image_auroc, pixel_auroc
 from mmad_fast.scan import Unit
+from mmad_fast.threshold import CONFIDENCE, Rate, Threshold
 
 MAX_NAMES_SHOWN = 3
 
@@ -38,17 +40,70 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class WrongDecisions:
+    """How many of some scans a threshold decides wrongly.
+
+    Attributes:
+        count: Scans decided wrongly.
+        num_scans: Scans of that label, at least one.
+    """
+
+    count: int
+    num_scans: int
+
+    @property
+    def rate(self) -> Rate:
+        """Their share, and its exact interval.
+
+        Source: Clopper and Pearson, The use of confidence or fiducial limits, Biometrika 26 (1934).
+        """
+        from scipy.stats import binomtest
+
+        interval = binomtest(self.count, self.num_scans).proportion_ci(CONFIDENCE, method="exact")
+        return Rate(self.count / self.num_scans, float(interval.low), float(interval.high))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Count and rate in JSON types."""
+        return {"count": self.count, "num_scans": self.num_scans, **asdict(self.rate)}
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a detector's threshold decides of labelled scans.
+
+    Attributes:
+        threshold: What it rests on and promises; None where another than the artifact's is set.
+        false_rejects: Good scans called anomalous; None without a good scan.
+        misses: Anomalous scans called good; None without one.
+    """
+
+    threshold: Threshold | None
+    false_rejects: WrongDecisions | None
+    misses: WrongDecisions | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON types."""
+        return {
+            "threshold": self.threshold and self.threshold.to_dict(),
+            "false_rejects": self.false_rejects and self.false_rejects.to_dict(),
+            "misses": self.misses and self.misses.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Accuracy over all test scans, and per defect type against the good ones.
 
     Attributes:
         overall: Over all scans.
         defects: Of each defect type's scans with the good ones.
+        decisions: What its threshold decides; None where there is no threshold.
         notes: What could not be had, or of fewer scans only, and why; empty if nothing is missing.
     """
 
     overall: Accuracy
     defects: dict[str, Accuracy]
+    decisions: Decisions | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -59,6 +114,7 @@ class _Scored:
     name: str
     defect: str
     score: float
+    is_anomalous: bool | None
     aupro_map: NDArray[np.float32]
     pixel_map: NDArray[np.float32]
     mask: NDArray[np.bool_] | None
@@ -105,7 +161,7 @@ def evaluate(
         defect: accuracy(good + [scan for scan in scored if scan.defect == defect])
         for defect in types
     }
-    return Evaluation(accuracy(scored), defects, _notes(scored))
+    return Evaluation(accuracy(scored), defects, _decisions(detector, scored), _notes(scored))
 
 
 def _score(detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit) -> _Scored:
@@ -131,7 +187,27 @@ def _score_unnamed(
         aupro_map, pixel_map = detector.published_evaluation_maps(result.anomaly_map)
     mask = file.load_ground_truth()
     on_grid = None if mask is None else detector.prepare_ground_truth(mask)
-    return _Scored(file.name, file.defect, result.image_score, aupro_map, pixel_map, on_grid)
+    return _Scored(
+        file.name,
+        file.defect,
+        result.image_score,
+        result.is_anomalous,
+        aupro_map,
+        pixel_map,
+        on_grid,
+    )
+
+
+def _decisions(detector: Detector, scored: Sequence[_Scored]) -> Decisions | None:
+    if detector.threshold is None:
+        return None
+    record = detector.artifact.manifest.threshold
+    good = [bool(scan.is_anomalous) for scan in scored if scan.defect == GOOD]
+    missed = [not scan.is_anomalous for scan in scored if scan.defect not in (GOOD, "")]
+    return Decisions(
+        record if record is not None and record.value == detector.threshold else None,
+        *(WrongDecisions(sum(wrong), len(wrong)) if wrong else None for wrong in (good, missed)),
+    )
 
 
 def _accuracy(scored: Sequence[_Scored], *, aupro_mode: AuproMode, num_thresholds: int) -> Accuracy:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.measure.configuration import describe_method
 from mmad_fast.measure.published import PublishedRow, load_published, published_for
+from mmad_fast.threshold import CONFIDENCE, Rate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,6 +66,7 @@ class BenchRow:
             backbone or layers are not the method's own.
         runs: Number of measured inferences.
         defects: Accuracy columns per defect type.
+        decisions: What the threshold decided of the scans, see `evaluation.Decisions`.
         data: Name of the data set's folder.
         configuration: What the detector consists of: see `configuration.configuration_of`.
         map_difference: Of a reference row: largest difference of the detector's anomaly maps to the
@@ -99,6 +101,7 @@ class BenchRow:
     published: tuple[PublishedRow, ...] | None = None
     runs: int | None = None
     defects: Mapping[str, Mapping[str, float | None]] | None = None
+    decisions: Mapping[str, Any] | None = None
     data: str | None = None
     configuration: Mapping[str, Any] | None = None
     map_difference: float | None = None
@@ -130,6 +133,7 @@ class BenchRow:
             row["published"] = [asdict(entry) for entry in self.published]
         if self.defects is not None:
             row["defects"] = {name: dict(columns) for name, columns in self.defects.items()}
+        row["decisions"] = None if self.decisions is None else dict(self.decisions)
         return row
 
 
@@ -236,7 +240,8 @@ def _published_mean(
 
 
 def render_rows(rows: Sequence[BenchRow]) -> tuple[Table, ...]:
-    """The rich tables of a benchmark: speed per protocol, stages, accuracy, accuracy per defect.
+    """The rich tables of a benchmark: speed per protocol, stages, accuracy, accuracy per defect,
+    decisions.
 
     A table without a measured value is left out. Published numbers stand below a line at the end of
     the speed and accuracy tables and are labelled with their GPU and paper.
@@ -246,6 +251,7 @@ def render_rows(rows: Sequence[BenchRow]) -> tuple[Table, ...]:
         for protocol in PROTOCOLS
     ]
     tables += [_stage_table(rows), _accuracy_table(rows), _defect_table(rows)]
+    tables.append(_decision_table(rows))
     return tuple(table for table in tables if table is not None)
 
 
@@ -336,6 +342,33 @@ def _defect_table(rows: Sequence[BenchRow]) -> Table | None:
             values = (_number(columns.get(name), 3) for name in ACCURACY_COLUMNS)
             table.add_row(*_identity(row), defect, *values)
     return table
+
+
+def _decision_table(rows: Sequence[BenchRow]) -> Table | None:
+    decided = [row for row in rows if row.decisions]
+    if not decided:
+        return None
+    table = _table(f"Decisions, with {100 * CONFIDENCE:g} % intervals")
+    for name in ("threshold from", "good scans rejected, promised", "measured", "anomalous missed"):
+        table.add_column(name, overflow="fold")
+    for row in decided:
+        content = row.decisions or {}
+        record = content["threshold"]
+        table.add_row(
+            *_identity(row),
+            f"{record['num_scans']} scans, {record['source']}" if record else NOT_MEASURED,
+            _rate(record and record["false_reject_rate"]),
+            *(_rate(content[name]) for name in ("false_rejects", "misses")),
+        )
+    return table
+
+
+def _rate(content: Mapping[str, Any] | None) -> str:
+    """A rate with its interval, and its counts where it was measured."""
+    if content is None:
+        return NOT_MEASURED
+    counts = f"{content['count']} of {content['num_scans']}, " if "count" in content else ""
+    return counts + str(Rate(*(content[one.name] for one in fields(Rate))))
 
 
 def _table(title: str) -> Table:

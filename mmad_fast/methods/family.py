@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,11 +158,30 @@ class Fit(Protocol):
         """
 
     def train(self, train: FeatureStore[Any], held_out: FeatureStore[Any]) -> Trained:
-        """The detector, trained on the features; `held_out` is `train` where there is no
-        validation scan.
+        """The detector, trained on the features; `held_out` is `train` where there is no scan that
+        is not trained on.
 
         Raises:
             MmadFastError: the training diverged, or the disk is full.
+        """
+
+
+@runtime_checkable
+class BankFit(Fit, Protocol):
+    """The fit half of a family with memory banks. These hold rows of the training scans, so that a
+    scan's own score says nothing of a new scan's; but a scan can be scored without its own rows.
+
+    Where there is no validation scan, the threshold comes from these scores. Of every other family
+    some training scans are set aside for it.
+    """
+
+    def score_without_own(self, index: int, features: Any) -> Scores | None:
+        """After `train`: the anomaly map and image score of training scan `index`, by banks without
+        the rows that are its alone; None where a bank holds no rows of other scans.
+
+        Args:
+            index: Of the scan in the store that was trained on.
+            features: Of that scan.
         """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -172,6 +173,17 @@ class FeatureStore(Generic[Features]):
     def skip(self) -> None:
         """Counts a scan that has no features."""
         self._num_given += 1
+
+    def set_aside(self, indices: Collection[int]) -> FeatureStore[Features]:
+        """A store of the scans at these indices, in their order here, which are then no longer part
+        of this one. Both read the same files."""
+        aside, scans, positions = copy.copy(self), self._scans, self.positions
+        chosen = set(indices)
+        for store, is_aside in ((aside, True), (self, False)):
+            kept = [index for index in range(len(scans)) if (index in chosen) == is_aside]
+            store._scans = [scans[index] for index in kept]
+            store.positions = [positions[index] for index in kept]
+        return aside
 
     def add(self, index: int, **arrays: NDArray) -> None:
         """Sets fields of a scan that were left open when it was appended; on disk.

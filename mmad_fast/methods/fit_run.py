@@ -24,7 +24,7 @@ from mmad_fast.errors import (
     InvalidInputError,
     MissingDependencyError,
 )
-from mmad_fast.methods.family import Fit, FittedPipeline, Scores, get_method
+from mmad_fast.methods.family import BankFit, Fit, Trained, get_method
 from mmad_fast.methods.feature_store import FeatureStore
 from mmad_fast.methods.fit_request import FitRequest, FitTask, Progress, silent
 from mmad_fast.methods.options import OptionValue
@@ -33,12 +33,23 @@ from mmad_fast.preprocess.recipes import NO_CLEAN_UP
 from mmad_fast.scan import Scan, Unit
 from mmad_fast.scratch_folder import temporary_folder
 from mmad_fast.stage_clock import StageClock
+from mmad_fast.threshold import (
+    MORE_SCANS,
+    OWN_LEFT_OUT,
+    SET_ASIDE,
+    SOURCES,
+    VALIDATION,
+    Threshold,
+)
 
 logger = logging.getLogger("mmad_fast")
 
 Scans = Sequence[ScanFile | Scan]
 
-_FIT_PACKAGES = ("torch", "sklearn", "onnx", "onnxscript")
+SCANS_PER_SET_ASIDE = 5
+"""Training scans of which one is set aside for the threshold, where no other scan can serve."""
+
+_FIT_PACKAGES = ("torch", "sklearn", "scipy", "onnx", "onnxscript")
 
 
 def fit(
@@ -144,8 +155,12 @@ def fit_scans(
 
     Args:
         train: Nominal scans, at least one with foreground.
-        validation: Nominal scans for the threshold, and for early stopping where the method has it;
-            without any, the training scans serve, which makes the threshold too tight.
+        validation: Nominal scans for the threshold, and for early stopping where the method has it.
+            Without any, each training scan is scored without its own rows where the method has
+            memory banks; else one training scan in five, chosen by the seed, is set aside for both.
+            From a single scan in memory banks, or fewer than five to set some aside of, there is
+            no threshold: a detector says too little of scans that it has seen. The manifest says
+            which.
         output: The artifact's folder; an artifact there is replaced.
         request: What to fit.
         progress: Called with (stage, done, total); the stages are "export", "features", those of
@@ -176,17 +191,15 @@ def fit_scans(
         ):
             stores = (train_store, held_out_store)
             extract_features(train, validation, stores, family_fit, task)
-            held_out: Scans = validation
-            store = held_out_store
+            judged, store = validation, held_out_store
+            source: str | None = VALIDATION
             if not len(held_out_store):
-                logger.warning(
-                    "no validation scan: the training scans serve instead, so the threshold may be "
-                    "too tight; set some nominal scans aside"
-                )
-                held_out, store = train, train_store
+                judged = train
+                store, source = _without_validation(train_store, family_fit, request.seed)
             trained = family_fit.train(train_store, store)
-            scores = _scores(store, trained.pipeline, progress)
-            golden = task.load(held_out[store.positions[0]])
+            threshold = _threshold(store, trained, family_fit, source, request, progress)
+            golden = task.load(judged[store.positions[0]])
+            expected = trained.pipeline.score_features(store[0], StageClock())
             facts = {
                 **trained.facts,
                 "num_train_scans": len(train_store),
@@ -198,13 +211,11 @@ def fit_scans(
             family=family.name,
             preprocess=task.recipe.to_dict(),
             parameters={**trained.pipeline.options.to_manifest(), "training": facts},
-            threshold=threshold_record(
-                [score.image_score for score in scores], request.threshold_quantile
-            ),
+            threshold=threshold,
             weights={**trained.weights, "seed": request.seed},
             graphs=trained.graphs,
             tensors=trained.tensors,
-            golden=Golden(golden.rgb, golden.xyz, scores[0].anomaly_map, scores[0].image_score),
+            golden=Golden(golden.rgb, golden.xyz, expected.anomaly_map, expected.image_score),
         )
 
 
@@ -295,19 +306,59 @@ def check_fit_packages() -> None:
         )
 
 
-def threshold_record(image_scores: Sequence[float], quantile: float) -> dict[str, Any]:
-    """What the manifest says of the threshold: the quantile of the scores, rounded up to one of
-    them."""
-    value = np.quantile(np.array(image_scores), quantile, method="higher")
-    return {"value": float(value), "quantile": quantile, "num_scans": len(image_scores)}
+def _without_validation(
+    train: FeatureStore[Any], family_fit: Fit, seed: int
+) -> tuple[FeatureStore[Any], str | None]:
+    """(scans for the threshold, what they are) where there is no validation scan; a warning says
+    it. What is set aside is taken out of the training scans. None: the scans cannot give one."""
+    num_scans, has_bank = len(train), isinstance(family_fit, BankFit)
+    if num_scans < (2 if has_bank else SCANS_PER_SET_ASIDE):
+        return train, None
+    scans, source = train, OWN_LEFT_OUT
+    if not has_bank:
+        order = np.random.default_rng(seed).permutation(num_scans)
+        chosen = order[: num_scans // SCANS_PER_SET_ASIDE].tolist()
+        scans, source = train.set_aside(chosen), SET_ASIDE
+    logger.warning(
+        "no validation scan: the threshold comes from %d %s; %s",
+        len(scans),
+        SOURCES[source],
+        MORE_SCANS,
+    )
+    return scans, source
 
 
-def _scores(store: FeatureStore[Any], pipeline: FittedPipeline, progress: Progress) -> list[Scores]:
-    scores = []
-    for done, features in enumerate(store, start=1):
-        scores.append(pipeline.score_features(features, StageClock()))
-        progress("threshold", done, len(store))
-    return scores
+def _threshold(
+    store: FeatureStore[Any],
+    trained: Trained,
+    family_fit: Fit,
+    source: str | None,
+    request: FitRequest,
+    progress: Progress,
+) -> Threshold | None:
+    """The threshold by the scores of these scans; None where none can be had, with a warning.
+
+    Raises:
+        MmadFastError: a score is not finite.
+    """
+    image_scores = []
+    for index, features in enumerate(store if source else ()):
+        if source == OWN_LEFT_OUT and isinstance(family_fit, BankFit):
+            scores = family_fit.score_without_own(index, features)
+        else:
+            scores = trained.pipeline.score_features(features, StageClock())
+        if scores is not None:
+            image_scores.append(scores.image_score)
+        progress("threshold", index + 1, len(store))
+    if source and image_scores:
+        return Threshold.of_scores(image_scores, request.threshold_quantile, source)
+    logger.warning(
+        "no validation scan, and %d of training are too few for a threshold: the detector scores "
+        "parts, but decides nothing; %s",
+        len(store),
+        MORE_SCANS,
+    )
+    return None
 
 
 def _label(scan: ScanFile | Scan) -> str:

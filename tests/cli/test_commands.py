@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from PIL import Image
 from test_artifact import rewrite_manifest
 
-from mmad_fast import cli
+from mmad_fast import __version__, cli
 from mmad_fast.cli.options import parse_shots
 from mmad_fast.whole_folder import fingerprint
 
@@ -130,6 +130,9 @@ def test_infer_one_scan(tiny_artifact: Path, tmp_path: Path) -> None:
     (row,) = content["scans"]
     assert row["is_anomalous"] is False
     assert 0 < row["image_score"] < row["threshold"]
+    assert content["threshold"]["value"] == row["threshold"]
+    assert content["threshold"]["source"] == "validation"
+    assert "the only score (validation scans)" in content["threshold_note"]
     with Image.open(row["overlay"]) as overlay:
         assert min(overlay.size) >= 96
     assert tifffile.imread(row["anomaly_map"]).shape == (96, 96)
@@ -158,6 +161,7 @@ def test_infer_prints_a_table(tiny_artifact: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "part" in done.stdout
     assert "good" in done.stdout
+    assert " = the only score (validation scans)" in done.stdout
 
 
 def test_a_folder_for_pictures_is_checked_before_scoring(
@@ -251,6 +255,7 @@ def test_errors_are_json_too(tmp_path: Path) -> None:
 
 def test_doctor_lists_every_op(tiny_artifact: Path) -> None:
     content = run_json("doctor", tiny_artifact)
+    assert content["version"] == __version__
     rows = content["ops"]
     on_host = [row for row in rows if row["arrays"] == "numpy arrays"]
     chosen = {row["op"]: row["backend"] for row in on_host if row["chosen"]}

@@ -57,6 +57,7 @@ def artifact(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     assert "accuracy means nothing" in done.stderr
+    assert "the only score (validation scans): about 1 in 2 good parts will be" in done.stderr
     return target
 
 

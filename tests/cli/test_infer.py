@@ -165,7 +165,8 @@ def test_a_second_run_does_not_read_the_pictures_of_the_first(
     runs = [call("infer", tiny_artifact, folder, "-o", folder / place, "--json") for _ in range(2)]
     assert [run.returncode for run in runs] == [0, 0]
     first, second = ([row["scan"] for row in json.loads(run.stdout)["scans"]] for run in runs)
-    assert first == second and len(first) == 1
+    assert first == second
+    assert len(first) == 1
     assert "pictures" not in runs[0].stderr
     assert "note: 2 pictures that infer wrote lie among the scans" in runs[1].stderr
 
@@ -276,7 +277,7 @@ def test_what_was_decided_is_printed_after_a_signal(
         assert [row["scan"] for row in content["scans"]] == ["a", "b"]
         assert (content["interrupted"], content["not_reached"]) == (number.name, ["c", "d"])
     else:
-        assert done.stdout.count("good") == 2
+        assert done.stdout.count("│ good ") == 2
 
 
 def test_signals_wait_until_the_rows_are_printed(
@@ -394,7 +395,7 @@ def test_names_that_stdout_cannot_say_are_escaped(
     assert process.returncode == 0, told
     for name in ("\\u0434\\u0435\\u0442\\u0430\\u043b\\u044c", "caf\\udce9", "two\\nlines"):
         assert name in printed
-    assert printed.count("good") == 7
+    assert printed.count("| good ") == 7
     done = call("infer", tiny_artifact, scans, "-o", tmp_path / "out", "--json")
     rows = json.loads(done.stdout)["scans"]
     assert {"деталь", "caf\\udce9", "two\nlines"} < {row["scan"] for row in rows}
@@ -467,7 +468,7 @@ def test_infer_reads_no_masks_and_eval_says_what_it_lacks(
             folder.mkdir(parents=True)
             rgb.with_suffix(suffix).rename(folder / f"000{suffix}")
     done = call("infer", tiny_artifact, tmp_path / "set")
-    assert (done.returncode, done.stdout.count("good ")) == (0, 2), done.stderr
+    assert (done.returncode, done.stdout.count("│ good ")) == (0, 2), done.stderr
     done = call("eval", tiny_artifact, "--data", tmp_path / "set", "--json")
     (row,) = json.loads(done.stdout)["rows"]
     assert done.returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -19,11 +20,13 @@ import safetensors.numpy
 from conftest import RGB_DIM, TINY_PARAMETERS, make_arrays
 from numpy.typing import NDArray
 from robustness.replacing import replacements, write_other
+from test_artifact import rewrite_manifest
 
 from mmad_fast import load
 from mmad_fast.artifact import read_artifact, write_artifact
 from mmad_fast.methods.family import get_recipe
 from mmad_fast.ops.pixel_mapping import MappingNetwork
+from mmad_fast.threshold import VALIDATION, Threshold
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 CANNOT_BE_HAD = 3
@@ -275,7 +278,7 @@ def test_every_switch(
         preprocess=get_recipe(recipe).to_dict(),
         parameters=replace(TINY_PARAMETERS, **changes).to_manifest(),
         tensors=tensors,
-        threshold={"value": 1e-6} if recipe == "m3dm" else None,
+        threshold=Threshold(1e-6, 0.99, 4, VALIDATION) if recipe == "m3dm" else None,
     )
     check_against_python(program, artifact, rgb, xyz, tmp_path)
 
@@ -315,6 +318,26 @@ def test_a_damaged_artifact_is_refused(
     else:
         (artifact / name).write_bytes(damage((artifact / name).read_bytes()))
     assert message in run(program, artifact, code=REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("value", (math.nan, math.inf, -math.inf, "1.5", True, None, [1.5], 10**400)),
+        ("quantile", (math.nan, "0.99", -0.01, 1.01)),
+        ("num_scans", (math.nan, "4", True, 0, -4, 1.5, 2**64 - 1)),
+    ],
+)
+def test_a_damaged_threshold_is_refused(
+    program: Path, tiny_artifact: Path, tmp_path: Path, key: str, values: tuple[Any, ...]
+) -> None:
+    artifact = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    for value in values:
+        rewrite_manifest(artifact, lambda content, it=value: content["threshold"].update({key: it}))
+        printed = run(program, artifact, code=REFUSED)
+        assert "copy the artifact again or fit it again" in printed, value
+    rewrite_manifest(artifact, lambda content: content["threshold"].pop(key))
+    assert key in run(program, artifact, code=REFUSED)
 
 
 def test_parts_that_do_not_fit_are_refused(

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image
 from test_artifact import rewrite_manifest
 
 import mmad_fast
-from mmad_fast import Scan, load
+from mmad_fast import Scan, load, scratch_folder
 from mmad_fast.artifact import read_artifact, write_artifact
 from mmad_fast.engine_record import EngineKey, engine_file_name, export_command
 from mmad_fast.engines import engine_refusal, open_graph
@@ -32,7 +33,14 @@ from mmad_fast.errors import (
     InvalidInputError,
     MmadFastError,
 )
-from mmad_fast.export import Batch, detector_export, export_detector, export_request, trial_run
+from mmad_fast.export import (
+    Batch,
+    artifact_update,
+    detector_export,
+    export_detector,
+    export_request,
+    trial_run,
+)
 from mmad_fast.golden_replays import replay_engines
 
 FP32 = EngineKey("onnx", "fp32", (1, 1, 1), ())
@@ -272,6 +280,24 @@ def test_where_files_cannot_be_linked_they_are_copied(
     assert keys(copied) == [FP32]
 
 
+def test_engines_of_an_artifact_that_is_replaced_are_its_own(copied: Path) -> None:
+    """Each is opened when it is replayed, by when another detector stands at the path."""
+    targets = ["onnx", *["openvino"] * (engine_refusal("openvino") is None)]
+    for to in targets:
+        export(copied, to=to)
+    artifact = read_artifact(copied)
+    expected = artifact.golden().expected_score
+    refit(copied)
+    replays = [one for one in replay_engines(artifact) if one.replay is not None]
+    assert {one.files.target for one in replays} == set(targets)
+    for one in replays:
+        assert one.replay is not None
+        assert (one.verdict, one.replay.expected_score) == ("agrees", expected), one
+    artifact.files.release()
+    with pytest.raises(ArtifactError, match="replaced since it was loaded"):
+        artifact.golden()
+
+
 def test_what_another_process_exported_meanwhile_is_kept(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +347,35 @@ def test_a_detector_fitted_again_meanwhile_is_not_touched(
         export(copied)
     assert keys(copied) == []
     assert read_artifact(copied).golden().expected_score == 0.25
+
+
+@pytest.mark.parametrize("has_exchange", [True, False])
+def test_what_came_right_before_the_replacement_is_not_lost(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, has_exchange: bool
+) -> None:
+    """Another process is quicker by an instant: once with another engine, once with a new fit."""
+    if not has_exchange:
+        monkeypatch.setattr(scratch_folder, "_exchange", lambda one, other: False)
+    real = artifact_update.replace_folder
+
+    def late(other: Callable[[], object]) -> None:
+        def replace_folder(scratch: Path, target: Path) -> None:
+            monkeypatch.setattr(artifact_update, "replace_folder", real)
+            other()
+            real(scratch, target)
+
+        monkeypatch.setattr(artifact_update, "replace_folder", replace_folder)
+
+    late(lambda: export(copied, precision="fp16"))
+    export(copied)
+    assert keys(copied) == [HALF, FP32]
+    assert load(copied).replay_golden().agrees
+    late(lambda: refit(copied))
+    with pytest.raises(ArtifactError, match="fitted again since this export began; export it"):
+        export(copied, precision="fp16")
+    assert keys(copied) == []
+    assert read_artifact(copied).golden().expected_score == 0.25
+    assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
 
 
 def test_output_takes_a_copy_of_the_same_detector_only(copied: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mmad_fast.errors import (
     MissingDependencyError,
 )
 from mmad_fast.gpu.device_context import DriverError
-from mmad_fast.gpu.kernel_folder import write_kernel_folder
+from mmad_fast.gpu.kernel_folder import read_kernel_folder, write_kernel_folder
 from mmad_fast.gpu.launcher import Launcher
 
 FAKED = [name for name in vars(FakeDriver) if name.startswith("cu")]
@@ -157,6 +157,18 @@ def test_a_damaged_cubin_does_not_reach_the_driver(folder: Path) -> None:
     ):
         launcher.launch("scratch.product", (1,), VALUES)
     assert driver.of("load") == []
+
+
+def test_a_cubin_of_kernels_that_were_built_again_does_not_reach_the_driver(folder: Path) -> None:
+    content = read_kernel_folder(folder)
+    kernel, other = content.kernels[:2]
+    before, others = content.cubin(kernel), content.cubin(other)
+    cubins = [(one, content.cubin(one)) for one in content.kernels[1:]]
+    write_kernel_folder(folder, triton="3.9.0", cubins=[(kernel, before + b"!"), *cubins])
+    with pytest.raises(ArtifactError, match="was replaced since it was loaded; load it again"):
+        content.cubin(kernel)
+    assert content.cubin(other) == others
+    assert read_kernel_folder(folder).cubin(kernel) == before + b"!"
 
 
 def test_without_a_driver_or_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from mmad_fast.data import ScanFile, open_dataset
 from mmad_fast.data.synthetic import write_synthetic
 from mmad_fast.detector import Detector, load
 from mmad_fast.errors import EmptyScanError, MmadFastError
-from mmad_fast.measure.evaluation import evaluate
+from mmad_fast.measure.evaluation import WrongDecisions, evaluate
 from mmad_fast.measure.metrics import aupro, image_auroc
 
 
@@ -126,6 +127,40 @@ def test_a_scan_that_cannot_be_scored_is_named(detector, scans, monkeypatch, err
     with pytest.raises(MmadFastError, match=f"biscuit/test/good/000.*{error}") as caught:
         evaluate(detector, scans)
     assert caught.value.__cause__ is error
+
+
+def test_decisions_are_counted_by_label(tiny_artifact: Path, scans) -> None:
+    detector = load(tiny_artifact)
+    decisions = evaluate(detector, scans[:1]).decisions
+    assert decisions is not None
+    assert decisions.threshold == detector.artifact.manifest.threshold
+    scores = {scan.name: detector.infer_scan(scan.load()).image_score for scan in scans}
+    good = [scan.name for scan in scans if scan.defect == "good"]
+    detector.threshold = threshold = max(scores[name] for name in good)
+    decisions = evaluate(detector, scans).decisions
+    assert decisions is not None
+    assert decisions.threshold is None  # its promise is not that of the one that was set
+    assert decisions.false_rejects == WrongDecisions(0, 2)  # equal to the threshold is good
+    num_missed = sum(score <= threshold for name, score in scores.items() if name not in good)
+    assert decisions.misses == WrongDecisions(num_missed, 5)
+    detector.threshold = -1.0
+    decisions = evaluate(detector, [scan for scan in scans if scan.name in good]).decisions
+    assert decisions is not None
+    assert decisions.false_rejects == WrongDecisions(2, 2)
+    assert decisions.misses is None
+    assert decisions.to_dict()["misses"] is None
+
+
+@pytest.mark.parametrize(
+    ("count", "num_scans"), [(0, 40), (3, 40), (40, 40), (1, 1), (0, 1), (17, 60)]
+)
+def test_a_measured_rate_has_its_exact_interval(count: int, num_scans: int) -> None:
+    """Clopper and Pearson: at each end the count's tail has a probability of 2.5 %."""
+    rate = WrongDecisions(count, num_scans).rate
+    assert rate.low <= rate.value == count / num_scans <= rate.high
+    below, above = binom.cdf(count, num_scans, rate.high), binom.sf(count - 1, num_scans, rate.low)
+    assert below == pytest.approx(1 if count == num_scans else 0.025)
+    assert above == pytest.approx(1 if count == 0 else 0.025)
 
 
 def test_progress_is_told_up_to_the_last_scan(detector, scans) -> None:

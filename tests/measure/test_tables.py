@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.measure.evaluation import Decisions, WrongDecisions
 from mmad_fast.measure.published import published_for
 from mmad_fast.measure.tables import (
     BenchRow,
@@ -16,6 +17,7 @@ from mmad_fast.measure.tables import (
     render_rows,
     rows_to_json,
 )
+from mmad_fast.threshold import VALIDATION, Threshold
 
 # The keys that scripts reading --json rely on.
 KEYS = [
@@ -220,6 +222,22 @@ def test_stages_and_defects_have_tables():
     assert "20.13" in text
     (dent,) = [line for line in text.splitlines() if "dent" in line]
     assert "0.625" in dent
+
+
+def test_decisions_stand_beside_what_was_promised():
+    threshold = Threshold.of_scores([1.0, 2.0, 3.0, 4.0], 0.99, VALIDATION)
+    decisions = Decisions(threshold, WrongDecisions(3, 40), WrongDecisions(6, 60))
+    row = bench_row(decisions=decisions.to_dict())
+    assert json.loads(json.dumps(row.to_dict()))["decisions"]["false_rejects"]["count"] == 3
+    text = " ".join(text_of([row]).split())
+    assert "4 scans, validation" in text
+    assert "20 % (0.63 % to 60 %)" in text
+    assert "3 of 40, 7.5 % (1.6 % to 20 %)" in text
+    assert "6 of 60, 10 % (3.8 % to 21 %)" in text
+    unknown = Decisions(Threshold(1.5, 0.99, 4), None, None)
+    assert "4 scans, unknown" in text_of([bench_row(decisions=unknown.to_dict())])
+    another = Decisions(None, WrongDecisions(3, 40), None)
+    assert "3 of 40" in text_of([bench_row(decisions=another.to_dict())])
 
 
 def test_more_stages_than_rows_are_lines_of_their_table():

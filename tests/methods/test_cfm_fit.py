@@ -26,6 +26,7 @@ from mmad_fast.methods.fit_request import FitRequest, resolve_options
 from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
+from mmad_fast.threshold import SET_ASIDE, VALIDATION
 
 RANDOM = {"rgb": "random", "point": "random"}
 
@@ -73,8 +74,9 @@ def test_threshold_is_the_largest_of_few_validation_scores(artifact_path: Path, 
     scores = [detector.infer_scan(scan).image_score for scan in domes[3:]]
     threshold = read_artifact(artifact_path).manifest.threshold
     assert threshold is not None
-    assert threshold["value"] == pytest.approx(max(scores), rel=1e-4)
-    assert (threshold["quantile"], threshold["num_scans"]) == (0.99, 2)
+    assert threshold.value == pytest.approx(max(scores), rel=1e-4)
+    assert (threshold.quantile, threshold.num_scans) == (0.99, 2)
+    assert threshold.source == VALIDATION
 
 
 def test_manifest_says_what_was_fitted(artifact_path: Path):
@@ -134,13 +136,31 @@ def test_scans_without_foreground_and_without_validation(
     assert "skipped scan 'fixture'" in caplog.text
     assert "no validation scan" in caplog.text
     np.testing.assert_array_equal(read_artifact(path).golden().rgb, domes[1].rgb)
-    assert {stage for stage, _, _ in stages} == {"export", "features", "training", "threshold"}
+    assert {stage for stage, _, _ in stages} == {"export", "features", "training"}
     assert all(0 <= done <= total for _, done, total in stages)
     assert [step for step in stages if step[0] == "export"] == [
         ("export", done, 2) for done in range(3)
     ]
     training = read_artifact(path).manifest.parameters["training"]
     assert (training["num_train_scans"], training["num_validation_scans"]) == (1, 0)
+    assert read_artifact(path).manifest.threshold is None
+    assert "1 of training are too few for a threshold" in caplog.text
+
+
+def test_without_validation_one_scan_in_five_is_not_trained_on(
+    domes: list[Scan], tmp_path: Path
+) -> None:
+    scans = [*domes, replace(domes[0], xyz=np.zeros_like(domes[0].xyz), name="empty")]
+    assert len(domes) == 5
+    artifact = read_artifact(fit_scans(scans, [], tmp_path / "aside", small(epochs=1, seed=1)))
+    threshold, training = artifact.manifest.threshold, artifact.manifest.parameters["training"]
+    assert threshold is not None
+    assert (threshold.source, threshold.num_scans) == (SET_ASIDE, 1)
+    assert (training["num_train_scans"], training["num_validation_scans"]) == (4, 0)
+    golden = artifact.golden()
+    (aside,) = (index for index, scan in enumerate(domes) if (scan.rgb == golden.rgb).all())
+    assert aside == np.random.default_rng(1).permutation(5)[0]
+    assert threshold.value == golden.expected_score
 
 
 def test_only_empty_scans_are_an_error(

@@ -214,9 +214,20 @@ def test_a_family_that_is_no_transformer_and_has_no_points_does_everything(
     assert list((tmp_path / "results").rglob("*.png"))
     accuracy = json.loads(package.run("eval", artifact, "--data", data, "--json"))
     assert accuracy["rows"][0]["method"] == "patch-color"
+    assert accuracy["rows"][0]["decisions"]["false_rejects"]["num_scans"] == 2
     exported = package.run("export", artifact, "--to", "openvino", "--no-measure", "--json")
     assert json.loads(exported)["golden"]["map_difference"] < 1e-4
     assert "agrees" in package.run("doctor", artifact)
+
+    sizes = ["--train", "5", "--validation", "0", "--good", "1", "--per-defect", "0"]
+    package.run("synth", tmp_path / "few", "--category", "biscuit", "--size", "96", *sizes)
+    fitted = json.loads(
+        package.run("fit", tmp_path / "few", "-o", tmp_path / "aside", *method, "--json")
+    )
+    assert fitted["threshold"]["source"] == "training, set aside"
+    assert fitted["threshold"]["num_scans"] == 1
+    manifest = json.loads((tmp_path / "aside" / "manifest.json").read_text())
+    assert manifest["parameters"]["training"]["num_train_scans"] == 4
 
     rows = tmp_path / "rows.jsonl"
     fits = ("--few-shot", "2", "--compare", "reference", "--results", rows)

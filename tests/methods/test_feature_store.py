@@ -43,6 +43,27 @@ def test_scans_come_back_in_any_order(tmp_path: Path):
         assert len(list(store)) == 3
 
 
+@pytest.mark.parametrize("memory_limit_mib", [0.0, 1.0])
+def test_scans_that_are_set_aside_are_in_the_other_store_only(
+    tmp_path: Path, memory_limit_mib: float
+):
+    given = [patches(seed, 5) for seed in range(4)]
+    with FeatureStore(tmp_path, memory_limit_mib=memory_limit_mib) as store:
+        store.skip()
+        for features in given:
+            store.append(features)
+        aside = store.set_aside([3, 1])
+        assert (store.positions, aside.positions) == ([1, 3], [2, 4])
+        fused = np.full((6, 3), 7, np.float32)
+        aside.add(1, fused_points=fused)
+        for kept, wanted in ((store, (0, 2)), (aside, (1, 3))):
+            assert len(kept) == 2
+            for features, index in zip(kept, wanted, strict=True):
+                assert_same(features, given[index])
+        np.testing.assert_array_equal(aside[1].fused_points, fused)
+        assert store[1].fused_points is None
+
+
 def test_only_the_named_fields_are_read(tmp_path: Path):
     with FeatureStore(tmp_path) as store:
         store.append(patches(0, 5))

@@ -25,7 +25,10 @@ RAW_FILES = ("image_4.png", "depth.png", "info_depth.yaml", "pose.txt")
 
 BAD_OPTIONS = [
     *(("method", value, "there is no method .*; known are cfm") for value in (["a"], "x")),
-    *(("threshold_quantile", value, "from 0 to 1") for value in ("a", math.nan, -0.1, 1.1)),
+    *(
+        ("threshold_quantile", value, "from 0 to 1")
+        for value in ("a", math.nan, math.inf, True, -0.1, 1.1)
+    ),
     *(("rgb_layers", value, "integer|at least 1") for value in ("four", 0, 1.5, True)),
     *(("epochs", value, "integer|at least 1") for value in (0, -3, "all")),
     *(("group_size", value, "integer|at least 1") for value in (0, [32])),
@@ -207,13 +210,6 @@ def test_no_training_scan_with_foreground_is_an_error(
     scan = make_dome(0)
     with pytest.raises(EmptyScanError, match=r"none of the 2 training scans has enough.*the unit"):
         extracted(tmp_path, [empty(scan, "a"), empty(scan, "b")], [scan])
-
-
-def test_the_threshold_is_a_quantile_rounded_up_to_a_score() -> None:
-    record = fit_run.threshold_record([3.0, 1.0, 2.0, 4.0], 0.5)
-    assert record == {"value": 3.0, "quantile": 0.5, "num_scans": 4}
-    assert fit_run.threshold_record([1.0, 2.0], 0.99)["value"] == 2.0
-    assert fit_run.threshold_record([1.0, 2.0], 0.0)["value"] == 1.0
 
 
 def test_none_is_taken_where_an_option_may_be_none_and_leaves_the_others_open() -> None:

@@ -16,7 +16,7 @@ import pytest
 from conftest import FIT_HALF
 from numpy.typing import NDArray
 
-from mmad_fast.artifact import read_artifact
+from mmad_fast.artifact import read_artifact, write_artifact
 from mmad_fast.detector import Detector, load, open_detector
 from mmad_fast.engines import Engine
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, WeightsError
@@ -26,11 +26,13 @@ from mmad_fast.methods.family import get_method
 from mmad_fast.methods.fit_request import FitRequest, FitTask, resolve_options, silent
 from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.methods.m3dm import fit as fit_module
+from mmad_fast.methods.m3dm.bank_queries import bank_queries, normalize_rows
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
-from mmad_fast.methods.m3dm.options import M3dmOptions
+from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
 from mmad_fast.methods.m3dm.reference import reference_pipeline
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
+from mmad_fast.threshold import OWN_LEFT_OUT, VALIDATION, Threshold
 
 WEIGHTS = {"rgb": "random", "point": "random"}
 OF_BRANCH: dict[str, dict[str, Any]] = {
@@ -140,8 +142,86 @@ def test_threshold_is_the_largest_of_few_validation_scores(fused: Detector, dome
     scores = [fused.infer_scan(scan).image_score for scan in domes[3:]]
     threshold = fused.artifact.manifest.threshold
     assert threshold is not None
-    assert threshold["value"] == pytest.approx(max(scores), rel=1e-4)
-    assert (threshold["quantile"], threshold["num_scans"]) == (0.99, 2)
+    assert threshold.value == pytest.approx(max(scores), rel=1e-4)
+    assert (threshold.quantile, threshold.num_scans) == (0.99, 2)
+    assert threshold.source == VALIDATION
+
+
+def test_without_validation_a_training_scan_is_scored_by_the_others_rows(
+    domes: list[Scan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """As the dense reference scores it with banks from which its rows were deleted. The first scan
+    is there twice: its rows are not its alone, and stay."""
+    scans, found = [domes[0], domes[1], domes[0]], []
+    of_scores = Threshold.of_scores
+
+    def capture(scores: list[float], *rest: Any) -> Threshold:
+        found.extend(scores)
+        return of_scores(scores, *rest)
+
+    monkeypatch.setattr(Threshold, "of_scores", capture)
+    request = request_of("m3dm-rgb+3d-add", coreset="paper")
+    detector = load(fit_scans(scans, [], tmp_path / "detector", request))
+    assert_golden_repeats(detector)  # which is scored by the banks as they are
+    threshold = detector.artifact.manifest.threshold
+    assert threshold is not None
+    assert (threshold.source, threshold.num_scans) == (OWN_LEFT_OUT, 3)
+    assert "no validation scan: the threshold comes from 3 training scans, each sc" in caplog.text
+
+    banks = {name: detector.artifact.tensors()[BANK_PREFIX + name] for name in ("point", "rgb")}
+    rows_of_scans = [scaled_rows(detector, scan) for scan in scans]
+    for index, scan in enumerate(scans[:2]):
+        others = dict(banks)
+        for name, bank in banks.items():
+            own, rest = rows_of_scans[index][name], [rows[name] for rows in rows_of_scans]
+            of_others = np.concatenate(rest[:index] + rest[index + 1 :])
+            is_left_out = are_among(bank, own) & ~are_among(bank, of_others)
+            others[name] = bank[~is_left_out]
+            assert is_left_out.any() == (index == 1)
+        smaller = with_banks(detector, others, tmp_path / f"without {index}")
+        reference = reference_pipeline(read_artifact(smaller), WEIGHTS)
+        dense = reference(detector.prepare(scan), StageClock()).image_score
+        assert found[index] == pytest.approx(dense, rel=1e-4)
+    unaware = [detector.infer_scan(scan).image_score for scan in scans]
+    assert found[1] > 1.2 * max(unaware)
+    assert found[0] == found[2] == pytest.approx(unaware[0], rel=1e-4)
+
+
+def scaled_rows(detector: Detector, scan: Scan) -> dict[str, NDArray[np.float32]]:
+    """By bank the rows of a scan's patches, as that bank's would be."""
+    pipeline: Any = detector._pipeline
+    features = pipeline.extractor.extract(detector.prepare(scan), StageClock())
+    rows = {}
+    for name, scale in pipeline.options.bank_scales.items():
+        queries, owner = bank_queries(features, pipeline.options, name)
+        rows[name] = normalize_rows(queries[np.unique(owner)], scale)
+    return rows
+
+
+def are_among(bank: NDArray, rows: NDArray) -> NDArray[np.bool_]:
+    """(M,) bool: the row of the bank is one of these."""
+    return np.array([(rows == row).all(axis=1).any() for row in bank])
+
+
+def with_banks(detector: Detector, banks: Mapping[str, NDArray], target: Path) -> Path:
+    """The detector's artifact with other banks."""
+    artifact, manifest = detector.artifact, detector.artifact.manifest
+    named = {BANK_PREFIX + name: rows for name, rows in banks.items()}
+    return write_artifact(
+        target,
+        method=manifest.method,
+        family=manifest.family,
+        preprocess=manifest.preprocess,
+        parameters=manifest.parameters,
+        threshold=None,
+        weights=manifest.weights,
+        graphs={name: artifact.graph_path(name) for name in manifest.graphs},
+        tensors={**artifact.tensors(), **named},
+        golden=artifact.golden(),
+    )
 
 
 def test_manifest_says_what_was_fitted(fused: Detector):
@@ -269,7 +349,11 @@ def test_scans_without_foreground_and_without_validation(
         path = fit_scans([empty, domes[1]], [], tmp_path / "one", request_of("m3dm-3d"))
     assert "skipped scan 'fixture'" in caplog.text
     assert "no validation scan" in caplog.text
+    assert "no validation scan, and 1 of training are too few for a threshold" in caplog.text
     np.testing.assert_array_equal(read_artifact(path).golden().rgb, domes[1].rgb)
+    detector = load(path)
+    assert detector.artifact.manifest.threshold is None
+    assert detector.infer_scan(domes[2]).is_anomalous is None
 
 
 def test_fusion_from_a_file(domes: list[Scan], tmp_path: Path):

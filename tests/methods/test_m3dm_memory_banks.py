@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 from sklearn.random_projection import SparseRandomProjection
 
 from mmad_fast.errors import MmadFastError
+from mmad_fast.methods.m3dm.bank_queries import normalize_rows
 from mmad_fast.methods.m3dm.memory_banks import (
+    NO_SCAN,
+    SHARED,
+    BankRows,
     ScanRows,
     as_stored,
     bank_scales,
@@ -19,6 +23,7 @@ from mmad_fast.methods.m3dm.memory_banks import (
     finish_point_bank,
     in_order_of_occurrence,
     measure_rows,
+    without_own,
 )
 
 SIDE = 56
@@ -87,8 +92,14 @@ def test_bank_equals_that_of_the_dense_matrix(make_scan, tmp_path: Path):
         scratch=tmp_path,
         progress=lambda *call: calls.append(call),
     )
-    np.testing.assert_array_equal(bank, plain_bank(dense, 200, scale))
-    assert bank.flags.c_contiguous
+    np.testing.assert_array_equal(bank.rows, plain_bank(dense, 200, scale))
+    assert bank.rows.flags.c_contiguous
+    for row, scan in zip(bank.rows, bank.scans, strict=True):
+        having = [
+            (normalize_rows(rows[np.unique(owner)], scale) == row).all(axis=1).any()
+            for rows, owner in given
+        ]
+        assert scan == (SHARED if all(having) else having.index(True))
     assert calls[:2] == [("projection", 1, 2), ("projection", 2, 2)]
     assert calls[-1] == ("coreset", 200, 200)
     assert not list(tmp_path.iterdir())
@@ -101,7 +112,7 @@ def test_rows_narrower_than_the_projection_are_taken_as_they_are(tmp_path: Path)
         scans, 2, (0.0, 1.0), num_rows=30, seed=0, scratch=tmp_path, progress=lambda *_: None
     )
     farthest = np.linalg.norm(rows.astype(np.float64) - rows[0], axis=1).argmax()
-    np.testing.assert_array_equal(bank, rows[[0, farthest]])
+    np.testing.assert_array_equal(bank.rows, rows[[0, farthest]])
 
 
 def test_fewer_distinct_rows_than_wanted_give_a_smaller_bank(tmp_path: Path):
@@ -110,7 +121,31 @@ def test_fewer_distinct_rows_than_wanted_give_a_smaller_bank(tmp_path: Path):
     bank = build_bank(
         scans, 6, (0.0, 1.0), num_rows=60, seed=0, scratch=tmp_path, progress=lambda *_: None
     )
-    np.testing.assert_array_equal(bank, rows)
+    np.testing.assert_array_equal(bank.rows, rows)
+    np.testing.assert_array_equal(bank.scans, [SHARED] * 3)
+
+
+def test_a_row_of_several_scans_belongs_to_none_of_them(tmp_path: Path):
+    rows = np.eye(6, dtype=np.float32)
+    negative_zeros = np.where(rows == 0, np.float32(-0.0), rows)
+    scans = [
+        ScanRows(given, np.ones(len(given), np.int64))
+        for given in (rows[:3], np.concatenate([rows[3:4], rows[3:4]]), negative_zeros[2:5])
+    ]
+    bank = build_bank(
+        scans, 6, (0.0, 1.0), num_rows=8, seed=0, scratch=tmp_path, progress=lambda *_: None
+    )
+    found = {int(row.argmax()): int(scan) for row, scan in zip(*bank, strict=True)}
+    assert found == {0: 0, 1: 0, 2: SHARED, 3: SHARED, 4: 2}
+
+
+def test_a_bank_without_the_rows_of_a_scan():
+    rows = np.arange(10, dtype=np.float16).reshape(5, 2)
+    scans = np.array([0, SHARED, 1, 0, NO_SCAN])
+    np.testing.assert_array_equal(without_own(rows, scans, 0), rows[[1, 2, 4]])
+    np.testing.assert_array_equal(without_own(rows, scans, 1), rows[[0, 1, 3, 4]])
+    np.testing.assert_array_equal(without_own(rows, scans, 2), rows)
+    assert without_own(rows[[0, 3, 4]], scans[[0, 3, 4]], 0) is None  # zeros are no scan's
 
 
 def test_rows_come_in_the_order_of_their_first_patch():
@@ -184,8 +219,10 @@ def test_coreset_sizes(num_rows, coreset, sizes):
 
 
 def test_rows_with_a_zero_leave_the_point_bank_and_zeros_come_in():
-    bank = np.array([[1, 2], [0, 3], [4, 5], [0, 0]], np.float32)
-    np.testing.assert_array_equal(finish_point_bank(bank), [[1, 2], [4, 5], [0, 0]])
+    rows = np.array([[1, 2], [0, 3], [4, 5], [0, 0]], np.float32)
+    bank = finish_point_bank(BankRows(rows, np.array([0, 1, SHARED, 0])))
+    np.testing.assert_array_equal(bank.rows, [[1, 2], [4, 5], [0, 0]])
+    np.testing.assert_array_equal(bank.scans, [0, SHARED, NO_SCAN])
 
 
 def test_rows_are_stored_in_half_precision_if_they_fit():

@@ -51,7 +51,7 @@ def artifact(folder: Path) -> None:
 
 
 def artifact_in_two_steps(folder: Path) -> None:
-    scratch_folder._exchange = lambda one, other: False  # type: ignore[assignment]
+    scratch_folder._exchange = lambda one, other: False
     artifact(folder)
 
 

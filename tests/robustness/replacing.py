@@ -1,6 +1,8 @@
 """Replaces an artifact by one of two, in turn, as often and as fast as it can.
 
-Usage: python replacing.py FIRST SECOND TARGET COUNT
+Usage: python replacing.py FIRST SECOND TARGET COUNT [two-steps]
+
+two-steps: as on a file system that cannot exchange two folders.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mmad_fast import scratch_folder
 from mmad_fast.artifact import read_artifact, write_artifact
 from mmad_fast.detector import load
 
@@ -67,11 +70,11 @@ def write_other(first: Path, folder: Path) -> Path:
 
 @contextmanager
 def replacements(
-    first: Path, second: Path, target: Path, count: int
+    first: Path, second: Path, target: Path, count: int, *options: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that replaces the target so often, and has just begun."""
     process = subprocess.Popen(
-        [sys.executable, __file__, str(first), str(second), str(target), str(count)],
+        [sys.executable, __file__, *map(str, (first, second, target, count)), *options],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -99,5 +102,7 @@ def main(first: Path, second: Path, target: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    *folders, number = sys.argv[1:]
+    *folders, number = sys.argv[1:5]
+    if sys.argv[5:]:
+        scratch_folder._exchange = lambda one, other: False
     main(*map(Path, folders), int(number))

@@ -20,7 +20,7 @@ from robustness.killing import WRITERS
 
 from mmad_fast.artifact import read_artifact
 
-NUM_KILLS = int(os.environ.get("MMAD_FAST_KILLS", "70"))
+NUM_KILLS = int(os.environ.get("MMAD_FAST_KILLS", "42"))
 ROOT = Path(__file__).parents[1]
 Killer = Callable[[str, Path, int], int]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmad_fast.methods.branches.branch import BranchPart
 from mmad_fast.methods.branches.point_groups.extractor import PointExtractor
@@ -17,7 +18,7 @@ from mmad_fast.methods.feature_store import FeatureStore
 from mmad_fast.methods.fit_request import FitTask
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries
 from mmad_fast.methods.m3dm.decision_layer import DecisionRecipe, fit_one_class_svm
-from mmad_fast.methods.m3dm.detector import M3dmPipeline, PatchExtractor
+from mmad_fast.methods.m3dm.detector import M3dmPipeline, M3dmScores, PatchExtractor
 from mmad_fast.methods.m3dm.fit_fusion import (
     FusionPart,
     export_fusion,
@@ -33,6 +34,7 @@ from mmad_fast.methods.m3dm.memory_banks import (
     coreset_sizes,
     finish_point_bank,
     in_order_of_occurrence,
+    without_own,
 )
 from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
@@ -41,7 +43,7 @@ from mmad_fast.stage_clock import StageClock
 
 
 class M3dmFit:
-    """One fit of M3DM; see family.Fit.
+    """One fit of M3DM; see family.BankFit.
 
     Stages of its training: "fusion training", "fusion", "bank scales", per bank "point bank,
     projection" and "point bank, coreset", "training scores" and "decision".
@@ -68,6 +70,7 @@ class M3dmFit:
             self._point = build_point_groups(task)
             task.progress("export", num_parts, num_parts)
         self._extractor = self._patch_extractor(None)
+        self._fitted: tuple[M3dmPipeline, Banks] | None = None
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -97,10 +100,11 @@ class M3dmFit:
             fuse_patches(stores, fusion.networks, task.progress)
         banks, options = build_banks(train, task)
         extractor = self._patch_extractor(fusion)
-        pipeline = M3dmPipeline(extractor, banks, options)
+        pipeline = M3dmPipeline(extractor, banks.prepared, options)
         if options.decision == "svm":
             options = fit_decision(pipeline, train, self._decision, task)
-            pipeline = M3dmPipeline(extractor, banks, options)
+            pipeline = M3dmPipeline(extractor, banks.prepared, options)
+        self._fitted = (pipeline, banks)
         return Trained(
             pipeline=pipeline,
             weights={**self.weights, **(fusion.weights if fusion else {})},
@@ -111,10 +115,28 @@ class M3dmFit:
             },
             tensors={
                 **(self._point.tensors if self._point else {}),
-                **{BANK_PREFIX + name: bank.rows for name, bank in banks.items()},
+                **{BANK_PREFIX + name: bank.rows for name, bank in banks.prepared.items()},
             },
             facts=self._facts(fusion),
         )
+
+    def score_without_own(self, index: int, features: PatchFeatures) -> M3dmScores | None:
+        """The anomaly map and image score of a training scan, by banks without the rows that only
+        it has; see family.BankFit.
+
+        Nearest rows and neighbours are those among the other rows. Scales, feature fusion and
+        decision layer stay: what the scan did to them is not undone.
+        """
+        assert self._fitted is not None  # `train` comes first
+        pipeline, banks = self._fitted
+        others: dict[str, PreparedBank] = {}
+        for name, bank in banks.prepared.items():
+            rows = without_own(bank.rows, banks.scans[name], index)
+            if rows is None:
+                return None
+            others[name] = PreparedBank(rows)
+        without = M3dmPipeline(pipeline.extractor, others, pipeline.options)
+        return without.score_features(features, StageClock())
 
     def _patch_extractor(self, fusion: FusionPart | None) -> PatchExtractor:
         return PatchExtractor(
@@ -176,11 +198,20 @@ class StoredRows:
         return len(self) * ((self.options.patch_grid or 0) ** 2 or self.options.num_groups)
 
 
-def build_banks(
-    store: FeatureStore[PatchFeatures], task: FitTask
-) -> tuple[dict[str, PreparedBank], M3dmOptions]:
-    """The memory banks by name, of the rows (M, C) as they are stored, and the task's options with
-    their scales.
+class Banks(NamedTuple):
+    """The memory banks by name.
+
+    Attributes:
+        prepared: Of the rows (M, C) as they are stored.
+        scans: (M,) int64 whose rows they are, see memory_banks.BankRows.
+    """
+
+    prepared: dict[str, PreparedBank]
+    scans: dict[str, NDArray[np.int64]]
+
+
+def build_banks(store: FeatureStore[PatchFeatures], task: FitTask) -> tuple[Banks, M3dmOptions]:
+    """The memory banks, and the task's options with their scales.
 
     Raises:
         MmadFastError: all features are the same, or float16 cannot hold them, or the disk is full.
@@ -192,7 +223,7 @@ def build_banks(
     task.progress("bank scales", 1, 1)
     num_rows = {bank: stored.num_patches for bank, stored in rows.items()}
     sizes = coreset_sizes(num_rows, coreset=options.coreset)
-    banks: dict[str, PreparedBank] = {}
+    banks = Banks({}, {})
     for bank, stored in rows.items():
 
         def tell(stage: str, done: int, total: int, bank: str = bank) -> None:
@@ -209,7 +240,8 @@ def build_banks(
         )
         if bank == "point" and len(rows) > 1:
             built = finish_point_bank(built)
-        banks[bank] = PreparedBank(as_stored(built, bank, options.bank_dtype))
+        banks.prepared[bank] = PreparedBank(as_stored(built.rows, bank, options.bank_dtype))
+        banks.scans[bank] = built.scans
     return banks, replace(options, bank_scales=scales)
 
 

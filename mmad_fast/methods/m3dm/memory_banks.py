@@ -6,7 +6,8 @@ the other and only their distinct rows, which gives the same rows: see README.md
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,6 +29,9 @@ PROJECTION_EPS = 0.9
 Scale = tuple[float, float]
 """(mean, std) of a bank: a row x is stored as (x - mean) / std."""
 
+SHARED, NO_SCAN = -1, -2
+"""In place of a bank row's scan: several scans have it; no patch of a scan is it."""
+
 
 class ScanRows(NamedTuple):
     """The patches of one scan, equal ones once.
@@ -39,6 +43,19 @@ class ScanRows(NamedTuple):
 
     rows: NDArray[np.float32]
     counts: NDArray[np.int64]
+
+
+class BankRows(NamedTuple):
+    """The rows of a memory bank, and where they come from.
+
+    Attributes:
+        rows: (M, C) float32, normalised.
+        scans: (M,) int64 the only training scan that has the row among its patches, SHARED or
+            NO_SCAN.
+    """
+
+    rows: NDArray[np.float32]
+    scans: NDArray[np.int64]
 
 
 class PatchRows(Protocol):
@@ -138,8 +155,8 @@ def build_bank(
     seed: int,
     scratch: Path,
     progress: Progress,
-) -> NDArray[np.float32]:
-    """The bank (M, C): normalised rows in the order in which the coreset takes them.
+) -> BankRows:
+    """The bank of M normalised rows in the order in which the coreset takes them.
 
     M is num_samples, or the number of distinct rows where that is smaller: the published code then
     repeats its first row.
@@ -160,6 +177,7 @@ def build_bank(
     Johnson-Lindenstrauss width, start at row 0, always the row farthest from the rows taken.
     """
     file_name, offsets = scratch / "projected.rows", [0]
+    digests: list[NDArray[np.uint64]] = []
     transform: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     with ArrayFile(file_name) as file:
         for scan in _each(scans):
@@ -167,24 +185,44 @@ def build_bank(
                 transform = _random_projection(num_rows, scan.rows.shape[1], seed)
             file.append(transform(normalize_rows(scan.rows, scale)))
             offsets.append(offsets[-1] + len(scan.rows))
+            digests.append(_row_digests(scan.rows))
             progress("projection", len(file), len(scans))
         projected = file.mapped()
     taken = k_center_greedy(projected, num_samples, progress=partial(progress, "coreset"))
     progress("coreset", num_samples, num_samples)
     del projected
     file_name.unlink()
-    return _gather(scans, taken, np.array(offsets, np.int64), scale)
+    rows = _gather(scans, taken, np.array(offsets, np.int64), scale)
+    return BankRows(rows, _only_scans(digests)[taken])
 
 
-def finish_point_bank(bank: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The point bank (M', C) of a detector of several banks: without the rows that have a zero, and
-    with one row of zeros at the end.
+def finish_point_bank(bank: BankRows) -> BankRows:
+    """The point bank of a detector of several banks: without the rows that have a zero, and with
+    one row of zeros at the end, which is no scan's.
 
     Source: the public code, which means to replace the background's rows. In normalised space the
     background is no row of zeros, so that both stay: method facts 5.3.
     """
-    kept = bank[(bank != 0).all(axis=1)]
-    return np.concatenate([kept, np.zeros((1, bank.shape[1]), np.float32)])
+    is_kept = (bank.rows != 0).all(axis=1)
+    zeros = np.zeros((1, bank.rows.shape[1]), np.float32)
+    return BankRows(
+        np.concatenate([bank.rows[is_kept], zeros]), np.append(bank.scans[is_kept], NO_SCAN)
+    )
+
+
+def without_own(rows: NDArray, scans: NDArray[np.int64], scan: int) -> NDArray | None:
+    """(M', C) the rows of a bank that are not a training scan's alone; None where none of them is
+    another scan's.
+
+    Args:
+        rows: (M, C) of the bank, as it is stored.
+        scans: (M,) int64 as in BankRows.
+        scan: The training scan.
+    """
+    is_kept = scans != scan
+    if not (is_kept & (scans != NO_SCAN)).any():
+        return None
+    return rows[is_kept]
 
 
 def as_stored(rows: NDArray[np.float32], bank: str, dtype: str) -> NDArray:
@@ -234,6 +272,23 @@ def _gather(
         bank[wanted] = normalize_rows(rows[taken[wanted] - offsets[scan]], scale)
     assert bank is not None  # row 0 is always taken
     return bank
+
+
+def _row_digests(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """(Q,) 64 bits of each row: the same of equal rows."""
+    positive = rows + np.float32(0)  # -0 equals 0, its bytes do not
+    digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in positive)
+    return np.frombuffer(digests, np.uint64)
+
+
+def _only_scans(digests: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:
+    """(R,) of all scans' rows in one: the only scan that has the row, or SHARED."""
+    scan_of = np.repeat(np.arange(len(digests)), [len(of_scan) for of_scan in digests])
+    everything = np.concatenate(digests)
+    _, first, group = np.unique(everything, return_index=True, return_inverse=True)
+    _, last = np.unique(everything[::-1], return_index=True)
+    first_scan, last_scan = scan_of[first], scan_of[len(everything) - 1 - last]
+    return np.where(first_scan == last_scan, first_scan, SHARED)[group]
 
 
 def _each(scans: PatchRows) -> Iterator[ScanRows]:
