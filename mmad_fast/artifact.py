@@ -5,18 +5,18 @@
     <name>.<...>         the same networks exported for an engine, see engine_record.py
     tensors.safetensors  arrays used outside the networks (mapping weights, memory banks)
     golden.safetensors   one scan with its expected anomaly map and score
+    manifest.sig         whose it is, where somebody signed it, see signature.py
 
 It is written whole or not at all, holds no pickle, and is verified when it is loaded.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -29,17 +29,20 @@ from safetensors import SafetensorError
 
 from mmad_fast.engine_record import EngineKey, EngineRecord, export_command, own_precision
 from mmad_fast.engines.selection import EngineFiles
-from mmad_fast.errors import ArtifactError
+from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.folder_files import FolderFiles, read_whole
+from mmad_fast.manifest import artifact_rule, read_json
 from mmad_fast.scratch_folder import replace_folder
 from mmad_fast.threshold import Threshold
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
     FolderKind,
     as_path,
+    check_nothing_else,
     fingerprint,
     make_readable,
     new_folder_beside,
+    reading,
     write_manifest,
 )
 
@@ -58,6 +61,7 @@ KIND = FolderKind(
     command="mmad-fast fit",
     again="copy the artifact again or refit",
     renew="fit the detector again",
+    rule=artifact_rule,
     oldest_schema=OLDEST_SCHEMA,
 )
 _SAFETENSORS_TYPES = {
@@ -74,6 +78,13 @@ _SAFETENSORS_TYPES = {
     "I64": np.int64,
     "F64": np.float64,
 }
+_GOLDEN_ARRAYS = {
+    "rgb": ("uint8", 3),
+    "xyz": ("float32", 3),
+    "map": ("float32", 2),
+    "score": ("float64", 1),
+}
+"""Type and number of axes."""
 Entry = TypeVar("Entry")
 _RECORDED_PACKAGES = ("mmad-fast", "numpy", "onnx", "onnxruntime", "torch")
 
@@ -173,7 +184,7 @@ class Artifact:
         Raises:
             ArtifactError: the artifact has no such graph, or the graph no such output.
         """
-        outputs = self._entries(self.manifest.graphs, "graph")[graph]["outputs"]
+        outputs = self.graph_record(graph)["outputs"]
         return tuple(self._entries(outputs, f"output of graph {graph!r} named")[output])
 
     def graph_path(self, name: str) -> Path:
@@ -182,8 +193,16 @@ class Artifact:
         Raises:
             ArtifactError: the artifact has no such graph.
         """
-        graph = self._entries(self.manifest.graphs, "graph")[name]
-        return self.path / graph["file"]
+        return self.path / self.graph_record(name)["file"]
+
+    def graph_record(self, name: str) -> dict[str, Any]:
+        """What the manifest says of a graph: "file", and "inputs" and "outputs" by name.
+
+        Raises:
+            ArtifactError: the artifact has no such graph.
+        """
+        record: dict[str, Any] = self._entries(self.manifest.graphs, "graph")[name]
+        return record
 
     def opened_graph(self, name: str) -> AbstractContextManager[Path]:
         """A path where the verified graph of that name can be read.
@@ -235,16 +254,17 @@ class Artifact:
         take is the system's file cache. A memory bank of hundreds of megabytes costs nothing twice.
 
         Raises:
-            ArtifactError: the file is unreadable or a tensor is missing or misshapen; or the
-                artifact has been replaced.
+            ArtifactError: the file is unreadable, or its tensors are not those of the manifest; or
+                the artifact has been replaced.
         """
         with self.files.opened(TENSORS_FILE) as file:
             tensors = _map_safetensors(file, named=self.path / TENSORS_FILE)
+        for name in {*tensors} ^ {*self.manifest.tensors}:
+            where = "the manifest" if name in tensors else TENSORS_FILE
+            raise ArtifactError(
+                f"{self.path}: tensor {name!r} is missing from {where}; fit it again"
+            )
         for name, wanted in self.manifest.tensors.items():
-            if name not in tensors:
-                raise ArtifactError(
-                    f"{self.path}: tensor {name!r} is missing from {TENSORS_FILE}; fit it again"
-                )
             found = _describe(tensors[name])
             if found != wanted:
                 raise ArtifactError(
@@ -259,16 +279,23 @@ class Artifact:
         Raises:
             ArtifactError: the file is unreadable or incomplete, or the artifact has been replaced.
         """
-        with self.files.opened(GOLDEN_FILE) as file:
-            arrays = _read_safetensors(file, named=self.path / GOLDEN_FILE)
-        try:
-            return Golden(
-                arrays["rgb"], arrays["xyz"], arrays["map"], float(arrays["score"].reshape(()))
-            )
-        except (KeyError, ValueError) as error:
+        file = self.path / GOLDEN_FILE
+        with self.files.opened(GOLDEN_FILE) as source:
+            mapped = _map_safetensors(source, named=file)
+            arrays = {name: np.array(array) for name, array in mapped.items()}
+        found = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
+        if found != _GOLDEN_ARRAYS or not (
+            arrays["rgb"].shape == arrays["xyz"].shape
+            and arrays["rgb"].shape[2] == 3
+            and arrays["score"].shape == (1,)
+            and np.isfinite(arrays["map"]).all()
+            and np.isfinite(arrays["score"]).all()
+        ):
             raise ArtifactError(
-                f"{self.path / GOLDEN_FILE}: the golden scan is incomplete ({error}); fit it again"
-            ) from error
+                f"{file}: the golden scan is incomplete or damaged (it has {found}, needed are "
+                f"{_GOLDEN_ARRAYS}, finite); fit it again"
+            )
+        return Golden(arrays["rgb"], arrays["xyz"], arrays["map"], float(arrays["score"][0]))
 
     def _entries(self, entries: Mapping[str, Entry], kind: str) -> ArtifactEntries[Entry]:
         return ArtifactEntries(entries, path=self.path, kind=kind)
@@ -348,7 +375,11 @@ def check_target(path: Path | str) -> None:
 
 
 def read_artifact(
-    path: Path | str, *, verify: bool = True, renewed: EngineKey | None = None
+    path: Path | str,
+    *,
+    verify: bool = True,
+    renewed: EngineKey | None = None,
+    trust: Path | str | None = None,
 ) -> Artifact:
     """The artifact in a folder, verified.
 
@@ -356,19 +387,34 @@ def read_artifact(
         path: The artifact's folder.
         verify: Check the sha256 of every file (about 1 GB/s); sizes are checked always.
         renewed: An engine that will be exported again: its files may be damaged or missing.
+        trust: A PEM file with the ed25519 public key that must have signed it; see signature.py.
 
     Raises:
-        InvalidInputError: `path` is no path.
+        InvalidInputError: `path` is no path, or `trust` no such key.
         ArtifactError: the folder or a file is missing or may not be read, a byte has changed, the
-            manifest is not readable or its schema is not one that this version reads.
+            manifest is not readable, holds what it may not, or its schema is not one that this
+            version reads; a file is a symbolic link, or is not listed; it is not signed by `trust`.
+        MissingDependencyError: `trust` is given and cryptography is not installed.
     """
+    if trust is not None and not verify:
+        raise InvalidInputError(
+            "verify is False and trust is given: a signature says nothing of files that are not "
+            "verified; leave one of them out"
+        )
     return read_whole(
-        as_path(path, KIND), KIND, lambda files: _read_artifact(files, verify, renewed)
+        as_path(path, KIND), KIND, lambda files: _read_artifact(files, verify, renewed, trust)
     )
 
 
-def _read_artifact(files: FolderFiles, verify: bool, renewed: EngineKey | None) -> Artifact:
+def _read_artifact(
+    files: FolderFiles, verify: bool, renewed: EngineKey | None, trust: Path | str | None
+) -> Artifact:
+    if trust is not None:
+        from mmad_fast.signature import check_signature
+
+        check_signature(files.folder, files.digest, trust)
     manifest = _read_manifest(files)
+    check_nothing_else(files.folder, manifest.files, KIND)
     kinds = {
         name: _kind(files.folder, record.key)
         for record in manifest.engines
@@ -389,17 +435,28 @@ def _kind(folder: Path, key: EngineKey) -> FolderKind:
     )
 
 
+def sign_artifact(path: Path | str, key: Path | str) -> Path:
+    """The file with an artifact's signature, written into its folder.
+
+    Args:
+        path: The artifact's folder; all of it is verified.
+        key: A PEM file with an ed25519 private key, without a password.
+
+    Raises:
+        InvalidInputError: `path` is no path, or the key cannot be read or is another one.
+        ArtifactError: it is no sound artifact, or the signature cannot be written.
+        MissingDependencyError: cryptography is not installed.
+    """
+    from mmad_fast.signature import write_signature
+
+    artifact = read_artifact(path)
+    with reading(artifact.path, KIND):
+        return write_signature(artifact.path, artifact.files.digest, key)
+
+
 def _read_manifest(files: FolderFiles) -> Manifest:
     content = files.manifest()
     file = files.folder / MANIFEST_FILE
-    wanted = {field.name for field in fields(Manifest)}
-    if set(content) != wanted:
-        raise ArtifactError(
-            f"{file}: has the wrong fields (missing: {sorted(wanted - set(content))}, unknown: "
-            f"{sorted(set(content) - wanted)}); refit with this version"
-        )
-    if not isinstance(content["engines"], list):
-        raise ArtifactError(f"{file}: its engines are no list; copy the artifact again or refit")
     graphs = list(content["graphs"])
     records = [
         EngineRecord.from_dict(record, manifest=file, graphs=graphs)
@@ -407,25 +464,18 @@ def _read_manifest(files: FolderFiles) -> Manifest:
     ]
     threshold = Threshold.from_dict(content.pop("threshold"), manifest=file)
     manifest = Manifest(**content, threshold=threshold, engines=tuple(records))
-    names = [
-        *manifest.files,
+    named = {
+        TENSORS_FILE,
+        GOLDEN_FILE,
         *(graph["file"] for graph in manifest.graphs.values()),
         *(name for record in records for name in record.files),
-    ]
-    for name in names:
-        if Path(name).name != name or name not in manifest.files:
-            raise ArtifactError(f"{file}: names a file outside the artifact: {name!r}; refit")
-    return manifest
-
-
-def _read_safetensors(file: Path, *, named: Path | None = None) -> dict[str, NDArray]:
-    try:
-        return safetensors.numpy.load_file(file)
-    except (OSError, SafetensorError, ValueError) as error:
+    }
+    if named != set(manifest.files):
         raise ArtifactError(
-            f"{named or file}: is not a readable safetensors file ({error}); copy the artifact "
-            "again"
-        ) from error
+            f"{file}: lists the files {sorted(manifest.files)}, its parts are "
+            f"{sorted(named)}; {KIND.again}"
+        )
+    return manifest
 
 
 def _map_safetensors(file: Path, *, named: Path | None = None) -> dict[str, NDArray]:
@@ -435,7 +485,7 @@ def _map_safetensors(file: Path, *, named: Path | None = None) -> dict[str, NDAr
             pass  # the header is checked: types, offsets and the file's size agree
         with file.open("rb") as stream:
             header_size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(header_size))
+            header = read_json(stream.read(header_size))
         header.pop("__metadata__", None)
         if not header:
             return {}

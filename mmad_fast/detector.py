@@ -18,6 +18,7 @@ from mmad_fast.engines.selection import EngineChoice, choose_engine
 from mmad_fast.errors import (
     ArtifactError,
     BackendUnavailableError,
+    EmptyScanError,
     InvalidInputError,
     MmadFastError,
 )
@@ -31,6 +32,7 @@ from mmad_fast.scan import PreparedScan, Result, Scan, Unit
 from mmad_fast.stage_clock import StageClock
 from mmad_fast.threshold import checked_threshold
 
+REFIT = "copy the artifact again or fit the detector again"
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a golden scan's map, relative to its maximum, that counts as the same
 answer: other processors and library versions round differently."""
@@ -103,7 +105,7 @@ class Detector:
             )
         arguments = (choice.engine, choice.device, choice.precision, choice.num_threads)
         digest = self.artifact.files.digest
-        return _load_again, (str(self._path), digest, *arguments), {"threshold": self.threshold}
+        return _load_again, (str(self._path), digest, *arguments), {"_threshold": self.threshold}
 
     @property
     def threshold(self) -> float | None:
@@ -197,7 +199,15 @@ class Detector:
     def infer_prepared(self, prepared: PreparedScan, clock: StageClock | None = None) -> Result:
         """The anomaly score and map of a prepared scan (the timed part of the papers' tables)."""
         clock = StageClock() if clock is None else clock
-        scores = self._pipeline.score(prepared, clock)
+        try:
+            scores = self._pipeline.score(prepared, clock)
+        except EmptyScanError:
+            raise
+        except InvalidInputError as error:  # of an op, which cannot know whose numbers they are
+            raise InvalidInputError(
+                f"scan {prepared.name!r}: {error}; where the scan is sound, the weights are "
+                "out of range: run `mmad-fast doctor ARTIFACT`"
+            ) from error
         if not math.isfinite(scores.image_score) or not np.isfinite(scores.anomaly_map).all():
             raise MmadFastError(
                 f"scan {prepared.name!r}: the detector's answer is not finite; the scan's values "
@@ -228,11 +238,16 @@ class Detector:
         """The answer to the artifact's golden scan, beside the one recorded at fitting.
 
         Raises:
-            ArtifactError: the golden scan is unreadable or its map has another size; or another
-                artifact has taken the place of this detector's.
+            ArtifactError: the golden scan is unreadable, none, or its map has another size; or
+                another artifact has taken the place of this detector's.
         """
         golden = self.artifact.golden()
-        result = self.infer(golden.rgb, golden.xyz, name="golden")
+        try:
+            result = self.infer(golden.rgb, golden.xyz, name="golden")
+        except InvalidInputError as error:
+            raise ArtifactError(
+                f"{self.artifact.path}: the golden scan cannot be scored ({error}); {REFIT}"
+            ) from error
         if result.anomaly_map.shape != golden.expected_map.shape:
             raise ArtifactError(
                 f"{self.artifact.path}: the golden map is {golden.expected_map.shape}, the "
@@ -257,6 +272,7 @@ def load(
     precision: str | None = None,
     num_threads: int | None = None,
     verify: bool = True,
+    trust: str | Path | None = None,
 ) -> Detector:
     """The detector in an artifact folder, verified and ready.
 
@@ -275,14 +291,18 @@ def load(
         num_threads: Threads of the engine; None means mmad_fast.threads.get_num_threads(), which
             the compiled kernels use as well.
         verify: Check the sha256 of every file.
+        trust: A PEM file with an ed25519 public key: an artifact that it did not sign
+            (`mmad-fast sign`) is refused. Without it whoever wrote the folder is trusted as far as
+            SECURITY.md says.
 
     Raises:
         InvalidInputError: `path` is no path, or an option of the wrong type or range.
         ArtifactError: missing, damaged, newer than this version, or of an unknown family.
         BackendUnavailableError: the engine, device or precision cannot be had here; says why not,
             and the command that exports what is missing.
+        MissingDependencyError: `trust` is given and cryptography is not installed.
     """
-    artifact = read_artifact(path, verify=verify)
+    artifact = read_artifact(path, verify=verify, trust=trust)
     choice = choose_engine(
         artifact.engine_files(),
         engine=engine,
@@ -313,9 +333,16 @@ def open_detector(artifact: Artifact, choice: EngineChoice) -> Detector:
             f"{artifact.path}: a {artifact.manifest.method} detector does not run on device "
             f"{choice.device!r}, but on {', '.join(by_device)}; choose it with device= or --device"
         )
-    pipeline = by_device[choice.device]().from_artifact(artifact, choice)
+    try:
+        pipeline = by_device[choice.device]().from_artifact(artifact, choice)
+        detector = Detector(artifact, pipeline, choice)
+    except (InvalidInputError, ArtifactError) as error:
+        # What is given beside the artifact has been checked: it is the artifact that does not fit.
+        if str(error).startswith(str(artifact.path)):
+            raise
+        raise ArtifactError(f"{artifact.path}: {error}; {REFIT}") from error
     return_freed_memory()
-    return Detector(artifact, pipeline, choice)
+    return detector
 
 
 def _load_again(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,41 +56,24 @@ class EngineRecord:
     golden: dict[str, Any] | None = None
 
     @classmethod
-    def from_dict(cls, content: Any, *, manifest: Path, graphs: Sequence[str]) -> EngineRecord:
+    def from_dict(
+        cls, content: Mapping[str, Any], *, manifest: Path, graphs: Sequence[str]
+    ) -> EngineRecord:
         """The record in a manifest.
 
         Args:
-            content: JSON types.
+            content: As manifest.ENGINE says.
             manifest: Its file, for messages.
             graphs: The graphs that each engine must have.
 
         Raises:
-            ArtifactError: a field is missing, unknown or of the wrong type.
+            ArtifactError: it has other graphs.
         """
-        wanted = {field.name for field in fields(cls)}
-        if not isinstance(content, dict) or set(content) != wanted:
-            found = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise _damaged(manifest, f"an engine has the fields {found}, needed are", wanted)
         record = cls(**content)
-        texts, numbers = (record.target, record.precision, record.library), record.sms
-        if not all(isinstance(text, str) for text in texts):
-            raise _damaged(manifest, "an engine lacks a name among", ("target", "precision"))
-        if not isinstance(numbers, list) or not all(isinstance(sm, int) for sm in numbers):
-            raise _damaged(
-                manifest, f"an engine is built for {numbers!r}, needed are", ("numbers",)
-            )
-        if not isinstance(record.batch, dict) or not all(
-            isinstance(record.batch.get(size), int) for size in ("min", "opt", "max")
-        ):
-            raise _damaged(manifest, "an engine's batch lacks one of", ("min", "opt", "max"))
-        if not isinstance(record.graphs, dict) or not all(
-            isinstance(files, list) and files and all(isinstance(name, str) for name in files)
-            for files in record.graphs.values()
-        ):
-            raise _damaged(manifest, "an engine's graphs lack their files, needed are", graphs)
         if set(record.graphs) != set(graphs):
-            raise _damaged(
-                manifest, f"an engine has the graphs {sorted(record.graphs)}, not", graphs
+            raise ArtifactError(
+                f"{manifest}: an engine has the graphs {sorted(record.graphs)}, not "
+                f"{', '.join(graphs)}; copy the artifact again, or fit it again"
             )
         return record
 
@@ -134,10 +117,3 @@ def engine_file_name(graph: str, key: EngineKey, ending: str) -> str:
 def own_precision(parameters: Mapping[str, Any]) -> str:
     """The precision of the graphs that a detector was fitted with, as engines name it."""
     return "int8" if parameters.get("precision") == "int8" else "fp32"
-
-
-def _damaged(manifest: Path, found: str, wanted: Any) -> ArtifactError:
-    return ArtifactError(
-        f"{manifest}: {found} {', '.join(map(str, wanted))}; copy the artifact again, or fit it "
-        "again"
-    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmad_fast.errors import ArtifactError
+from mmad_fast.manifest import MAX_MANIFEST_BYTES
 from mmad_fast.scratch_folder import set_aside, sweep
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
@@ -23,6 +24,7 @@ from mmad_fast.whole_folder import (
     check_is_there,
     parse_manifest,
     reading,
+    refuse_link,
 )
 
 Read = TypeVar("Read")
@@ -61,13 +63,13 @@ class FolderFiles:
         self.folder, self.kind = folder, kind
         self._place = folder.absolute()  # also where the process goes to another folder
         self._held: dict[str, int] = {}
-        self._release = weakref.finalize(self, _close, self._held)
+        weakref.finalize(self, _close, self._held)
         self._wanted: Mapping[str, Mapping[str, Any]] = {}
         self._kinds: Mapping[str, FolderKind] = {}
         check_is_there(folder, kind)
         manifest = _open(folder / MANIFEST_FILE)
         self._held[MANIFEST_FILE] = manifest
-        self._text = b"".join(_blocks(manifest))
+        self._text = os.read(manifest, MAX_MANIFEST_BYTES + 1)
         self.digest = hashlib.sha256(self._text).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
@@ -162,6 +164,7 @@ class FolderFiles:
 
     def _opened(self, name: str) -> int:
         file = self._place / name
+        refuse_link(file)
         if name not in self._wanted or not file.is_file():
             raise ArtifactError(
                 f"{self.folder}: the file {name} is missing; {self._kind_of(name).again}"

@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.manifest import MAX_MANIFEST_BYTES, TOP, Rule, UnfitError, integers, read_json
 from mmad_fast.scratch_folder import (
     NotPutBackError,
     scratch_folder,
@@ -24,6 +25,8 @@ from mmad_fast.scratch_folder import (
 )
 
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "manifest.sig"
+"""Beside the manifest, which it signs and which therefore cannot list it."""
 DIGEST_KEY = "manifest_sha256"
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar")
 
@@ -40,6 +43,7 @@ class FolderKind:
         command: What writes such a folder.
         again: What to do where one is damaged, e.g. "copy the artifact again or refit".
         renew: What to do where its schema is older, e.g. "fit the detector again".
+        rule: What the manifest of a schema holds.
         oldest_schema: The oldest that is still read; None: `schema` only.
     """
 
@@ -50,6 +54,7 @@ class FolderKind:
     command: str
     again: str
     renew: str
+    rule: Callable[[int], Rule]
     oldest_schema: int | None = None
 
     @property
@@ -147,13 +152,14 @@ def _check_replaceable(target: Path, kind: FolderKind) -> None:
 def _own_paths(folder: Path, kind: FolderKind) -> set[Path]:
     """What belongs to the manifest in a folder, with the folders in it; empty if there is none."""
     try:
-        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        content = read_json(_manifest_bytes(folder / MANIFEST_FILE))
     except (OSError, ValueError):
         return set()
     keys = {"schema", DIGEST_KEY, "files", kind.mark}
     if not isinstance(content, dict) or not keys <= content.keys():
         return set()
-    files = [Path(name) for name in content["files"]]
+    listed = content["files"] if isinstance(content["files"], dict) else {}
+    files = [Path(name) for name in (SIGNATURE_FILE, *listed)]
     return {Path(MANIFEST_FILE), *files, *(parent for file in files for parent in file.parents)}
 
 
@@ -181,7 +187,7 @@ def check_is_there(folder: Path, kind: FolderKind) -> None:
     """Raises if there is no folder with a manifest.
 
     Raises:
-        ArtifactError: the folder or the manifest is missing.
+        ArtifactError: the folder or the manifest is missing, or the manifest is a symbolic link.
     """
     if is_archive(folder):
         raise ArtifactError(f"{folder}: is an archive; unpack it first, then name its folder")
@@ -194,6 +200,7 @@ def check_is_there(folder: Path, kind: FolderKind) -> None:
             else f"{folder}: no such folder, since replacing it was interrupted; the old "
             f"{kind.name} is whole: move it back: {shlex.join(['mv', str(old), str(folder)])}"
         )
+    refuse_link(folder / MANIFEST_FILE)
     if not (folder / MANIFEST_FILE).is_file():
         raise ArtifactError(
             f"{folder}: has no {MANIFEST_FILE}, so it is not {kind.contents}; "
@@ -210,16 +217,19 @@ def parse_manifest(text: bytes, folder: Path, kind: FolderKind) -> dict[str, Any
         kind: What the folder should hold.
 
     Raises:
-        ArtifactError: it is not readable, has been changed, is of another kind, or has another
-            schema.
+        ArtifactError: it is not readable, has been changed, is of another kind, has another schema,
+            or holds what it may not.
     """
     file = folder / MANIFEST_FILE
     try:
-        content = json.loads(text.decode("utf-8"))
-        schema = int(content["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+        content = read_json(text)
+        if not isinstance(content, dict) or "schema" not in content:
+            raise UnfitError("it is no object with a schema")
+        schema = content["schema"]
+        integers(0, 9999).check(schema, "schema")
+    except ValueError as error:
         raise ArtifactError(
-            f"{file}: is not a readable manifest ({error!r}); {kind.again}"
+            f"{file}: is not a readable manifest ({error}); {kind.again}"
         ) from error
     if kind.mark not in content:  # its schema is that of another kind and says nothing of this one
         raise ArtifactError(
@@ -241,7 +251,47 @@ def parse_manifest(text: bytes, folder: Path, kind: FolderKind) -> dict[str, Any
         raise ArtifactError(
             f"{file}: has been changed since it was written (its own sha256 differs); {kind.again}"
         )
+    try:
+        kind.rule(schema).check(content, TOP)
+    except UnfitError as error:
+        raise ArtifactError(f"{file}: {error}; {kind.again}") from error
     return content
+
+
+def _manifest_bytes(file: Path) -> bytes:
+    """The manifest's bytes; of one that is too long as many as say so."""
+    with file.open("rb") as stream:
+        return stream.read(MAX_MANIFEST_BYTES + 1)
+
+
+def refuse_link(file: Path) -> None:
+    """Raises ArtifactError for a symbolic link: it may lead anywhere, and elsewhere tomorrow."""
+    if file.is_symlink():
+        raise ArtifactError(
+            f"{file}: is a symbolic link, which no file of such a folder may be (the folder itself "
+            f"may); copy the folder with what its links lead to: cp -rL {file.parent} COPY"
+        )
+
+
+def check_nothing_else(folder: Path, listed: Collection[str], kind: FolderKind) -> None:
+    """Raises if a folder without folders holds what its manifest does not list.
+
+    What systems leave there by themselves begins with a dot (.DS_Store, .nfs000...). That is left
+    alone, since no listed file may be called so, and never opened.
+
+    Raises:
+        ArtifactError: it does; names the files.
+    """
+    known = {MANIFEST_FILE, SIGNATURE_FILE, *listed}
+    others = sorted(
+        name for name in os.listdir(folder) if name not in known and not name.startswith(".")
+    )
+    if others:
+        more = ", ..." if len(others) > 3 else ""
+        raise ArtifactError(
+            f"{folder}: holds {', '.join(others[:3])}{more}, which its manifest does not list; "
+            f"move it out of the {kind.name}, or {kind.again}"
+        )
 
 
 @contextmanager

@@ -180,7 +180,9 @@ def test_a_manifest_with_wrong_fields(copied: Path) -> None:
 
 def test_a_file_name_that_leaves_the_folder(copied: Path) -> None:
     rewrite_manifest(copied, lambda content: content["files"].update({"../x": {}}))
-    with pytest.raises(ArtifactError, match=r"names a file outside the artifact: '\.\./x'"):
+    with pytest.raises(
+        ArtifactError, match=r"a name in files is '\.\./x'; it must be a file's name"
+    ):
         read_artifact(copied)
 
 
@@ -281,7 +283,15 @@ def test_other_files_are_never_overwritten(tiny_artifact: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "manifest", ["{}", "[]", "not JSON", '{"schema": 1, "files": {}}', '{"name": "my add-on"}']
+    "manifest",
+    [
+        "{}",
+        "[]",
+        "not JSON",
+        '{"schema": 1, "files": {}}',
+        '{"name": "my add-on"}',
+        '{"a":' * 100_000,
+    ],
 )
 def test_a_manifest_of_something_else_is_no_artifact(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
@@ -290,10 +300,17 @@ def test_a_manifest_of_something_else_is_no_artifact(tmp_path: Path, manifest: s
     assert (tmp_path / "manifest.json").read_text() == manifest
 
 
+@pytest.mark.parametrize("files", [[1, 2], None, "rgb.onnx", {"rgb.onnx": 3}])
+def test_a_damaged_list_of_files_is_no_list(copied: Path, files: object) -> None:
+    rewrite_manifest(copied, lambda content: content.update(files=files))
+    with pytest.raises(ArtifactError, match="holds other files"):
+        check_target(copied)
+
+
 def test_an_artifact_with_other_files_beside_it_is_not_replaced(copied: Path) -> None:
     (copied / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"holds other files .*\(notes\.txt\)"):
-        write_like(copied, copied, {"only": np.zeros(3, np.float32)})
+        check_target(copied)
     (copied / "notes.txt").unlink()
     (copied / "rgb.onnx").unlink()
     check_target(copied)  # a damaged artifact is still one of ours
@@ -408,6 +425,160 @@ def test_a_damaged_golden_scan(copied: Path) -> None:
     )
     with pytest.raises(ArtifactError, match="golden scan is incomplete"):
         read_artifact(copied).golden()
+
+
+def write_tensors(folder: Path, change, file: str = "tensors.safetensors") -> None:
+    """Changes the tensors of a file, their records and the digests."""
+    tensors = {
+        name: array.copy() for name, array in safetensors.numpy.load_file(folder / file).items()
+    }
+    change(tensors)
+    safetensors.numpy.save_file(tensors, folder / file)
+
+    def record(content: dict) -> None:
+        content["files"][file] = fingerprint(folder / file)
+        if file == "tensors.safetensors":
+            content["tensors"] = {
+                name: {"shape": list(array.shape), "dtype": str(array.dtype)}
+                for name, array in tensors.items()
+            }
+
+    rewrite_manifest(folder, record)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("embedder.wide_weight"), "the embedder lacks embedder.wide_weight"),
+        (lambda t: t.pop("rgb_to_point.output.bias"), "the mapping network lacks rgb_to_point"),
+        (
+            lambda t: t.update({"embedder.first_bias": np.zeros(5, np.float32)}),
+            r"first_bias has shape \(5,\)",
+        ),
+        (
+            lambda t: t["rgb_to_point.input.weight"].fill(np.nan),
+            "weight 0 has a NaN",
+        ),
+        (
+            lambda t: t.update({"rotated.rgb_to_point.bias": np.zeros(5, np.float32)}),
+            "rotated layer's bias",
+        ),
+        (
+            lambda t: t.update({"rgb_to_point.input.weight": np.zeros((7, 9), np.float32)}),
+            r"'rgb_to_point' maps 9 to 6 channels, the features have \(8, 6\)",
+        ),
+    ],
+)
+def test_tensors_that_are_missing_or_do_not_fit(copied: Path, change, words: str) -> None:
+    write_tensors(copied, change)
+    with pytest.raises(ArtifactError, match=f"^{copied}: .*{words}.*fit the detector again"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g: g.pop("xyz"), "incomplete or damaged"),
+        (lambda g: g.update(more=np.zeros(1, np.float32)), "incomplete or damaged"),
+        (lambda g: g.update(rgb=g["rgb"].astype(np.float32)), "incomplete or damaged"),
+        (lambda g: g.update(xyz=g["xyz"][:-1]), "incomplete or damaged"),
+        (lambda g: g["map"].fill(np.nan), "incomplete or damaged"),
+        (lambda g: g["xyz"].fill(0), "the golden scan cannot be scored"),
+        (lambda g: g["xyz"].fill(1e30), "the golden scan cannot be scored"),
+        (lambda g: g.update(map=g["map"][:9, :9].copy()), r"the golden map is \(9, 9\)"),
+    ],
+)
+def test_a_golden_scan_that_is_none(copied: Path, change, words: str) -> None:
+    write_tensors(copied, change, "golden.safetensors")
+    detector = load(copied)
+    with pytest.raises(ArtifactError, match=f"^{copied}.*{words}.*fit"):
+        detector.replay_golden()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"grid_size": 10**12}, "grid_size is 1000000000000; it must be at most 2048"),
+        ({"rgb_size": 4096}, "rgb_size is 4096; it must be at most 2048"),
+        ({"group_size": 10**6}, "group_size is 1000000; it must be at most 1024"),
+        ({"token_grid": 6}, r"'tokens': \(1, 49, 8\)}, .* need .*\(1, 36, -1\)"),
+        ({"point_layers": 3}, "point_layers is 3; it must be of type"),
+    ],
+)
+def test_parameters_that_cannot_be(copied: Path, change: dict, words: str) -> None:
+    rewrite_manifest(copied, lambda content: content["parameters"].update(change))
+    with pytest.raises(ArtifactError, match=f"^{copied}: .*{words}"):
+        load(copied)
+
+
+def test_a_graph_that_is_not_the_one_of_the_manifest(copied: Path) -> None:
+    def widen(content: dict) -> None:
+        content["graphs"]["points"]["outputs"]["features"] = [1, 24, 7]
+
+    rewrite_manifest(copied, widen)
+    words = r"'points' has outputs .*\(1, 24, 6\)}, the manifest says .*\(1, 24, 7\)"
+    with pytest.raises(ArtifactError, match=words):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "rgb.onnx", "tensors.safetensors", "golden.safetensors"]
+)
+def test_a_symbolic_link_is_refused_and_so_is_no_folder(
+    copied: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "link").symlink_to(copied)
+    assert load(tmp_path / "link").replay_golden().agrees
+    (copied / name).rename(tmp_path / name)
+    (copied / name).symlink_to(tmp_path / name)
+    with pytest.raises(ArtifactError, match=rf"{name}: is a symbolic link.*cp -rL"):
+        load(copied)
+
+
+def test_files_that_nobody_listed(copied: Path) -> None:
+    for name in (".DS_Store", ".nfs0001"):
+        (copied / name).write_text("of the system")
+    assert load(copied).replay_golden().agrees
+    (copied / "rgb.bin").write_bytes(b"weights?")
+    with pytest.raises(ArtifactError, match=r"holds rgb\.bin, which its manifest does not list"):
+        load(copied)
+    (copied / "rgb.bin").unlink()
+    (copied / "folder").mkdir()
+    with pytest.raises(ArtifactError, match="holds folder, which its manifest does not list"):
+        load(copied)
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "golden.safetensors", "rgb.onnx"])
+def test_an_artifact_that_leaves_a_part_out(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    rewrite_manifest(copied, lambda content: content["files"].pop(name))
+    with pytest.raises(ArtifactError, match=rf"lists the files .* its parts are .*{name}"):
+        load(copied)
+
+
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(copied: Path) -> None:
+    (copied / "rgb.onnx").unlink()
+    os.mkfifo(copied / "rgb.onnx")
+    with pytest.raises(ArtifactError, match=r"rgb\.onnx is missing"):
+        load(copied)
+
+
+def test_a_file_that_nobody_could_hash(copied: Path) -> None:
+    change = {"sha256": "0" * 64, "bytes": 2**44}
+    rewrite_manifest(copied, lambda content: content["files"]["golden.safetensors"].update(change))
+    with pytest.raises(ArtifactError, match=r"files\.golden\.safetensors\.bytes is 17592186044416"):
+        load(copied)
+
+
+def test_a_tensor_that_the_manifest_does_not_have(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content["tensors"].pop("embedder.final_bias"))
+    with pytest.raises(ArtifactError, match=r"'embedder\.final_bias' is missing from the manifest"):
+        load(copied)
+
+
+def test_a_wrong_argument_is_no_fault_of_the_artifact(copied: Path) -> None:
+    with pytest.raises(InvalidInputError, match="num_threads is 0"):
+        load(copied, num_threads=0)
 
 
 def replace_by_another(folder: Path) -> None:

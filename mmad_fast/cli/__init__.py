@@ -14,6 +14,7 @@ from mmad_fast.cli import (
     fit,
     infer,
     kernels,
+    sign,
     synth,
     train_shared,
     weights,
@@ -53,6 +54,7 @@ app.command("export")(export.export)
 add_method_command(app, "train-shared", train_shared.train_shared)
 app.command("synth")(synth.synth)
 app.command("doctor")(doctor.doctor)
+app.command("sign")(sign.sign)
 app.command("weights")(weights.weights)
 app.add_typer(kernels.app, name="kernels")
 

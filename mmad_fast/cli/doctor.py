@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmad_fast import __version__
-from mmad_fast.cli.options import Device, Json
+from mmad_fast.cli.options import Device, Json, Trust
 from mmad_fast.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def doctor(
         str | None,
         typer.Option("--precision", help="Replay graphs of this precision only, e.g. fp16."),
     ] = None,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Print which backend of each op runs here, for NumPy arrays and for arrays on a CUDA device,
@@ -70,7 +71,7 @@ def doctor(
         ],
         "artifact": None
         if artifact is None
-        else _replay_golden(artifact, engine, device, precision),
+        else _replay_golden(artifact, engine, device, precision, trust),
     }
     if as_json:
         print_json(report)
@@ -173,7 +174,7 @@ def _engine_rows() -> list[dict[str, Any]]:
 
 
 def _replay_golden(
-    path: Path, engine: str | None, device: str, precision: str | None
+    path: Path, engine: str | None, device: str, precision: str | None, trust: Path | None = None
 ) -> dict[str, Any]:
     """The golden scan by each engine of the artifact.
 
@@ -187,7 +188,7 @@ def _replay_golden(
     from mmad_fast.engines.selection import AUTO, choose_engine
     from mmad_fast.golden_replays import DIFFERS, FAILS, replay_engines
 
-    artifact = read_artifact(path)
+    artifact = read_artifact(path, trust=trust)
     if engine is not None:
         check_engine(engine, device)
     replays = replay_engines(artifact, engine=engine, device=device, precision=precision)

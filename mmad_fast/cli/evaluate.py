@@ -15,6 +15,7 @@ from mmad_fast.cli.options import (
     EnginePrecision,
     Json,
     Threads,
+    Trust,
     UnitName,
     UnitOption,
     apply_threads,
@@ -34,6 +35,7 @@ def evaluate(
     engine_precision: EnginePrecision = None,
     device: Device = "cpu",
     threads: Threads = None,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate an artifact on the test split: I-AUROC, P-AUROC, AUPRO, speed, memory.
@@ -59,7 +61,7 @@ def evaluate(
         engine_precision=engine_precision,
         unit=unit.value,
     )
-    detector = load(artifact, engine=engine, device=device, precision=engine_precision)
+    detector = load(artifact, engine=engine, device=device, precision=engine_precision, trust=trust)
     with progress_bar("eval") as update:
         row = measure_artifact(
             detector, dataset, pick_category(dataset, category), request, progress=update

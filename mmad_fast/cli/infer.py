@@ -17,6 +17,7 @@ from mmad_fast.cli.options import (
     EnginePrecision,
     Json,
     Threads,
+    Trust,
     UnitName,
     UnitOption,
     apply_threads,
@@ -66,6 +67,7 @@ def infer(
     engine_precision: EnginePrecision = None,
     device: Device = "cpu",
     threads: Threads = None,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Score one scan or a folder of scans; write heat maps.
@@ -94,7 +96,7 @@ def infer(
 
     files = find_scan_files(scans, xyz_path=xyz)
     _tell_of_own_pictures(scans)
-    detector = load(artifact, engine=engine, device=device, precision=engine_precision)
+    detector = load(artifact, engine=engine, device=device, precision=engine_precision, trust=trust)
     if output is not None:
         _make_writable(output)
     pictures = _picture_stems(output, files)
@@ -112,8 +114,6 @@ def infer(
         except Interrupted as interrupted:
             stop = interrupted
     record = detector.artifact.manifest.threshold
-    failed = sum("error" in row for row in rows)
-    without_picture = sum("picture_error" in row for row in rows)
     not_reached = [file.name for file in files[len(rows) :]]
     with uninterrupted():
         if as_json:
@@ -133,18 +133,25 @@ def infer(
             _print_or_rescue(rows, lambda: print_json(content))
         elif jsonl != STDOUT:
             _print_or_rescue(rows, lambda: print_table(_table(rows), describe_threshold(record)))
-        if failed:
-            notice(f"error: {failed} of {len(rows)} scans could not be scored")
-        if without_picture:
-            notice(f"error: {without_picture} of {len(rows)} scans lack a picture")
         if stop is not None:
             notice(
                 f"interrupted by {stop.signal_name}: {len(not_reached)} of {len(files)} scans were "
                 "not reached"
             )
-            raise typer.Exit(stop.exit_code)
-    if failed or without_picture or lines.is_refused:
-        raise typer.Exit(1)
+        exit_code = _tell_of_failures(rows) or int(lines.is_refused)
+        # Within: a signal that comes now finds all printed, and must not add to it.
+        raise typer.Exit(exit_code if stop is None else stop.exit_code)
+
+
+def _tell_of_failures(rows: Sequence[Row]) -> int:
+    """1 if something of the rows failed, which is said; else 0."""
+    failed = sum("error" in row for row in rows)
+    without_picture = sum("picture_error" in row for row in rows)
+    if failed:
+        notice(f"error: {failed} of {len(rows)} scans could not be scored")
+    if without_picture:
+        notice(f"error: {without_picture} of {len(rows)} scans lack a picture")
+    return int(bool(failed or without_picture))
 
 
 def _tell_of_own_pictures(scans: Path) -> None:

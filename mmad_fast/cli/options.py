@@ -88,6 +88,12 @@ EnginePrecision = Annotated[
         "of the fit.",
     ),
 ]
+Trust = Annotated[
+    Path | None,
+    typer.Option(
+        "--trust", help="Refuse an artifact that this ed25519 public key (PEM) did not sign."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu (default) or cuda.")]
 Recipe = Annotated[
     str | None,

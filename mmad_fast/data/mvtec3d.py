@@ -11,6 +11,7 @@ The category's `calibration` folder is not read: XYZ is registered with RGB pixe
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,8 @@ def _good_folders(split_folder: Path) -> list[Path]:
 
 def _holds_pictures_alone(folder: Path) -> bool:
     """Whether `infer` wrote its pictures there: they are no defect type."""
-    return not any((folder / kind).exists() for kind in ("rgb", "xyz")) and bool(
-        own_pictures((folder,))
+    return bool(own_pictures((folder,))) and not any(
+        (folder / kind).exists() for kind in ("rgb", "xyz")
     )
 
 
@@ -135,7 +136,7 @@ def _test_scans(category: str, folder: Path) -> tuple[ScanFile, ...]:
     """The scans of a test folder; one that cannot be listed is a scan with a problem."""
     try:
         return _scans_of_folder(category, "test", folder)
-    except (DataError, OSError) as error:
+    except DataError as error:
         return (
             ScanFile(
                 name=f"{category}/test/{composed(folder.name)}",
@@ -151,6 +152,7 @@ def _test_scans(category: str, folder: Path) -> tuple[ScanFile, ...]:
 
 def _scans_of_folder(category: str, split: Split, folder: Path) -> tuple[ScanFile, ...]:
     name = composed(folder.name)
+    pairs = pairs_of(folder / "rgb", folder / "xyz")
     masks = {} if is_good(name) else _masks(folder)
     return tuple(
         ScanFile(
@@ -163,17 +165,20 @@ def _scans_of_folder(category: str, split: Split, folder: Path) -> tuple[ScanFil
             ground_truth_path=masks.get(pair.stem, masks.get(f"{pair.stem}_mask")),
             problem=pair.problem,
         )
-        for pair in pairs_of(folder / "rgb", folder / "xyz")
+        for pair in pairs
     )
 
 
 def _masks(folder: Path) -> dict[str, Path]:
-    """The masks of a test folder by stem; those nearest to the scans go before the others."""
+    """The masks of a test folder by stem; those nearest to the scans go before the others.
+
+    A folder of masks that cannot be read has none: who scores scans does not need them.
+    """
     of_category = folder.parent.parent / "ground_truth"
     siblings = subfolders(of_category) if of_category.is_dir() else ()
     same_name = [path for path in siblings if composed(path.name) == composed(folder.name)]
     masks: dict[str, Path] = {}
     for place in (*same_name, folder / "ground_truth", folder / "gt"):
-        if place.is_dir():
+        with suppress(DataError):
             masks |= {stem: files[0] for stem, files in files_by_stem(place, PNG).items()}
     return masks

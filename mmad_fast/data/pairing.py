@@ -66,10 +66,17 @@ def files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, tuple[Pa
         suffixes: In lower case with dot; the files' own case does not matter.
 
     Raises:
-        DataError: the folder is missing.
+        DataError: the folder is missing or cannot be read.
     """
+    try:
+        paths = sorted(require_folder(folder).iterdir())
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read ({error.strerror or error}); check that you may read it and "
+            "that its disk is there"
+        ) from error
     found: dict[str, tuple[Path, ...]] = {}
-    for path in sorted(require_folder(folder).iterdir()):
+    for path in paths:
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
         if not is_own_picture(path):
@@ -84,7 +91,7 @@ def pairs_of(rgb_folder: Path, xyz_folder: Path) -> tuple[Pair, ...]:
     A file without partner is a pair with a problem, and so are two files of one name.
 
     Raises:
-        DataError: a folder is missing, or has no file of its kind at all.
+        DataError: a folder is missing or cannot be read, or has no file of its kind at all.
     """
     rgb, xyz = files_by_stem(rgb_folder, PNG), files_by_stem(xyz_folder, TIFF)
     if not rgb or not xyz:

@@ -68,7 +68,7 @@ def _scans_of_category(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:
     """Its test scans; where several categories are scored, one without scans is a problem."""
     try:
         return dataset.scans_as_found(category, "test")
-    except (DataError, OSError) as error:
+    except DataError as error:
         if len(dataset.categories()) == 1:
             raise
         folder = dataset.folders[category] / "test"

@@ -20,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from mmad_fast.cache_folder import cache_root
 from mmad_fast.engines import as_it_is, batch_one_shape, checked_inputs
+from mmad_fast.engines.graph_check import check_onnx_graph
 from mmad_fast.errors import ArtifactError, BackendUnavailableError, InvalidInputError
 from mmad_fast.folder_files import Locate
 from mmad_fast.threads import resolve_num_threads
@@ -47,7 +48,7 @@ PLUGINS: dict[str, tuple[str, str]] = {
 _ERRORS_ONLY = 3
 _CPU_FALLBACK = "fallback to CPU EP"
 # ONNX Runtime raises one class per status code; they share no base below Exception.
-_LOAD_ERRORS = (
+_ERRORS = (
     status.Fail,
     status.InvalidArgument,
     status.InvalidGraph,
@@ -91,7 +92,8 @@ class OnnxRuntimeEngine:
 
         Raises:
             InvalidInputError: num_threads is not in 1..1024.
-            ArtifactError: the file cannot be loaded or has dynamic shapes.
+            ArtifactError: the file cannot be loaded, has dynamic shapes, or is none that a detector
+                can have, see graph_check.
             BackendUnavailableError: ONNX Runtime would run some of the graph elsewhere.
         """
         threads = resolve_num_threads(num_threads)
@@ -102,6 +104,7 @@ class OnnxRuntimeEngine:
         self._memory = "cuda" if device == "cuda" and not is_on_cpu else "cpu"
         self._device_index = device_index
         source = locate(path)
+        check_onnx_graph(source, named=path)
         options = {} if is_on_cpu else _provider_options(name, source, device_index, stream)
         self._session = _open_session(path, source, threads, name, options)
         # On a stream of the caller's all runs use the session's one cuBLAS and one cuDNN handle,
@@ -122,9 +125,13 @@ class OnnxRuntimeEngine:
 
         Raises:
             InvalidInputError: a missing or unknown name, or a wrong shape.
+            ArtifactError: ONNX Runtime cannot run the graph.
         """
         feed = checked_inputs(self._path, inputs, self.input_shapes)
-        outputs = self._session.run(list(self.output_shapes), feed)
+        try:
+            outputs = self._session.run(list(self.output_shapes), feed)
+        except _ERRORS as error:
+            raise self._cannot_run(error) from error
         return dict(zip(self.output_shapes, outputs, strict=True))
 
     def run_bound(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> None:
@@ -137,6 +144,7 @@ class OnnxRuntimeEngine:
 
         Raises:
             InvalidInputError: a missing or unknown name.
+            ArtifactError: ONNX Runtime cannot run the graph.
         """
         given, wanted = {**inputs, **outputs}, {**self.input_shapes, **self.output_shapes}
         if set(given) != set(wanted):
@@ -149,8 +157,17 @@ class OnnxRuntimeEngine:
             binding.bind_input(name, *place, self.input_shapes[name], address)
         for name, address in outputs.items():
             binding.bind_output(name, *place, self.output_shapes[name], address)
-        with self._one_at_a_time:
-            self._session.run_with_iobinding(binding, self._run_options)
+        try:
+            with self._one_at_a_time:
+                self._session.run_with_iobinding(binding, self._run_options)
+        except _ERRORS as error:
+            raise self._cannot_run(error) from error
+
+    def _cannot_run(self, error: Exception) -> ArtifactError:
+        return ArtifactError(
+            f"{self._path}: ONNX Runtime {VERSION} cannot run the graph: {error}; run `mmad-fast "
+            f"doctor {self._path.parent}`, which names what is damaged"
+        )
 
 
 def version(**_: str) -> str:
@@ -198,7 +215,7 @@ def _register_plugin(module: str) -> str | None:
         onnxruntime.register_execution_provider_library(
             plugin.get_ep_name(), plugin.get_library_path()
         )
-    except _LOAD_ERRORS as error:
+    except _ERRORS as error:
         return str(error)
     return None
 
@@ -244,7 +261,7 @@ def _open_session(
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = _start_session(source, settings, provider, options)
-    except _LOAD_ERRORS as error:
+    except _ERRORS as error:
         if _CPU_FALLBACK in str(error):
             raise _left_to_cpu(path, source, threads, provider, options) from error
         is_unknown = isinstance(error, status.NotImplemented)

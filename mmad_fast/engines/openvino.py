@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,25 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mmad_fast.engines import as_it_is, batch_one_shape, checked_inputs
+from mmad_fast.engines.graph_check import MAX_LIVE_NUMBERS, check_onnx_graph
+from mmad_fast.engines.onnx_file import unfit_graph
 from mmad_fast.errors import ArtifactError
 from mmad_fast.folder_files import Locate
 from mmad_fast.threads import resolve_num_threads
 
 _TELEMETRY = "openvino_telemetry"
+OPERATORS = frozenset(
+    {
+        "Abs", "Add", "AvgPool", "Broadcast", "Clamp", "Concat", "Constant", "Convert",
+        "ConvertLike", "Convolution", "Divide", "Erf", "FakeQuantize", "Gelu", "MVN", "MatMul",
+        "MaxPool", "Multiply", "Negative", "Pad", "Parameter", "Power", "Range", "ReLU",
+        "ReduceMax", "ReduceMean", "ReduceMin", "Reshape", "Result", "Round",
+        "ScaledDotProductAttention", "ShapeOf", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt",
+        "Squeeze", "StridedSlice", "Subtract", "Tanh", "Transpose", "Unsqueeze",
+        "VariadicSplit",
+    }
+)  # fmt: skip
+"""Of our graphs, as OpenVINO calls them: none of them loops, branches or reads a file."""
 
 
 def _import_openvino() -> Any:
@@ -58,20 +73,25 @@ class OpenVinoEngine:
 
         Raises:
             InvalidInputError: num_threads is not in 1..1024.
-            ArtifactError: the file cannot be loaded or has dynamic shapes.
+            ArtifactError: the file cannot be loaded, has dynamic shapes, or is none that a detector
+                can have.
         """
         settings = compile_settings(resolve_num_threads(num_threads))
         self._path = path
+        weights = [path.with_suffix(".bin")] * (path.suffix == ".xml")
+        sources = [locate(file) for file in (path, *weights)]
+        if path.suffix == ".onnx":
+            check_onnx_graph(sources[0], named=path)
         try:
             core = _core()
-            weights = [path.with_suffix(".bin")] * (path.suffix == ".xml")
-            model = core.read_model(*(str(locate(file)) for file in (path, *weights)))
+            model = core.read_model(*map(str, sources))
             self.input_shapes = {port.any_name: _shape(path, port) for port in model.inputs}
             if model.is_dynamic():
                 model.reshape({name: list(shape) for name, shape in self.input_shapes.items()})
+            _check_model(path, model)
             self.output_shapes = {port.any_name: _shape(path, port) for port in model.outputs}
             self._compiled = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # a name in the file
             raise ArtifactError(
                 f"{path}: OpenVINO {VERSION} cannot load the graph: {error}"
             ) from error
@@ -85,6 +105,7 @@ class OpenVinoEngine:
 
         Raises:
             InvalidInputError: a missing or unknown name, or a wrong shape.
+            ArtifactError: OpenVINO cannot run the graph.
         """
         feed = checked_inputs(self._path, inputs, self.input_shapes)
         try:
@@ -94,6 +115,11 @@ class OpenVinoEngine:
         try:
             results = request.infer(feed, share_inputs=True)  # its outputs are copies
             return {name: results[name] for name in self.output_shapes}
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{self._path}: OpenVINO {VERSION} cannot run the graph: {error}; run `mmad-fast "
+                f"doctor {self._path.parent}`, which names what is damaged"
+            ) from error
         finally:
             self._idle_requests.append(request)
 
@@ -137,6 +163,29 @@ def _core() -> Any:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(core.get_versions, "CPU").result()
     return core
+
+
+def _check_model(path: Path, model: Any) -> None:
+    """Looks at a model before it is compiled, which computes its constants.
+
+    Raises:
+        ArtifactError: it has another operator than ours, or an array that is too large.
+    """
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind not in OPERATORS:
+            problem = f"it has the operator {kind!r}, which none of ours has"
+        elif any(_length(port) > MAX_LIVE_NUMBERS for port in node.outputs()):
+            problem = f"an output of {kind} has more than {MAX_LIVE_NUMBERS} numbers, or any number"
+        else:
+            continue
+        raise unfit_graph(path, problem)
+
+
+def _length(port: Any) -> float:
+    """Of the numbers of an output; infinite where it is not known beforehand."""
+    shape = port.partial_shape
+    return math.prod(axis.get_length() for axis in shape) if shape.is_static else math.inf
 
 
 def _shape(path: Path, port: Any) -> tuple[int, ...]:

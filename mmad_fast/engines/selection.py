@@ -197,6 +197,8 @@ def choose_engine(
             and how to get it.
     """
     _check_arguments(candidates, engine, device, precision)
+    if num_threads is not None:
+        resolve_num_threads(num_threads)
     if engine != AUTO:
         check_engine(engine, device)
     wanted = candidates[0].precision if precision is None else precision

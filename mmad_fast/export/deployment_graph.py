@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 
 from mmad_fast.engine_record import PRECISIONS
-from mmad_fast.errors import InvalidInputError, MmadFastError
+from mmad_fast.engines.graph_check import check_onnx_graph
+from mmad_fast.errors import InvalidInputError
 from mmad_fast.export.attention import fuse_attention, merge_heads
 from mmad_fast.export.batch import SINGLE, Batch, set_batch
 from mmad_fast.export.folding import fold_constants
@@ -59,7 +60,7 @@ def deployment_graph(
         InvalidInputError: an unknown name; a source that is quantised already, not of batch 1 or
             not written by `export_graph`; no calibration inputs; weights beyond fp16.
         MissingDependencyError: onnx is not installed.
-        MmadFastError: the source is not a graph.
+        ArtifactError: the source is not a graph that a detector can have.
     """
     _check_request(target, precision, calibration)
     model = _load(source)
@@ -107,14 +108,8 @@ def _check_request(
 def _load(source: Path) -> onnx.ModelProto:
     """The source's graph, if it is one that can be turned into others."""
     onnx = import_onnx()
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load_model(source)
-    except (DecodeError, OSError) as error:
-        raise MmadFastError(f"{source} cannot be read as an ONNX graph: {error}") from error
-    if not model.graph.node:  # which no bytes at all are, too
-        raise MmadFastError(f"{source} cannot be read as an ONNX graph: it has no nodes")
+    check_onnx_graph(source)
+    model = onnx.load_model(source, load_external_data=False)
     if any(node.op_type in QUANTIZED_OPS for node in model.graph.node):
         raise InvalidInputError(
             f"{source.name} is quantised already; export a detector that was fitted with "

@@ -12,7 +12,7 @@ The scripts in export/ build such folders. The graphs of a fitted detector are e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +37,22 @@ from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.export.graph_cost import graph_cost
 from mmad_fast.export.graph_writer import write_graph
 from mmad_fast.folder_files import FolderFiles, read_whole
+from mmad_fast.manifest import (
+    BATCH,
+    BOOLEAN,
+    DURATION,
+    FILE_NAME,
+    FINGERPRINT,
+    MAX_INTEGER,
+    NAME,
+    OBJECT,
+    TEXT,
+    ByName,
+    Fields,
+    Many,
+    Maybe,
+    integers,
+)
 from mmad_fast.methods.family import default_method, get_method
 from mmad_fast.methods.fit_request import Progress, silent
 from mmad_fast.preprocess.recipes import Recipe
@@ -56,6 +72,39 @@ if TYPE_CHECKING:
     import onnx
 
 SCHEMA_VERSION = 1
+_COUNT = integers(0, MAX_INTEGER)
+_CUT = Fields(
+    {
+        "graph": NAME,
+        "backbone": NAME,
+        "num_blocks": _COUNT,
+        "fetched": Many(_COUNT),
+        "target": NAME,
+        "precision": NAME,
+        "batch": BATCH,
+        "sms": Many(integers(1, 9999)),
+        "library": TEXT,
+        "files": Many(FILE_NAME, minimum=1),
+        "size_bytes": _COUNT,
+        "build_s": DURATION,
+        "from_cache": BOOLEAN,
+        "multiply_adds": _COUNT,
+        "parameters": _COUNT,
+        "calibration_scans": _COUNT,
+        "layers": Maybe(OBJECT),
+    }
+)
+_MANIFEST = Fields(
+    {
+        "schema": integers(SCHEMA_VERSION, SCHEMA_VERSION),
+        "created": TEXT,
+        "mmad_fast": TEXT,
+        "weights": ByName(OBJECT, NAME),
+        "embedder": Maybe(FILE_NAME),
+        "engines": Many(_CUT),
+        "files": ByName(FINGERPRINT, FILE_NAME),
+    }
+)
 KIND = FolderKind(
     name="engine set",
     contents="an engine set",
@@ -64,6 +113,7 @@ KIND = FolderKind(
     command="python export/engine_set.py",
     again="copy the engine set again, or build it again",
     renew="build the engine set again",
+    rule=lambda schema: _MANIFEST,
 )
 EMBEDDER_FILE = "point-mae.embedder.safetensors"
 _PACKAGES = ("torch", "onnx", "onnxscript")
@@ -359,24 +409,13 @@ def read_engine_set(path: str | Path, *, verify: bool = True) -> EngineSet:
 def _read_engine_set(opened: FolderFiles, verify: bool) -> EngineSet:
     folder, content = opened.folder, opened.manifest()
     files = content["files"]
-    for name in files:
-        if Path(name).name != name:
-            raise ArtifactError(
-                f"{folder / MANIFEST_FILE}: names a file outside the engine set: {name!r}"
-            )
     opened.describe(files)
     opened.hold(*files, hashed=verify)
-    wanted_fields = {field.name for field in fields(CutEngine)}
-    for record in content["engines"]:
-        named = set(record.get("files", ()))
-        if set(record) != wanted_fields or not named or not named <= set(files):
-            raise ArtifactError(
-                f"{folder / MANIFEST_FILE}: a record has the wrong fields or files "
-                f"({', '.join(sorted(set(record) ^ wanted_fields)) or sorted(named)}); "
-                f"{KIND.again}"
-            )
     engines = tuple(CutEngine(**record) for record in content["engines"])
     name = content["embedder"]
-    if name is not None and name not in files:
-        raise ArtifactError(f"{folder}: its embedder {name!r} is none of its files; {KIND.again}")
+    named = {name for engine in engines for name in engine.files} | {name} - {None}
+    if unlisted := named - files.keys():
+        raise ArtifactError(
+            f"{folder / MANIFEST_FILE}: does not list {', '.join(sorted(unlisted))}; {KIND.again}"
+        )
     return EngineSet(folder, content["weights"], engines, None if name is None else folder / name)

@@ -9,13 +9,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mmad_fast.errors import ArtifactError
 from mmad_fast.folder_files import FolderFiles, read_whole
 from mmad_fast.gpu.architectures import ARCHITECTURES
+from mmad_fast.manifest import (
+    BOOLEAN,
+    FINGERPRINT,
+    OBJECT,
+    TEXT,
+    ByName,
+    Fields,
+    Many,
+    Maybe,
+    integers,
+    matching,
+)
 from mmad_fast.scratch_folder import replace_folder
 from mmad_fast.whole_folder import (
     MANIFEST_FILE,
@@ -29,6 +41,36 @@ from mmad_fast.whole_folder import (
 )
 
 SCHEMA_VERSION = 1
+KERNEL_NAME = matching(r"[\w.,=+-]{1,200}", "a name without a folder")
+_COUNT = integers(0, 2**31 - 1)
+_KERNEL = Fields(
+    {
+        "name": KERNEL_NAME,
+        "config": KERNEL_NAME,
+        "is_default": BOOLEAN,
+        "sm": integers(1, 999),
+        "entry": TEXT,
+        "constants": OBJECT,
+        "num_warps": integers(1, 32),
+        "num_stages": _COUNT,
+        "shared_bytes": _COUNT,
+        "arguments": Many(Many(TEXT, minimum=2, maximum=2)),
+        "hidden_pointers": integers(0, 64),
+        "registers": _COUNT,
+        "spill_bytes": _COUNT,
+        "tensor_core_instruction": Maybe(TEXT),
+        "wide_loads": _COUNT,
+        "ptxas": TEXT,
+    }
+)
+_MANIFEST = Fields(
+    {
+        "schema": integers(SCHEMA_VERSION, SCHEMA_VERSION),
+        "triton": TEXT,
+        "kernels": Many(_KERNEL),
+        "files": ByName(FINGERPRINT, TEXT),
+    }
+)
 KIND = FolderKind(
     name="folder of kernels",
     contents="a folder of compiled kernels",
@@ -37,6 +79,7 @@ KIND = FolderKind(
     command="mmad-fast kernels build",
     again="copy the folder again, or build it: mmad-fast kernels build",
     renew="build the kernels again",
+    rule=lambda schema: _MANIFEST,
 )
 DIVISIBILITY = 16
 
@@ -174,19 +217,11 @@ def read_kernel_folder(path: Path | str) -> KernelFolder:
 
 def _read_kernel_folder(files: FolderFiles) -> KernelFolder:
     content = files.manifest()
-    manifest = files.folder / MANIFEST_FILE
-    wanted = {field.name for field in fields(CompiledKernel)}
-    for record in content["kernels"]:
-        if set(record) != wanted:
-            raise ArtifactError(
-                f"{manifest}: a kernel has the wrong fields ({sorted(set(record) ^ wanted)}); "
-                f"{KIND.again}"
-            )
     kernels = tuple(CompiledKernel(**record) for record in content["kernels"])
-    for kernel in kernels:
-        path_parts = PurePosixPath(kernel.file).parts
-        if len(path_parts) != 2 or ".." in path_parts or kernel.file not in content["files"]:
-            raise ArtifactError(f"{manifest}: names a file outside the folder: {kernel.file!r}")
+    if unlisted := {kernel.file for kernel in kernels} - content["files"].keys():
+        raise ArtifactError(
+            f"{files.folder / MANIFEST_FILE}: does not list {min(unlisted)!r}; {KIND.again}"
+        )
     files.describe(content["files"])
     return KernelFolder(files.folder, content["triton"], kernels, content["files"], files)
 

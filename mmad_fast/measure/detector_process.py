@@ -16,7 +16,7 @@ import numpy as np
 
 from mmad_fast.data import ScanFile
 from mmad_fast.detector import load
-from mmad_fast.errors import MmadFastError
+from mmad_fast.errors import ArtifactError, MmadFastError
 from mmad_fast.measure.memory import peak_working_mib, process_peak_mib, weights_mib
 from mmad_fast.scan import Scan
 from mmad_fast.threads import set_num_threads
@@ -35,6 +35,11 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         num_threads=request["num_threads"],
     )
     load_ms = (time.perf_counter() - start) * 1e3
+    if request["digest"] not in (None, detector.artifact.files.digest):
+        raise ArtifactError(
+            f"{request['artifact']}: the artifact was replaced while it was measured; measure it "
+            "again"
+        )
     first = _load_scan(request, 0)
     working_mib = peak_working_mib(lambda: detector.infer_scan(first))
     for run in range(request["num_warmup"]):

@@ -116,6 +116,7 @@ def measure_artifact(
             engine=detector.engine_choice.engine,
             device=request.device,
             precision=detector.engine_choice.precision,
+            digest=detector.artifact.files.digest,
         )
     paper = request.protocol == "paper"
     latencies = report["prepared_latencies_ms" if paper else "latencies_ms"]

@@ -90,6 +90,7 @@ def measure_detector_process(
     engine: str = "auto",
     device: str = "cpu",
     precision: str | None = None,
+    digest: str | None = None,
     timeout_s: float = 600.0,
     python: str | None = None,
 ) -> dict[str, Any]:
@@ -105,6 +106,8 @@ def measure_detector_process(
         engine: Engine that runs the graphs, see mmad_fast.load.
         device: Device of the detector.
         precision: Of the graphs; None: that of the detector's own.
+        digest: What the artifact must be, where something else of it has been measured before:
+            `Artifact.files.digest`. None: any.
         timeout_s: Seconds after which the process is stopped.
         python: Interpreter of the process, for a comparison with another installation; None means
             this one.
@@ -117,7 +120,8 @@ def measure_detector_process(
 
     Raises:
         InvalidInputError: no scans, or fewer than one run.
-        MmadFastError: the process failed, said nothing, took too long, or imported torch.
+        MmadFastError: the process failed, said nothing, took too long, or imported torch; or
+            another artifact is at the path than the one with this digest.
     """
     if not scan_paths or num_runs < 1 or num_warmup < 0:
         raise InvalidInputError(
@@ -134,6 +138,7 @@ def measure_detector_process(
         "engine": engine,
         "device": device,
         "precision": precision,
+        "digest": digest,
     }
     report = _run_child(json.dumps(request), timeout_s, python or sys.executable)
     if report["torch_imported"]:

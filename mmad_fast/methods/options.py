@@ -31,6 +31,8 @@ OptionValue = str | int | float | bool | None | tuple[Any, ...] | list[Any] | Pa
 Options = TypeVar("Options", bound="MethodOptions")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _FACTS = "facts"
+MAX_SIDE = 2048
+"""Pixels of the networks' input and of the anomaly map: a manifest cannot ask for more memory."""
 
 
 class FieldFacts(NamedTuple):
@@ -83,11 +85,12 @@ def constant(
     default_factory: Callable[[], Any] | Any = MISSING,
     choices: tuple[Any, ...] = (),
     minimum: float | None = None,
+    maximum: float | None = None,
     in_rows: bool = False,
 ) -> Any:
     """A field of a family's options that nobody chooses: it follows from the others, or is fitted.
     It stands in the manifest."""
-    facts = FieldFacts(None, choices, minimum, in_rows=in_rows)
+    facts = FieldFacts(None, choices, minimum, maximum, in_rows=in_rows)
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata={_FACTS: facts})
     return field(default=default, metadata={_FACTS: facts})
@@ -105,8 +108,8 @@ class MethodOptions:
         InvalidInputError: a value is none of the known ones or out of range; names it.
     """
 
-    rgb_size: int = constant(224, minimum=1)
-    grid_size: int = constant(224, minimum=1)
+    rgb_size: int = constant(224, minimum=1, maximum=MAX_SIDE)
+    grid_size: int = constant(224, minimum=1, maximum=MAX_SIDE)
 
     def __post_init__(self) -> None:
         for name, facts in option_fields(type(self)).items():
@@ -335,7 +338,12 @@ def _from_json(value: Any, hint: Any, name: str) -> Any:
     """
     origin, arguments = get_origin(hint), get_args(hint)
     is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
-    if origin is tuple and isinstance(value, (list, tuple)):
+    is_free = arguments[-1:] == (...,)
+    if (
+        origin is tuple
+        and isinstance(value, (list, tuple))
+        and (is_free or len(value) == len(arguments))
+    ):
         return tuple(_from_json(item, arguments[0], name) for item in value)
     if is_mapping and isinstance(value, Mapping):
         return {key: _from_json(item, arguments[1], name) for key, item in value.items()}

@@ -201,6 +201,31 @@ def test_training_scans_under_another_name_are_named(root: Path) -> None:
         open_dataset(root).scans("peach", "train")
 
 
+def test_a_test_folder_that_may_not_be_read_is_one_problem(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root every folder may be read, so the refusal is made."""
+    locked = root / "peach" / "test" / "crack"
+
+    def refuse(method: str) -> None:
+        real = getattr(Path, method)
+
+        def answer(path: Path) -> object:
+            if locked in path.parents or (method == "iterdir" and path == locked):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        monkeypatch.setattr(Path, method, answer)
+
+    for method in ("iterdir", "exists", "is_dir"):
+        refuse(method)
+    scans = open_dataset(root).scans_as_found("peach", "test")
+    assert [scan.name for scan in scans if scan.problem] == ["peach/test/crack"]
+    assert len(scans) == 5
+    with pytest.raises(DataError, match=r"crack/rgb cannot be read \(Permission denied\); check"):
+        scans[2].load()
+
+
 def test_a_test_folder_that_cannot_be_listed_is_one_problem(root: Path) -> None:
     peach = root / "peach" / "test"
     shutil.rmtree(peach / "hole/xyz")

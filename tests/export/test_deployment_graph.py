@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 
 from export.conftest import feed_of, run_graph  # noqa: E402
 
-from mmad_fast.errors import InvalidInputError, MmadFastError  # noqa: E402
+from mmad_fast.errors import ArtifactError, InvalidInputError, MmadFastError  # noqa: E402
 from mmad_fast.export.batch import Batch  # noqa: E402
 from mmad_fast.export.deployment_graph import (  # noqa: E402
     PRECISIONS,
@@ -168,7 +168,7 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rgb.onnx").write_bytes(b"garbage")
     (tmp_path / "empty.onnx").write_bytes(b"")
     for name in ("rgb.onnx", "empty.onnx", "missing.onnx"):
-        with pytest.raises(MmadFastError, match=f"{name} cannot be read as an ONNX graph"):
+        with pytest.raises(ArtifactError, match=f"{name}: cannot be loaded as a detector's"):
             deployment_graph(tmp_path / name, target="onnx")
 
 

@@ -143,9 +143,12 @@ def test_a_changed_engine_is_found(engine_set: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda content: content.update(embedder="../x"), "embedder '../x' is none of its files"),
-        (lambda content: content["engines"][0].update(files=[]), "wrong fields or files"),
-        (lambda content: content["engines"][0].pop("files"), "wrong fields or files .files"),
+        (
+            lambda content: content.update(embedder="../x"),
+            "embedder is '../x'; it must be a file's name",
+        ),
+        (lambda content: content["engines"][0].update(files=[]), "files is .* list of 1"),
+        (lambda content: content["engines"][0].pop("files"), "wrong fields .missing: ..files"),
     ],
 )
 def test_a_manifest_that_does_not_fit_its_files_is_refused(

@@ -25,6 +25,7 @@ FAKE_DETECTOR = """
         def __init__(self, path):
             files = {"rgb": pathlib.Path(path) / "rgb.onnx"}
             self.engine_choice = SimpleNamespace(files=files)
+            self.artifact = SimpleNamespace(files=SimpleNamespace(digest="now"))
         def infer_scan(self, scan):
             assert scan.rgb.shape == (6, 8, 3)
             FakeDetector.calls += 1
@@ -98,6 +99,13 @@ def test_an_error_of_the_child_is_handed_on(fake, scans, tmp_path):
         MmadFastError, match=r"exit code 1(?s:.*)ArtifactError: manifest.json is gone"
     ):
         measure_detector_process(tmp_path, scans)
+
+
+def test_speed_is_measured_of_the_artifact_whose_accuracy_was(fake, scans, tmp_path):
+    fake()
+    measure_detector_process(tmp_path, scans, num_warmup=0, num_runs=1, digest="now")
+    with pytest.raises(MmadFastError, match="was replaced while it was measured; measure it again"):
+        measure_detector_process(tmp_path, scans, num_warmup=0, num_runs=1, digest="before")
 
 
 def test_a_crash_of_the_child_is_handed_on_with_its_traceback(fake, scans, tmp_path):

@@ -114,7 +114,7 @@ def test_uff_is_read_back_from_its_graphs(tmp_path: Path):
     graphs = export_uff_graphs(fusion, tmp_path, num_tokens=9)
     state = fusion.state_dict()
     for side, name in (("xyz", "uff_point"), ("rgb", "uff_rgb")):
-        weights = reference._half_of_fusion(graphs[name])
+        weights = reference._half_of_fusion(graphs[name], named=graphs[name])
         assert set(weights) == {k[4:] for k in state if k.startswith(side) and "head" not in k}
         for key, value in weights.items():
             assert torch.equal(value, state[f"{side}_{key}"])
@@ -122,7 +122,7 @@ def test_uff_is_read_back_from_its_graphs(tmp_path: Path):
     graph = onnx.helper.make_graph([], "no network", [value], [value])
     onnx.save_model(onnx.helper.make_model(graph), graphs["uff_rgb"])
     with pytest.raises(ArtifactError, match=r"uff_rgb.*float32 graphs"):
-        reference._half_of_fusion(graphs["uff_rgb"])
+        reference._half_of_fusion(graphs["uff_rgb"], named=graphs["uff_rgb"])
 
 
 SCORING_CASES = {

@@ -23,6 +23,7 @@ from robustness.replacing import writer_arguments
 from mmad_fast import scratch_folder
 from mmad_fast.artifact import write_artifact
 from mmad_fast.data.new_folder import new_folder
+from mmad_fast.export import export_detector
 from mmad_fast.export.engine_cache import EngineCache
 from mmad_fast.report.pictures import save_map_tiff
 from mmad_fast.whole_folder import whole_file
@@ -55,6 +56,14 @@ def artifact_in_two_steps(folder: Path) -> None:
     artifact(folder)
 
 
+def first_artifact(folder: Path) -> None:
+    artifact(folder)
+
+
+def export(folder: Path) -> None:
+    export_detector(folder / "target", to="onnx", measure=False)
+
+
 def file(folder: Path) -> None:
     with whole_file(folder / "target") as partial:
         partial.write_bytes(b"new" * 1000)
@@ -85,9 +94,20 @@ def temporary(folder: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     writer.__name__: writer
-    for writer in (artifact, artifact_in_two_steps, file, picture, data, engine, temporary)
+    for writer in (
+        artifact,
+        artifact_in_two_steps,
+        export,
+        first_artifact,
+        file,
+        picture,
+        data,
+        engine,
+        temporary,
+    )
 }
-"""Each writes "target" or "target.tiff" in a folder, the last one nothing that stays."""
+"""Each writes "target" or "target.tiff" in a folder, the last one nothing that stays. The first
+three find an artifact there."""
 
 
 def run(name: str, folder: Path, kill_at: int, report: int) -> None:

@@ -64,7 +64,7 @@ def write_other(first: Path, folder: Path) -> Path:
     arguments["golden"] = replace(
         golden, expected_map=result.anomaly_map, expected_score=result.image_score
     )
-    arguments["threshold"] = {**arguments["threshold"], "value": 1.25 * result.image_score}
+    arguments["threshold"] = replace(arguments["threshold"], value=1.25 * result.image_score)
     return write_artifact(draft, **arguments)
 
 

@@ -43,7 +43,7 @@ def content_of(artifact: Artifact) -> tuple[float, float, bytes]:
     assert artifact.manifest.threshold is not None
     tensors = artifact.tensors()
     return (
-        artifact.manifest.threshold["value"],
+        artifact.manifest.threshold.value,
         artifact.golden().expected_score,
         tensors["rgb_to_point.input.weight"].tobytes(),
     )
@@ -79,7 +79,7 @@ def replayed_on_all_engines(path: Path) -> tuple:
 
 
 def diagnosed(path: Path) -> tuple:
-    report = _replay_golden(path, None, "cpu", None)
+    report = _replay_golden(path, None, "cpu", None, None)
     return report["expected_score"], report["agrees"]
 
 

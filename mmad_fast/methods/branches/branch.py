@@ -125,12 +125,42 @@ class GraphOptions(MethodOptions):
     )
 
 
-def check_inputs(artifact: Artifact, graph: Engine, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ArtifactError where an input of a graph has another shape than wanted."""
-    for name, shape in wanted.items():
-        if graph.input_shapes.get(name) != shape:
+def check_graph(
+    artifact: Artifact,
+    name: str,
+    graph: Engine,
+    *,
+    inputs: Mapping[str, tuple[int, ...]],
+    outputs: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raises ArtifactError where an opened graph is not the one that the parameters need, or not
+    the one of the manifest: later steps are sized by either.
+
+    Args:
+        artifact: It has the manifest.
+        name: Of the graph.
+        graph: As opened.
+        inputs: Shape by name, of all.
+        outputs: Likewise; -1 where the graph decides.
+    """
+    recorded = artifact.graph_record(name)
+    for kind, wanted, found in (
+        ("inputs", inputs, graph.input_shapes),
+        ("outputs", outputs, graph.output_shapes),
+    ):
+        fits = found.keys() == wanted.keys() and all(
+            len(shape) == len(found[key])
+            and all(axis in (-1, given) for axis, given in zip(shape, found[key], strict=True))
+            for key, shape in wanted.items()
+        )
+        if not fits:
             raise ArtifactError(
-                f"{artifact.path}: graph input {name!r} has shape "
-                f"{graph.input_shapes.get(name)}, the manifest's parameters need {shape}; fit the "
-                "detector again"
+                f"{artifact.path}: the graph {name!r} has {kind} {dict(found)}, the manifest's "
+                f"parameters need {dict(wanted)}; fit the detector again"
+            )
+        listed = {key: tuple(shape) for key, shape in recorded[kind].items()}
+        if listed != dict(found):
+            raise ArtifactError(
+                f"{artifact.path}: the graph {name!r} has {kind} {dict(found)}, the manifest says "
+                f"{listed}; fit the detector again"
             )

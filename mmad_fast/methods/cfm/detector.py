@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines.selection import EngineChoice
+from mmad_fast.errors import ArtifactError
 from mmad_fast.methods.branches.branch import HOST, Place
 from mmad_fast.methods.branches.point_groups.extractor import (
     PointExtractor,
     PointGroups,
+    point_channels,
     require_points,
 )
-from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
+from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor, tokens_shape
 from mmad_fast.methods.cfm import scoring
 from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.ops.inverse_distance_interpolation import (
@@ -182,7 +184,7 @@ class CfmPipeline:
             PointExtractor.from_artifact(artifact, choice, options),
             options,
         )
-        plain = mapping_networks(artifact.tensors(), options)
+        plain = read_networks(artifact, options)
         if extractor.backends.mapping != "cpu":
             return cls(extractor, plain, options)
         packed = {name: network.packed for name, network in plain.items()}
@@ -264,3 +266,23 @@ def mapping_networks(
     return {
         name: MappingNetwork.from_tensors(tensors, f"{name}.") for name in options.networks.values()
     }
+
+
+def read_networks(artifact: Artifact, options: CfmOptions) -> dict[str, MappingNetwork]:
+    """The mapping networks in an artifact.
+
+    Raises:
+        InvalidInputError: a tensor is missing or does not fit the others.
+        ArtifactError: a network does not fit the features.
+    """
+    networks = mapping_networks(artifact.tensors(), options)
+    widths = {"rgb": tokens_shape(artifact)[2], "point": point_channels(artifact)}
+    for name, network in networks.items():
+        wanted = tuple(widths[side] for side in name.split("_to_"))
+        if (network.in_channels, network.out_channels) != wanted:
+            raise ArtifactError(
+                f"{artifact.path}: the network {name!r} maps {network.in_channels} to "
+                f"{network.out_channels} channels, the features have {wanted}; fit the detector "
+                "again"
+            )
+    return networks

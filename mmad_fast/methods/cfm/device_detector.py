@@ -29,7 +29,7 @@ from mmad_fast.methods.cfm.detector import (
     FeatureExtractor,
     OpBackends,
     evaluated_pixels,
-    mapping_networks,
+    read_networks,
     score_pixels,
 )
 from mmad_fast.methods.cfm.options import CfmOptions
@@ -109,7 +109,7 @@ class DeviceCfmPipeline(CfmPipeline):
         rgb = RgbExtractor.from_artifact(artifact, choice, options, stream)
         point = PointExtractor.from_artifact(artifact, choice, options, stream)
         extractor = DeviceFeatureExtractor(rgb, point, options, stream)
-        return cls(extractor, mapping_networks(artifact.tensors(), options), options)
+        return cls(extractor, read_networks(artifact, options), options)
 
     def score_features(self, features: CfmFeatures, clock: StageClock) -> CfmScores:
         """The anomaly map and image score of the device's features, in the current stream."""

@@ -21,7 +21,7 @@ from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.heap import return_freed_memory
-from mmad_fast.methods.branches.branch import HOST, Place
+from mmad_fast.methods.branches.branch import HOST, Place, check_graph
 from mmad_fast.methods.branches.point_groups.extractor import (
     PointExtractor,
     PointGroups,
@@ -97,16 +97,11 @@ class PatchFusion:
             BackendUnavailableError: no such engine.
         """
         point, rgb = choice.open(UFF_POINT_GRAPH), choice.open(UFF_RGB_GRAPH)
-        num_channels = point_channels(artifact)
-        for name, found, wanted in (
-            (UFF_POINT_GRAPH, point.input_shapes["rows"][2], num_channels),
-            (UFF_RGB_GRAPH, rgb.input_shapes["rows"], tokens_shape(artifact)),
-        ):
-            if found != wanted:
-                raise ArtifactError(
-                    f"{artifact.path}: the graph {name!r} takes {found}, the backbone gives "
-                    f"{wanted}; fit the detector again"
-                )
+        height = point.input_shapes.get("rows", (1, 1))[1]  # as many at a time as it likes
+        points = {"rows": (1, height, point_channels(artifact))}
+        tokens = {"rows": tokens_shape(artifact)}
+        for name, graph, rows in ((UFF_POINT_GRAPH, point, points), (UFF_RGB_GRAPH, rgb, tokens)):
+            check_graph(artifact, name, graph, inputs=rows, outputs={"fused": rows["rows"]})
         return cls(point, rgb)
 
     def fuse(self, features: PatchFeatures) -> PatchFeatures:

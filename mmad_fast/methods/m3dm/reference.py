@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -397,10 +398,10 @@ def reference_pipeline(artifact: Artifact, weights: Weights) -> Reference:
 
 def _fusion_of(artifact: Artifact) -> FeatureFusionBlock:
     """UFF with the weights that stand in an artifact's graphs; its heads are not used."""
-    halves = {
-        "xyz": _half_of_fusion(artifact, UFF_POINT_GRAPH),
-        "rgb": _half_of_fusion(artifact, UFF_RGB_GRAPH),
-    }
+    halves = {}
+    for side, name in (("xyz", UFF_POINT_GRAPH), ("rgb", UFF_RGB_GRAPH)):
+        with artifact.opened_graph(name) as file:
+            halves[side] = _half_of_fusion(file, named=artifact.graph_path(name))
     widths = [len(half["norm.weight"]) for half in halves.values()]
     fusion = FeatureFusionBlock(*widths)
     state = {f"{side}_{key}": value for side, half in halves.items() for key, value in half.items()}
@@ -408,12 +409,11 @@ def _fusion_of(artifact: Artifact) -> FeatureFusionBlock:
     return fusion.eval()
 
 
-def _half_of_fusion(artifact: Artifact, name: str) -> dict[str, Tensor]:
+def _half_of_fusion(file: Path, *, named: Path) -> dict[str, Tensor]:
     """Weights of one modality by key, read off its graph: LayerNorm, two matrices, two biases."""
     import onnx
 
-    with artifact.opened_graph(name) as file:
-        graph = onnx.load_model(file).graph
+    graph = onnx.load_model(file, load_external_data=False).graph
     constants = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
     norm: list[NDArray] = []
     matrices: list[NDArray] = []
@@ -428,9 +428,8 @@ def _half_of_fusion(artifact: Artifact, name: str) -> dict[str, Tensor]:
             biases.append(weights[0])
     if (len(norm), len(matrices), len(biases)) != (2, 2, 2):
         raise ArtifactError(
-            f"{artifact.graph_path(name)}: found no LayerNormalization, two matrices and two "
-            "biases, from which the dense reference builds its own network; it can only follow "
-            "float32 graphs"
+            f"{named}: found no LayerNormalization, two matrices and two biases, from which the "
+            "dense reference builds its own network; it can only follow float32 graphs"
         )
     arrays = {"norm.weight": norm[0], "norm.bias": norm[1]}
     for layer, matrix, bias in zip(("mlp.fc1", "mlp.fc2"), matrices, biases, strict=True):

@@ -14,7 +14,7 @@ from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import EmptyScanError
 from mmad_fast.gpu.device_arrays import is_device_array
-from mmad_fast.methods.branches.branch import HOST, Place, check_inputs
+from mmad_fast.methods.branches.branch import HOST, Place, check_graph
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, PointGroupOptions
 from mmad_fast.ops.farthest_point_sampling import OP as SAMPLING_OP
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
@@ -152,8 +152,13 @@ class PointExtractor:
         """
         graph = place.open_graph(choice, GRAPH)
         num_groups = options.num_groups
-        wanted = {"tokens": (1, num_groups, TOKEN_CHANNELS), "centers": (1, num_groups, 3)}
-        check_inputs(artifact, graph, wanted)
+        check_graph(
+            artifact,
+            GRAPH,
+            graph,
+            inputs={"tokens": (1, num_groups, TOKEN_CHANNELS), "centers": (1, num_groups, 3)},
+            outputs={"features": (1, num_groups, -1)},
+        )
         embedder = EmbedderWeights.from_tensors(artifact.tensors(), EMBEDDER_PREFIX)
         return cls(graph, embedder, options, place)
 

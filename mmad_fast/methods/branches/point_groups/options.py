@@ -17,6 +17,9 @@ EMBEDDER_PREFIX = "embedder."
 MAX_GROUPS = 4096
 """Point groups per scan: the memory of Point-MAE's attention grows with their square."""
 
+MAX_GROUP_SIZE = 1024
+"""Points per group: with MAX_GROUPS the groups take 50 MiB."""
+
 
 @dataclass(frozen=True)
 class PointGroupOptions(GraphOptions):
@@ -43,7 +46,7 @@ class PointGroupOptions(GraphOptions):
     )
     group_size: int = option(
         128, "Points per group: 128 as in the public code, 32 as in a paper.", minimum=1,
-        in_rows=True,
+        maximum=MAX_GROUP_SIZE, in_rows=True,
     )  # fmt: skip
     batch_norm: Literal["cloud", "calibrated", "checkpoint"] = option(
         "cloud",

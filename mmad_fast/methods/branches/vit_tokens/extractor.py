@@ -7,7 +7,7 @@ from typing import Any
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
-from mmad_fast.methods.branches.branch import HOST, Place, check_inputs
+from mmad_fast.methods.branches.branch import HOST, Place, check_graph
 from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
 from mmad_fast.stage_clock import StageClock
 
@@ -37,8 +37,14 @@ class RgbExtractor:
             BackendUnavailableError: no such engine, or it cannot run there.
         """
         graph = place.open_graph(choice, GRAPH)
-        side = options.rgb_size
-        check_inputs(artifact, graph, {"image": (1, 3, side, side)})
+        side, num_tokens = options.rgb_size, options.token_grid**2
+        check_graph(
+            artifact,
+            GRAPH,
+            graph,
+            inputs={"image": (1, 3, side, side)},
+            outputs={"tokens": (1, num_tokens, -1)},
+        )
         return cls(graph, place)
 
     def tokens(self, image: Any, clock: StageClock) -> Any:

@@ -29,7 +29,7 @@ class VitTokenOptions(GraphOptions):
     rgb_layers: int = option(
         12, "Transformer blocks of the RGB backbone to keep.", minimum=1, in_rows=True
     )
-    token_grid: int = constant(28, minimum=1)
+    token_grid: int = constant(28, minimum=1, maximum=256)
 
     def with_constants(self: Options) -> Options:
         """With the sizes of the network."""
