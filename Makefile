@@ -10,8 +10,13 @@ PEERS ?=
 GPU ?=
 # Arguments for `make bench`, e.g. make bench ARGS="--method cfm --data mvtec3d"
 ARGS ?= --method cfm-s
+# Of `make fuzz`: share of the full counts, and which attacks, e.g. make fuzz SCALE=0.01 ATTACKS=hostile_scans
+SCALE ?= 1
+ATTACKS ?=
+# Of `make soak`.
+MINUTES ?= 15
 
-.PHONY: bench gpu peers test lint typecheck format generate sanitize other-processors clean
+.PHONY: bench gpu peers test fuzz soak lint typecheck format generate sanitize other-processors clean
 
 bench: $(VENV)/.installed-fit
 	$(BIN)/mmad-fast bench $(ARGS)
@@ -28,6 +33,15 @@ peers: $(VENV)/.installed-bench
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Exit code 1 with a fault. The rows of a full run are the page docs/benchmarks/robustness.md.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python bench/fuzz.py $(ATTACKS) --scale $(SCALE); code=$$?; \
+	  $(BIN)/python bench/pages.py robustness && exit $$code
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python bench/fuzz.py soak --count $$((60 * $(MINUTES))); code=$$?; \
+	  $(BIN)/python bench/pages.py robustness && exit $$code
 
 # hadolint has wheels for x86-64 Linux only.
 lint: $(VENV)/.installed-dev

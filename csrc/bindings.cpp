@@ -1,11 +1,18 @@
-// The Python face of the CPU kernels. Arrays are validated in mmad_fast/ops; here shapes are only
-// trusted, memory is the caller's, and the GIL is released around every kernel.
+// The Python face of the CPU kernels. mmad_fast/ops validates contents and words the refusals; here
+// sizes and indices are checked once more, so that no call can reach memory that is not its own.
+// Memory is the caller's, and the GIL is released around every kernel.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
+#include <exception>
+#include <initializer_list>
+#include <iterator>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -29,6 +36,58 @@
 
 namespace py = pybind11;
 
+// Largest side of a grid, most centres, as in mmad_fast/validation.py.
+constexpr int64_t kMaxSide = int64_t{1} << 12;
+constexpr int64_t kMaxCenters = int64_t{1} << 24;
+
+// What is refused becomes an InvalidInputError.
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(std::string("the kernel was called with ") + what);
+}
+
+bool is_side(int64_t side) { return side >= 1 && side <= kMaxSide; }
+
+template <typename Array>
+bool has_shape(const Array& array, std::initializer_list<int64_t> shape) {
+  return array.ndim() == static_cast<py::ssize_t>(shape.size()) &&
+         std::equal(shape.begin(), shape.end(), array.shape());
+}
+
+template <typename Array>
+bool is_matrix(const Array& array) {
+  return array.ndim() == 2;
+}
+
+template <typename Array>
+bool is_image(const Array& array) {
+  return array.ndim() == 3 && array.size() > 0 && array.shape(2) == 3;
+}
+
+template <typename Index>
+void require_indices(const Index* indices, int64_t count, int64_t limit, const char* what) {
+  // Without a branch per index, so that it vectorises.
+  bool in_range = true;
+  for (int64_t i = 0; i < count; ++i) in_range &= indices[i] >= 0 && indices[i] < limit;
+  require(in_range, what);
+}
+
+// Checked rows over `num_columns` columns.
+template <typename Offsets, typename Columns, typename Values>
+mmad_fast::SparseRowsView view_of(const Offsets& offsets, const Columns& columns,
+                                  const Values& values, int64_t num_columns) {
+  require(offsets.ndim() == 1 && offsets.size() >= 1 && columns.ndim() == 1 &&
+              columns.size() == values.size(),
+          "sparse rows that are not (P + 1,), (nnz,) and (nnz,)");
+  const int64_t* starts = offsets.data();
+  const int64_t num_rows = offsets.size() - 1;
+  bool ascends = starts[0] == 0 && starts[num_rows] == columns.size();
+  for (int64_t row = 0; row < num_rows; ++row) ascends &= starts[row] <= starts[row + 1];
+  require(ascends, "sparse rows whose offsets do not ascend from 0 to their number of entries");
+  require_indices(columns.data(), columns.size(), num_columns,
+                  "a column of sparse rows out of range");
+  return {starts, columns.data(), values.data(), num_rows};
+}
+
 // Arrays that own what a kernel made.
 template <typename T>
 py::array_t<T> array_of(std::vector<T>&& values) {
@@ -42,6 +101,22 @@ py::array_t<T> array_of(std::vector<T>&& values) {
 py::tuple arrays_of(mmad_fast::SparseRows&& rows) {
   return py::make_tuple(array_of(std::move(rows.offsets)), array_of(std::move(rows.columns)),
                         array_of(std::move(rows.values)));
+}
+
+// An image, its border, and the square image it is resized to.
+template <typename Array>
+void require_padded(const Array& image, const Array& square, const mmad_fast::Padding& border) {
+  require(is_image(image) && is_image(square) && square.shape(0) == square.shape(1) &&
+              is_side(square.shape(0)),
+          "an image that is not (H, W, 3), or a target that is not (S, S, 3)");
+  for (const int64_t pixels : {border.top, border.bottom, border.left, border.right})
+    require(pixels >= 0 && pixels < std::max(image.shape(0), image.shape(1)),
+            "a border that is wider than the image, or negative");
+}
+
+void require_neighborhood(double radius, int64_t min_points) {
+  require(std::isfinite(radius) && radius > 0 && std::isfinite(1 / radius) && min_points >= 1,
+          "a radius or a number of points that is not positive");
 }
 
 // preprocess: xyz (H, W, 3) or (P, 3) float32, states (P,) uint8 that is written, plane (4,)
@@ -66,6 +141,7 @@ void bind_preprocess(py::module_& m) {
   m.def(
       "find_background_plane",
       [](const Floats& xyz, const mmad_fast::PlaneRecipe& recipe) {
+        require(is_image(xyz), "xyz that is not (H, W, 3)");
         const float* source = xyz.data();
         const auto height = xyz.shape(0), width = xyz.shape(1);
         mmad_fast::PlaneSearch search;
@@ -81,6 +157,8 @@ void bind_preprocess(py::module_& m) {
   m.def(
       "mark_pixels",
       [](const Floats& xyz, const Doubles& plane, double removal_distance, Bytes& states) {
+        require(3 * states.size() == xyz.size(), "xyz and states of different sizes");
+        require(plane.size() == 0 || plane.size() == 4, "a plane that is not of 4 numbers");
         const float* source = xyz.data();
         const double* coefficients = plane.size() == 4 ? plane.data() : nullptr;
         uint8_t* target = states.mutable_data();
@@ -93,6 +171,8 @@ void bind_preprocess(py::module_& m) {
   m.def(
       "keep_largest_cluster",
       [](const Floats& xyz, double radius, int64_t min_points, Bytes& states) {
+        require(3 * states.size() == xyz.size(), "xyz and states of different sizes");
+        require_neighborhood(radius, min_points);
         const float* source = xyz.data();
         uint8_t* target = states.mutable_data();
         const int64_t num_pixels = states.size();
@@ -106,6 +186,7 @@ void bind_preprocess(py::module_& m) {
       "resize_padded_rgb",
       [](const Bytes& rgb, const Border& padding, bool repeats_edge, Bytes& target) {
         const auto [top, bottom, left, right] = padding;
+        require_padded(rgb, target, {top, bottom, left, right});
         const uint8_t* source = rgb.data();
         uint8_t* output = target.mutable_data();
         const auto height = rgb.shape(0), width = rgb.shape(1), size = target.shape(0);
@@ -118,6 +199,7 @@ void bind_preprocess(py::module_& m) {
   m.def(
       "normalise_rgb",
       [](const Bytes& rgb, const Triple& mean, const Triple& std, Floats& image) {
+        require(rgb.size() == image.size() && rgb.size() % 3 == 0, "images of different sizes");
         const uint8_t* source = rgb.data();
         float* target = image.mutable_data();
         const int64_t num_pixels = rgb.size() / 3;
@@ -132,6 +214,9 @@ void bind_preprocess(py::module_& m) {
       "resize_padded_xyz",
       [](const Floats& xyz, const Bytes& states, const Border& padding, Floats& grid) {
         const auto [top, bottom, left, right] = padding;
+        require_padded(xyz, grid, {top, bottom, left, right});
+        require(states.size() == 0 || 3 * states.size() == xyz.size(),
+                "xyz and states of different sizes");
         const float* source = xyz.data();
         const uint8_t* known = states.size() == 0 ? nullptr : states.data();
         float* target = grid.mutable_data();
@@ -145,6 +230,8 @@ void bind_preprocess(py::module_& m) {
   m.def(
       "density_clusters",
       [](const Floats& points, double radius, int64_t min_points, Labels& labels) {
+        require(points.size() == 3 * labels.size(), "points and labels of different sizes");
+        require_neighborhood(radius, min_points);
         const float* source = points.data();
         int32_t* target = labels.mutable_data();
         const int64_t num_points = labels.size();
@@ -160,6 +247,7 @@ void bind_point_index(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   py::class_<mmad_fast::PointIndex>(m, "PointIndex")
       .def(py::init([](const Floats& points) {
+             require(has_shape(points, {points.size() / 3, 3}), "points that are not (N, 3)");
              const float* source = points.data();
              const int64_t num_points = points.size() / 3;
              py::gil_scoped_release release;
@@ -175,6 +263,7 @@ void bind_farthest_point_sampling(py::module_& m) {
       "farthest_point_sampling",
       [](const mmad_fast::PointIndex& index, int64_t start_index, bool skip_near_origin,
          Indices& indices) {
+        require(start_index >= 0 && start_index < index.num_points, "a start index out of range");
         int64_t* target = indices.mutable_data();
         const int64_t num_samples = indices.size();
         py::gil_scoped_release release;
@@ -194,6 +283,13 @@ void bind_knn_grouping(py::module_& m) {
       "knn_grouping",
       [](const mmad_fast::PointIndex& index, const Indices& center_indices, int64_t num_neighbors,
          Indices& indices, Floats& groups) {
+        require(num_neighbors >= 1 && num_neighbors <= index.num_points,
+                "a number of neighbours out of range");
+        require(has_shape(indices, {center_indices.size(), num_neighbors}) &&
+                    has_shape(groups, {center_indices.size(), num_neighbors, 3}),
+                "results that are not (G, K) and (G, K, 3)");
+        require_indices(center_indices.data(), center_indices.size(), index.num_points,
+                        "a centre out of range");
         const int64_t* centers = center_indices.data();
         int64_t* index_target = indices.mutable_data();
         float* group_target = groups.mutable_data();
@@ -212,10 +308,17 @@ void bind_knn_grouping(py::module_& m) {
 void bind_inverse_distance_interpolation(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
   using Indices = py::array_t<int64_t, py::array::c_style>;
+  const auto is_centers = [](const Floats& centers) {
+    return is_matrix(centers) && centers.shape(0) >= 3 && centers.shape(1) == 3;
+  };
   m.def(
       "inverse_distance_weights",
-      [](const mmad_fast::PointIndex& index, const Floats& centers, Indices& indices,
-         Floats& weights) {
+      [is_centers](const mmad_fast::PointIndex& index, const Floats& centers, Indices& indices,
+                   Floats& weights) {
+        require(is_centers(centers), "centres that are not (G, 3) with G >= 3");
+        require(
+            has_shape(indices, {index.num_points, 3}) && has_shape(weights, {index.num_points, 3}),
+            "results that are not (N, 3)");
         const float* center_source = centers.data();
         int64_t* index_target = indices.mutable_data();
         float* weight_target = weights.mutable_data();
@@ -228,8 +331,12 @@ void bind_inverse_distance_interpolation(py::module_& m) {
       py::arg("weights").noconvert());
   m.def(
       "inverse_distance_interpolation",
-      [](const mmad_fast::PointIndex& index, const Floats& centers, const Floats& features,
-         Floats& dense) {
+      [is_centers](const mmad_fast::PointIndex& index, const Floats& centers,
+                   const Floats& features, Floats& dense) {
+        require(is_centers(centers), "centres that are not (G, 3) with G >= 3");
+        require(is_matrix(features) && features.shape(0) == centers.shape(0) &&
+                    has_shape(dense, {index.num_points, features.shape(1)}),
+                "features that are not (G, C), or a result that is not (N, C)");
         const float *center_source = centers.data(), *feature_source = features.data();
         float* target = dense.mutable_data();
         const int64_t num_centers = centers.shape(0), num_channels = features.shape(1);
@@ -243,6 +350,15 @@ void bind_inverse_distance_interpolation(py::module_& m) {
       "pooled_interpolation_rows",
       [](const Indices& indices, const Floats& weights, const Indices& pixel_indices,
          int64_t num_centers, int64_t grid_size, int64_t output_size) {
+        require(grid_size >= 3 && grid_size <= kMaxSide && is_side(output_size),
+                "a side of a grid out of range");
+        require(num_centers >= 1 && num_centers <= kMaxCenters, "too many centres");
+        require(has_shape(indices, {pixel_indices.size(), 3}) &&
+                    has_shape(weights, {pixel_indices.size(), 3}),
+                "indices and weights that are not (N, 3)");
+        require_indices(indices.data(), indices.size(), num_centers, "a centre out of range");
+        require_indices(pixel_indices.data(), pixel_indices.size(), grid_size * grid_size,
+                        "a pixel out of range");
         const int64_t *index_source = indices.data(), *pixel_source = pixel_indices.data();
         const float* weight_source = weights.data();
         const int64_t num_points = pixel_indices.size();
@@ -274,6 +390,8 @@ void bind_gemm(py::module_& m) {
   m.def("best_instruction_set", &mmad_fast::best_instruction_set);
   py::class_<mmad_fast::PackedMatrix>(m, "PackedMatrix")
       .def(py::init([](const Floats& b, InstructionSet instruction_set) {
+             require(is_matrix(b), "a matrix that is not (n, k)");
+             require(mmad_fast::has_instruction_set(instruction_set), "instructions it lacks");
              const float* source = b.data();
              const int64_t n = b.shape(0), k = b.shape(1);
              py::gil_scoped_release release;
@@ -283,6 +401,8 @@ void bind_gemm(py::module_& m) {
   m.def(
       "gemm",
       [](const Floats& a, const mmad_fast::PackedMatrix& b, Floats& c) {
+        require(is_matrix(a) && a.shape(1) == b.k && has_shape(c, {a.shape(0), b.n}),
+                "matrices that do not fit one another");
         const float* source = a.data();
         float* target = c.mutable_data();
         const int64_t rows = a.shape(0);
@@ -301,6 +421,9 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
   using Doubles = py::array_t<double, py::array::c_style>;
   using Indices = py::array_t<int64_t, py::array::c_style>;
   const auto prepare = [](mmad_fast::BankRows rows, const Doubles& mean, const Doubles& basis) {
+    require(rows.num_rows >= 1 && rows.width >= 1 && has_shape(mean, {rows.width}) &&
+                is_matrix(basis) && basis.shape(0) == rows.width && basis.shape(1) <= rows.width,
+            "a bank without rows, or a projection of another width");
     const double *mean_source = mean.data(), *basis_source = basis.data();
     const int64_t rank = basis.shape(1);
     py::gil_scoped_release release;
@@ -308,11 +431,13 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
   };
   py::class_<mmad_fast::Bank>(m, "Bank")
       .def(py::init([prepare](const Floats& rows, const Doubles& mean, const Doubles& basis) {
+             require(is_matrix(rows), "a bank that is not (M, C)");
              return prepare({rows.data(), nullptr, rows.shape(0), rows.shape(1), {}}, mean, basis);
            }),
            py::arg("rows").noconvert(), py::arg("mean").noconvert(), py::arg("basis").noconvert(),
            py::keep_alive<1, 2>())
       .def(py::init([prepare](const Halves& rows, const Doubles& mean, const Doubles& basis) {
+             require(is_matrix(rows), "a bank that is not (M, C)");
              return prepare({nullptr, rows.data(), rows.shape(0), rows.shape(1), {}}, mean, basis);
            }),
            py::arg("rows").noconvert(), py::arg("mean").noconvert(), py::arg("basis").noconvert(),
@@ -324,6 +449,9 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
   m.def(
       "nearest_neighbor_scoring",
       [](const Floats& queries, const mmad_fast::Bank& bank, Floats& distances, Indices& indices) {
+        require(has_shape(queries, {distances.size(), bank.rows.width}) &&
+                    indices.size() == distances.size(),
+                "queries that are not (Q, C), or results that are not (Q,)");
         const float* source = queries.data();
         float* distance_target = distances.mutable_data();
         int64_t* index_target = indices.mutable_data();
@@ -338,6 +466,10 @@ void bind_nearest_neighbor_scoring(py::module_& m) {
       "nearest_rows",
       [](const Floats& query, const mmad_fast::Bank& bank, int64_t exclude, Floats& distances,
          Indices& indices) {
+        require(has_shape(query, {bank.rows.width}) && indices.size() == distances.size() &&
+                    distances.size() <= bank.rows.num_rows && exclude >= -1 &&
+                    exclude < bank.rows.num_rows,
+                "a query that is not (C,), more results than rows, or no such row");
         const float* source = query.data();
         float* distance_target = distances.mutable_data();
         int64_t* index_target = indices.mutable_data();
@@ -367,6 +499,12 @@ void bind_k_center_greedy(py::module_& m) {
       "k_center_greedy",
       [](const Floats& rows, const Doubles& mean, const Doubles& basis, int64_t start,
          Indices& indices, const py::function& report) {
+        require(is_matrix(rows) && rows.size() > 0 && start >= 0 && start < rows.shape(0) &&
+                    indices.size() >= 1,
+                "no rows, a start out of range, or no samples");
+        require(has_shape(mean, {rows.shape(1)}) && is_matrix(basis) &&
+                    basis.shape(0) == rows.shape(1) && basis.shape(1) <= rows.shape(1),
+                "a projection of another width");
         const float* source = rows.data();
         const int64_t num_rows = rows.shape(0), width = rows.shape(1);
         const mmad_fast::SelectionProjection projection{mean.data(), basis.data(), basis.shape(1)};
@@ -394,6 +532,9 @@ void bind_sparse_rows(py::module_& m) {
   m.def(
       "bilinear_rows",
       [](const Offsets& pixel_indices, int64_t token_grid, int64_t output_size) {
+        require(is_side(token_grid) && is_side(output_size), "a side of a grid out of range");
+        require_indices(pixel_indices.data(), pixel_indices.size(), output_size * output_size,
+                        "a pixel out of range");
         const int64_t* source = pixel_indices.data();
         const int64_t num_pixels = pixel_indices.size();
         mmad_fast::SparseRows rows;
@@ -408,8 +549,8 @@ void bind_sparse_rows(py::module_& m) {
       "select_rows",
       [](const Offsets& offsets, const Columns& columns, const Floats& values,
          const Offsets& chosen) {
-        const mmad_fast::SparseRowsView rows{offsets.data(), columns.data(), values.data(),
-                                             offsets.size() - 1};
+        const auto rows = view_of(offsets, columns, values, int64_t{1} << 31);
+        require_indices(chosen.data(), chosen.size(), rows.num_rows, "a row out of range");
         const int64_t* source = chosen.data();
         const int64_t count = chosen.size();
         mmad_fast::SparseRows selected;
@@ -425,8 +566,10 @@ void bind_sparse_rows(py::module_& m) {
       "apply_sparse_rows",
       [](const Offsets& offsets, const Columns& columns, const Floats& values,
          const Floats& features, Floats& dense) {
-        const mmad_fast::SparseRowsView rows{offsets.data(), columns.data(), values.data(),
-                                             dense.shape(0)};
+        require(is_matrix(features), "features that are not (T, C)");
+        const auto rows = view_of(offsets, columns, values, features.shape(0));
+        require(has_shape(dense, {rows.num_rows, features.shape(1)}),
+                "a result that is not (P, C)");
         const float* source = features.data();
         float* target = dense.mutable_data();
         const int64_t width = dense.shape(1);
@@ -447,9 +590,16 @@ void bind_pixel_mapping(py::module_& m) {
       .def(py::init(
                [](const std::vector<std::pair<Floats, Floats>>& layers, const Floats& rotation) {
                  std::vector<mmad_fast::LinearView> views;
+                 require(layers.size() >= 2, "a network of fewer than 2 layers");
                  for (const auto& [weight, bias] : layers) {
+                   require(is_matrix(weight) && weight.size() > 0 &&
+                               has_shape(bias, {weight.shape(0)}) &&
+                               (views.empty() || weight.shape(1) == views.back().out),
+                           "layers that do not fit one another");
                    views.push_back({weight.data(), bias.data(), weight.shape(0), weight.shape(1)});
                  }
+                 require(has_shape(rotation, {views.back().out, views.back().out}),
+                         "a rotation of another width than the last layer");
                  const float* basis = rotation.data();
                  py::gil_scoped_release release;
                  return mmad_fast::pack_network(views, basis);
@@ -461,13 +611,19 @@ void bind_pixel_mapping(py::module_& m) {
          const Columns& source_columns, const Floats& source_values, const Floats& target_features,
          const Offsets& target_offsets, const Columns& target_columns, const Floats& target_values,
          const mmad_fast::PackedNetwork& network, Floats& psi) {
+        require(is_matrix(source_features) && is_matrix(target_features) &&
+                    source_features.shape(1) == network.weights.front().k &&
+                    target_features.shape(1) == network.rotation.n,
+                "features of other widths than the network's");
         const float *source = source_features.data(), *target = target_features.data();
         const int64_t num_sources = source_features.shape(0);
-        const int64_t num_targets = target_features.shape(0), num_pixels = psi.size();
-        const mmad_fast::SparseRowsView source_rows{source_offsets.data(), source_columns.data(),
-                                                    source_values.data(), num_pixels};
-        const mmad_fast::SparseRowsView target_rows{target_offsets.data(), target_columns.data(),
-                                                    target_values.data(), num_pixels};
+        const int64_t num_targets = target_features.shape(0);
+        const auto source_rows =
+            view_of(source_offsets, source_columns, source_values, num_sources);
+        const auto target_rows =
+            view_of(target_offsets, target_columns, target_values, num_targets);
+        require(source_rows.num_rows == psi.size() && target_rows.num_rows == psi.size(),
+                "rows and a result of different numbers of pixels");
         float* result = psi.mutable_data();
         py::gil_scoped_release release;
         mmad_fast::pixel_mapping(source, num_sources, source_rows, target, num_targets, target_rows,
@@ -481,6 +637,7 @@ void bind_pixel_mapping(py::module_& m) {
   m.def(
       "gelu",
       [](const Floats& values, Floats& result) {
+        require(values.size() == result.size(), "arrays of different sizes");
         const float* source = values.data();
         float* target = result.mutable_data();
         const int64_t count = values.size();
@@ -490,6 +647,31 @@ void bind_pixel_mapping(py::module_& m) {
       py::arg("values").noconvert(), py::arg("result").noconvert());
 }
 
+// The arrays of EmbedderView, in its order; the last four may be empty together.
+void require_embedder(const std::vector<py::array_t<float, py::array::c_style>>& arrays,
+                      mmad_fast::InstructionSet instruction_set) {
+  using namespace mmad_fast;
+  constexpr int64_t kFirst = kHiddenChannels, kWide = kWideChannels, kToken = kTokenChannels;
+  const int64_t sizes[] = {3 * kFirst,
+                           kFirst,
+                           kLocalChannels * kFirst,
+                           kWide * kFirst,
+                           kWide * kLocalChannels,
+                           kWide,
+                           kToken * kWide,
+                           kToken,
+                           kFirst,
+                           kFirst,
+                           kWide,
+                           kWide};
+  require(has_instruction_set(instruction_set), "instructions it lacks");
+  require(arrays.size() == std::size(sizes), "another number of arrays than an embedder's 12");
+  const bool has_norms = arrays.back().size() > 0;
+  for (std::size_t i = 0; i < arrays.size(); ++i)
+    require(arrays[i].size() == (i < 8 || has_norms ? sizes[i] : 0),
+            "an array of another size than the embedder's");
+}
+
 // point_embedding: groups (G, K, 3) float32; tokens (G, 384) float32 are written. The embedder's
 // arrays are in the order of EmbedderView, the last four empty where no statistics are taken.
 void bind_point_embedding(py::module_& m) {
@@ -497,6 +679,7 @@ void bind_point_embedding(py::module_& m) {
   using mmad_fast::InstructionSet;
   py::class_<mmad_fast::PackedEmbedder>(m, "PackedEmbedder")
       .def(py::init([](const std::vector<Floats>& arrays, InstructionSet instruction_set) {
+             require_embedder(arrays, instruction_set);
              const auto at = [&](std::size_t i) {
                return arrays.at(i).size() == 0 ? nullptr : arrays[i].data();
              };
@@ -509,6 +692,9 @@ void bind_point_embedding(py::module_& m) {
   m.def(
       "point_embedding",
       [](const Floats& groups, const mmad_fast::PackedEmbedder& embedder, Floats& tokens) {
+        require(groups.ndim() == 3 && groups.shape(1) >= 1 && groups.shape(2) == 3 &&
+                    has_shape(tokens, {groups.shape(0), mmad_fast::kTokenChannels}),
+                "groups that are not (G, K, 3), or tokens that are not (G, 384)");
         const float* source = groups.data();
         float* target = tokens.mutable_data();
         const int64_t num_groups = groups.shape(0), group_size = groups.shape(1);
@@ -527,6 +713,10 @@ void bind_anomaly_map(py::module_& m) {
       "aggregate",
       [](const std::string& aggregation, const Floats& psi_2d, const Floats& psi_3d,
          Floats& combined) {
+        const bool reads_first = aggregation != "psi_3d", reads_second = aggregation != "psi_2d";
+        require((!reads_first || psi_2d.size() == combined.size()) &&
+                    (!reads_second || psi_3d.size() == combined.size()),
+                "arrays of different sizes");
         const float *first = psi_2d.data(), *second = psi_3d.data();
         float* target = combined.mutable_data();
         const int64_t count = combined.size();
@@ -538,6 +728,9 @@ void bind_anomaly_map(py::module_& m) {
   m.def(
       "representative_pixels",
       [](const Indices& pixel_indices, int64_t grid_size, int64_t stride) {
+        require(is_side(grid_size) && is_side(stride), "a side of a grid out of range");
+        require_indices(pixel_indices.data(), pixel_indices.size(), grid_size * grid_size,
+                        "a pixel out of range");
         const int64_t* source = pixel_indices.data();
         const int64_t num_pixels = pixel_indices.size();
         mmad_fast::RepresentativePixels pixels;
@@ -552,6 +745,8 @@ void bind_anomaly_map(py::module_& m) {
   m.def(
       "smooth_map",
       [](const std::string& smoothing, Floats& map) {
+        require(is_matrix(map) && map.shape(0) == map.shape(1) && is_side(map.shape(0)),
+                "a map that is not (S, S)");
         float* target = map.mutable_data();
         const int64_t side = map.shape(0);
         py::gil_scoped_release release;
@@ -571,8 +766,17 @@ void bind_anomaly_map(py::module_& m) {
 
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "CPU kernels of mmad-fast";
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const std::invalid_argument& refusal) {
+      const auto kind = py::module_::import("mmad_fast.errors").attr("InvalidInputError");
+      PyErr_SetString(kind.ptr(), refusal.what());
+    }
+  });
   m.def("num_threads", &mmad_fast::num_threads);
   m.def("set_num_threads", &mmad_fast::set_num_threads, py::arg("count"));
+  m.def("cgroup_cores", &mmad_fast::cgroup_cores, py::arg("root"));
   bind_preprocess(m);
   bind_point_index(m);
   bind_farthest_point_sampling(m);

@@ -115,6 +115,7 @@ def bilinear_rows(
     token_grid: typing.SupportsInt | typing.SupportsIndex,
     output_size: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple: ...
+def cgroup_cores(root: str) -> int: ...
 def density_clusters(
     points: numpy.typing.NDArray[numpy.float32],
     radius: typing.SupportsFloat | typing.SupportsIndex,

@@ -15,7 +15,8 @@ def get_num_threads() -> int:
     """The number of threads the kernels use.
 
     It is what `set_num_threads` set; before that the environment variable MMAD_FAST_NUM_THREADS if
-    it is a positive number and nothing else; else the number of cores that this process may run on.
+    it is a positive number and nothing else; else the number of cores that this process may run
+    on, or fewer where its control groups have a quota of processor time (`docker run --cpus 2`).
 
     Raises:
         BackendUnavailableError: the compiled kernels cannot be loaded.

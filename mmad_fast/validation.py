@@ -12,6 +12,11 @@ from mmad_fast.errors import InvalidInputError
 
 MAX_MAGNITUDE = 1e18
 """Largest value whose squared differences still fit in float32, so that no distance is infinite."""
+MAX_INT32 = 2**31 - 1
+MAX_CENTERS = 2**24
+"""Of a cloud: more than any has points, and few enough to be held in memory per thread."""
+MAX_SIDE = 2**12
+"""Of a grid of pixels or tokens."""
 VALUES_PER_PART = 1 << 18
 """Of a matrix that is checked: 1 MiB."""
 
@@ -47,6 +52,22 @@ def check_float_matrix(
     if not all(_is_bounded(part) for part in _parts(matrix)):
         _refuse_content(matrix, name)
     return matrix
+
+
+def check_float_vector(array: Any, name: str, *, length: int | None = None) -> NDArray[np.float32]:
+    """(length,) float32, C-contiguous, finite; as `check_float_matrix`, of one axis.
+
+    Raises:
+        InvalidInputError: another number of axes or, where it is given, another length; as
+            `check_float_matrix`.
+    """
+    vector = _as_array(array, name)
+    if vector.ndim != 1 or length not in (None, len(vector)):
+        wanted = "length" if length is None else length
+        raise InvalidInputError(
+            f"{name} has shape {vector.shape}; it must be one vector ({wanted},)"
+        )
+    return check_float_matrix(vector[None], name)[0]
 
 
 def check_rows(matrix: Sized, name: str, *, minimum: int) -> None:

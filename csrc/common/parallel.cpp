@@ -6,11 +6,15 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -28,6 +32,26 @@ int usable_cores() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+// The first of a file's words, as many as it has.
+std::vector<std::string> words_of(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istream_iterator<std::string>(file), std::istream_iterator<std::string>()};
+}
+
+// Cores' worth of time that a group may take, 0 where it has no limit: cpu.max of version 2 is
+// "quota period" or "max period", in microseconds; version 1 has a file for each, -1 for no limit.
+int quota_of(const std::string& folder) {
+  auto words = words_of(folder + "/cpu.max");
+  if (words.empty()) {
+    words = words_of(folder + "/cpu.cfs_quota_us");
+    for (const std::string& word : words_of(folder + "/cpu.cfs_period_us")) words.push_back(word);
+  }
+  if (words.size() != 2) return 0;
+  const double quota = std::atof(words[0].c_str()), period = std::atof(words[1].c_str());
+  if (!(quota > 0 && period > 0)) return 0;
+  return static_cast<int>(std::clamp(std::ceil(quota / period), 1.0, double{kMaxThreads}));
+}
+
 int default_num_threads() {
   if (const char* text = std::getenv("MMAD_FAST_NUM_THREADS")) {
     char* end = nullptr;
@@ -36,7 +60,8 @@ int default_num_threads() {
       return static_cast<int>(std::min<long>(count, kMaxThreads));
     }
   }
-  return std::min(usable_cores(), kMaxThreads);
+  const int quota = cgroup_cores("");
+  return std::min({usable_cores(), quota > 0 ? quota : kMaxThreads, kMaxThreads});
 }
 
 // Waking a sleeping thread takes longer (20 to 100 us) than many jobs. Kernels often start one job
@@ -188,6 +213,32 @@ State* new_state() {
 }
 
 }  // namespace
+
+int cgroup_cores(const std::string& root) {
+  const std::string groups = root + "/sys/fs/cgroup";
+  std::ifstream file(root + "/proc/self/cgroup");
+  int cores = 0;
+  for (std::string line; std::getline(file, line);) {  // number:controllers:/path
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool is_version_2 = controllers.empty();
+    if (!is_version_2 && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+    // Seen from within a container the path may be that of the host; the container's own group is
+    // then the mount itself, which is where the way up ends.
+    std::string path = line.substr(second + 1);
+    for (;;) {
+      for (const std::string& mount : {groups, groups + "/" + controllers, groups + "/cpu"}) {
+        const int quota = quota_of(mount + path);
+        if (quota > 0) cores = cores > 0 ? std::min(cores, quota) : quota;
+      }
+      const size_t slash = path.find_last_of('/');
+      if (path.empty() || slash == std::string::npos) break;
+      path.resize(slash);
+    }
+  }
+  return cores;
+}
 
 int num_threads() {
   int count = requested_threads.load();

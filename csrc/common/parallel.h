@@ -3,13 +3,18 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace mmad_fast {
 
 // Number of threads that kernels use: what was set, else the environment's MMAD_FAST_NUM_THREADS if
-// that is a positive number and nothing else, else the cores that this process may run on. At most
-// 1024.
+// that is a positive number and nothing else, else the cores that this process may run on, or fewer
+// where its control group has a quota of processor time. At most 1024.
 int num_threads();
+
+// Cores' worth of time that the control groups of this process leave it, rounded up; 0 for no
+// limit. The files are read below `root`: "" but in tests.
+int cgroup_cores(const std::string& root);
 
 // Sets the number of threads; count >= 1.
 void set_num_threads(int count);

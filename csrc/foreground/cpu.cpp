@@ -8,12 +8,21 @@
 // and the first pair, and the work is linear in the points. Cells stand in a hash table, with the
 // indices of points sorted by cell. Distances are double, of float coordinates: the comparison with
 // the radius is exact to the last bits and the same on every machine.
+//
+// Two cells of many points that face each other without touching would take all pairs. They are
+// halved instead, again and again (PointTree); a pair of parts is left out where the boxes are too
+// far apart, or where some direction separates the points by more than the radius. Boxes alone do
+// not separate two tilted sheets that are a little more than the radius apart; directions leave of
+// them the parts that face each other: a number that does not depend on their size.
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "common/parallel.h"
@@ -26,6 +35,11 @@ constexpr int64_t kPixelGrain = 1 << 15;
 constexpr int64_t kPointGrain = 1 << 13;
 constexpr int64_t kCellGrain = 64;
 constexpr int64_t kProbes = 8;
+constexpr int64_t kPairsWithoutTree = 1 << 14;
+constexpr int64_t kPointsWithoutTree = 1 << 10;
+constexpr int64_t kLeafPoints = 16;
+constexpr int kSeparationSteps = 4;
+constexpr int64_t kComparable = 8;  // looking for a direction costs the points of both
 constexpr int kKeyBits = 21;
 constexpr int64_t kKeyOffset = int64_t{1} << (kKeyBits - 1);
 
@@ -126,6 +140,199 @@ struct Box {
     }
     return sum;
   }
+  // Not above (below, for the largest) that of any pair of points as squared_distance computes it:
+  // rounding is monotonic.
+  double squared_distance_to(const Box& other) const {
+    double sum = 0;
+    for (int k = 0; k < 3; ++k) {
+      const double below = static_cast<double>(low[k]) - other.high[k];
+      const double above = static_cast<double>(other.low[k]) - high[k];
+      const double gap = std::max(0.0, std::max(below, above));
+      sum += gap * gap;
+    }
+    return sum;
+  }
+  double largest_squared_distance_to(const Box& other) const {
+    double sum = 0;
+    for (int k = 0; k < 3; ++k) {
+      const double reach = std::max(static_cast<double>(high[k]) - other.low[k],
+                                    static_cast<double>(other.high[k]) - low[k]);
+      sum += reach * reach;
+    }
+    return sum;
+  }
+  double largest_squared_distance_to(const float* p) const {
+    Box point;
+    point.add(p);
+    return largest_squared_distance_to(point);
+  }
+  int widest_axis() const {
+    int widest = 0;
+    for (int k = 1; k < 3; ++k)
+      if (high[k] - low[k] > high[widest] - low[widest]) widest = k;
+    return widest;
+  }
+  float width() const { return high[widest_axis()] - low[widest_axis()]; }
+};
+
+struct Vector {
+  double x, y, z;
+  double dot(const Vector& v) const { return x * v.x + y * v.y + z * v.z; }
+};
+
+// The points of a cell, halved along the widest axis again and again; coincident ones are one.
+class PointTree {
+ public:
+  struct Node {
+    Box box;
+    int32_t begin, end;
+    int64_t count;        // of points, coincident ones too
+    int32_t halves = -1;  // of which this is the first, the second follows; -1: a leaf
+    int64_t size() const { return end - begin; }
+  };
+
+  explicit PointTree(std::vector<std::array<float, 3>>&& points) : points_(std::move(points)) {
+    add_node(0, static_cast<int32_t>(points_.size()));
+    for (size_t i = 0; i < nodes_.size(); ++i) divide(i);
+  }
+
+  const Node& root() const { return nodes_[0]; }
+  const Node& half(const Node& node, int which) const { return nodes_[node.halves + which]; }
+  const float* point(int64_t place) const { return points_[place].data(); }
+
+  // The place of the point of a node that lies furthest in a direction, seen from `origin`.
+  int32_t furthest(const Node& node, const float* origin, const Vector& direction) const {
+    int32_t best = node.begin;
+    double best_position = -INFINITY;
+    for (int32_t i = node.begin; i < node.end; ++i) {
+      const double position = difference(points_[i].data(), origin).dot(direction);
+      if (position > best_position) best_position = position, best = i;
+    }
+    return best;
+  }
+
+  static Vector difference(const float* a, const float* b) {
+    return {static_cast<double>(a[0]) - b[0], static_cast<double>(a[1]) - b[1],
+            static_cast<double>(a[2]) - b[2]};
+  }
+
+  bool has_within(double squared_radius, const float* from, const Node& node) const {
+    if (node.box.squared_distance_to(from) > squared_radius) return false;
+    if (node.halves >= 0)
+      return has_within(squared_radius, from, half(node, 0)) ||
+             has_within(squared_radius, from, half(node, 1));
+    for (int32_t i = node.begin; i < node.end; ++i)
+      if (squared_distance(from, point(i)) <= squared_radius) return true;
+    return false;
+  }
+
+  // How many points are within the radius; it may stop at `enough`.
+  int64_t count_within(double squared_radius, const float* from, const Node& node,
+                       int64_t enough) const {
+    if (node.box.squared_distance_to(from) > squared_radius) return 0;
+    if (node.box.largest_squared_distance_to(from) <= squared_radius) return node.count;
+    int64_t found = 0;
+    if (node.halves >= 0) {
+      found = count_within(squared_radius, from, half(node, 0), enough);
+      if (found >= enough) return found;
+      return found + count_within(squared_radius, from, half(node, 1), enough - found);
+    }
+    for (int32_t i = node.begin; i < node.end; ++i)
+      found += squared_distance(from, point(i)) <= squared_radius;
+    return found;
+  }
+
+ private:
+  void add_node(int32_t begin, int32_t end) {
+    Node node{{}, begin, end, end - begin};
+    for (int32_t i = begin; i < end; ++i) node.box.add(points_[i].data());
+    nodes_.push_back(node);
+  }
+
+  void divide(size_t number) {
+    Node node = nodes_[number];
+    const int axis = node.box.widest_axis();
+    if (node.box.low[axis] == node.box.high[axis]) {
+      nodes_[number].end = node.begin + 1;
+      return;
+    }
+    if (node.end - node.begin <= kLeafPoints) return;
+    const int32_t middle = node.begin + (node.end - node.begin) / 2;
+    std::nth_element(points_.begin() + node.begin, points_.begin() + middle,
+                     points_.begin() + node.end,
+                     [axis](const auto& a, const auto& b) { return a[axis] < b[axis]; });
+    nodes_[number].halves = static_cast<int32_t>(nodes_.size());
+    add_node(node.begin, middle);
+    add_node(middle, node.end);
+  }
+
+  std::vector<std::array<float, 3>> points_;
+  std::vector<Node> nodes_;
+};
+
+// Whether two sets of points have a pair within a radius.
+class TouchSearch {
+ public:
+  TouchSearch(const PointTree& a, const PointTree& b, double squared_radius)
+      : a_(a), b_(b), squared_radius_(squared_radius) {}
+
+  bool touch() const { return touch(a_.root(), b_.root()); }
+
+ private:
+  using Node = PointTree::Node;
+  enum class Separation { kTouch, kApart, kUnknown };
+
+  bool touch(const Node& a, const Node& b) const {
+    if (a.box.squared_distance_to(b.box) > squared_radius_) return false;
+    if (a.box.largest_squared_distance_to(b.box) <= squared_radius_) return true;
+    if (a.halves < 0) return points_touch(a_, a, b_, b);
+    if (b.halves < 0) return points_touch(b_, b, a_, a);
+    if (std::max(a.size(), b.size()) <= kComparable * std::min(a.size(), b.size())) {
+      const Separation found = separation(a, b);
+      if (found != Separation::kUnknown) return found == Separation::kTouch;
+    }
+    // The wider one: parts of about the same width are best told apart.
+    if (a.box.width() >= b.box.width()) return touch(a_.half(a, 0), b) || touch(a_.half(a, 1), b);
+    return touch(a, b_.half(b, 0)) || touch(a, b_.half(b, 1));
+  }
+
+  bool points_touch(const PointTree& tree, const Node& leaf, const PointTree& other_tree,
+                    const Node& other) const {
+    for (int32_t i = leaf.begin; i < leaf.end; ++i)
+      if (other_tree.has_within(squared_radius_, tree.point(i), other)) return true;
+    return false;
+  }
+
+  // Some steps of Gilbert's algorithm: `v`, of the convex hull of all differences b - a, comes
+  // nearer to 0, and in its direction the nearest of the differences shows how far all of them are.
+  Separation separation(const Node& a, const Node& b) const {
+    // A difference of two floats is exact to 2^-53; what the products round is far below this.
+    constexpr double kSafety = 1 + 1e-9;
+    const float* origin = a_.point(a.begin);
+    Vector v =
+        PointTree::difference(b_.point((b.begin + b.end) / 2), a_.point((a.begin + a.end) / 2));
+    for (int step = 0; step < kSeparationSteps; ++step) {
+      const double squared_length = v.dot(v);
+      if (step > 0 && squared_length <= squared_radius_) return Separation::kUnknown;
+      const int32_t i = a_.furthest(a, origin, v);
+      const int32_t j = b_.furthest(b, origin, {-v.x, -v.y, -v.z});
+      if (squared_distance(a_.point(i), b_.point(j)) <= squared_radius_) return Separation::kTouch;
+      const Vector nearest = PointTree::difference(b_.point(j), a_.point(i));
+      const double reach = nearest.dot(v);
+      if (reach > 0 && reach * reach > kSafety * squared_radius_ * squared_length)
+        return Separation::kApart;
+      const Vector step_back{nearest.x - v.x, nearest.y - v.y, nearest.z - v.z};
+      const double squared_step = step_back.dot(step_back);
+      if (squared_step == 0) return Separation::kUnknown;
+      const double part = std::clamp(-v.dot(step_back) / squared_step, 0.0, 1.0);
+      v = {v.x + part * step_back.x, v.y + part * step_back.y, v.z + part * step_back.z};
+    }
+    return Separation::kUnknown;
+  }
+
+  const PointTree& a_;
+  const PointTree& b_;
+  double squared_radius_;
 };
 
 class Clustering {
@@ -208,6 +415,7 @@ class Clustering {
   void find_core_points() {
     is_core_.assign(num_points_, 0);
     core_counts_.assign(table_.size(), 0);
+    trees_ = std::vector<CoreTree>(table_.size());
     parallel_for(table_.size(), kCellGrain, [&](int64_t begin, int64_t end) {
       std::vector<int32_t> neighbors;
       for (int64_t cell = begin; cell < end; ++cell) {
@@ -229,6 +437,13 @@ class Clustering {
                             const std::vector<int32_t>& neighbors) const {
     int64_t found = count(cell);
     for (const int32_t other : neighbors) {
+      if (is_large(other)) {
+        const PointTree& tree = core_tree(other);
+        found +=
+            tree.count_within(squared_radius_, sorted(place), tree.root(), min_points_ - found);
+        if (found >= min_points_) return true;
+        continue;
+      }
       for (int64_t q = starts_[other]; q < starts_[other + 1]; ++q) {
         if (squared_distance(sorted(place), sorted(q)) > squared_radius_) continue;
         if (++found >= min_points_) return true;
@@ -264,6 +479,8 @@ class Clustering {
     const int64_t end = std::min<int64_t>(starts_[a + 1], starts_[a] + kProbes);
     for (int64_t p = starts_[a]; p < end; ++p)
       if (is_core_[p] && touches_core_point(sorted(p), b, kProbes)) return true;
+    if (int64_t{core_counts_[a]} * core_counts_[b] > kPairsWithoutTree)
+      return TouchSearch(core_tree(a), core_tree(b), squared_radius_).touch();
     const Box& box = core_box(b);
     for (int64_t p = starts_[a]; p < starts_[a + 1]; ++p) {
       if (!is_core_[p] || box.squared_distance_to(sorted(p)) > squared_radius_) continue;
@@ -280,6 +497,31 @@ class Clustering {
       for (int64_t p = starts_[cell]; p < starts_[cell + 1]; ++p)
         if (is_core_[p]) box.add(sorted(p));
     return box;
+  }
+
+  // A cell of so many points that single points are better looked up in its tree. All of them are
+  // core points.
+  bool is_large(int64_t cell) const {
+    return count(cell) >= std::max(min_points_, kPointsWithoutTree);
+  }
+
+  // The tree of a cell's core points, which must be known, made when it is first needed.
+  const PointTree& core_tree(int64_t cell) const {
+    CoreTree& made = trees_[cell];
+    std::call_once(made.once, [&] {
+      std::vector<std::array<float, 3>> points;
+      const bool has_all = count(cell) >= min_points_;
+      for (int64_t p = starts_[cell]; p < starts_[cell + 1]; ++p)
+        if (has_all || is_core_[p]) points.push_back({sorted(p)[0], sorted(p)[1], sorted(p)[2]});
+      made.tree = std::make_unique<PointTree>(std::move(points));
+    });
+    return *made.tree;
+  }
+
+  bool touches_cell(const float* point, int64_t cell) const {
+    if (!is_large(cell)) return touches_core_point(point, cell, count(cell));
+    const PointTree& tree = core_tree(cell);
+    return tree.has_within(squared_radius_, point, tree.root());
   }
 
   // Whether a point is within the radius of a core point among the first `limit` points of a cell.
@@ -326,7 +568,7 @@ class Clustering {
     constexpr int32_t kNone = std::numeric_limits<int32_t>::max();
     int32_t best = core_counts_[cell] > 0 ? cell_labels_[cell] : kNone;
     for (const int32_t other : neighbors)
-      if (cell_labels_[other] < best && touches_core_point(sorted(place), other, count(other)))
+      if (cell_labels_[other] < best && touches_cell(sorted(place), other))
         best = cell_labels_[other];
     return best == kNone ? -1 : best;
   }
@@ -343,6 +585,11 @@ class Clustering {
   std::vector<uint8_t> is_core_;   // (N,) by sorted place
   std::vector<int32_t> core_counts_;
   std::vector<Box> boxes_;  // of core points; empty until needed
+  struct CoreTree {
+    std::once_flag once;
+    std::unique_ptr<PointTree> tree;
+  };
+  mutable std::vector<CoreTree> trees_;  // per cell
   std::vector<int32_t> parents_;
   std::vector<int32_t> cell_labels_;
 };

@@ -73,7 +73,8 @@ def infer(
     """Score one scan or a folder of scans; write heat maps.
 
     Each scan ends as a row: its decision, or the error that says why there is none. Masks are not
-    read. Ctrl-C and SIGTERM end the command after what was decided is printed.
+    read. Ctrl-C and SIGTERM end the command after the scan in hand, when what was decided is
+    printed; a second one ends it at once.
 
     Exit codes: 0 all scans were scored and all pictures written; 1 some were not, or the command
     failed; 2 wrong usage; 130 interrupted by Ctrl-C (SIGINT); 143 ended by SIGTERM.
@@ -107,8 +108,8 @@ def infer(
             with progress_bar("infer") as update:
                 for done, file in enumerate(files):
                     update(shown(file.name), done, len(files))
-                    row = _score(detector, file, unit.value, pictures.get(file.name))
-                    with uninterrupted():
+                    with uninterrupted():  # what is decided is written
+                        row = _score(detector, file, unit.value, pictures.get(file.name))
                         rows.append(row)
                         lines.write(row)
         except Interrupted as interrupted:

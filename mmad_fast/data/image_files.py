@@ -1,4 +1,6 @@
-"""Reading a data set's image files: RGB PNG, XYZ TIFF, mask PNG. A fault names its file."""
+"""Reading a data set's image files: RGB PNG, XYZ TIFF, mask PNG. A fault names its file.
+
+Nothing is decoded that announces, or expands to, more than `file_limits` allows."""
 
 from __future__ import annotations
 
@@ -13,6 +15,13 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmad_fast.data.file_limits import (
+    ONE_FILE_ONLY,
+    check_pixels,
+    check_png,
+    check_tiff_directories,
+    read_tiff_series,
+)
 from mmad_fast.errors import DataError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -27,6 +36,8 @@ _DECODE_ERRORS = (
     LookupError,
     ArithmeticError,
     MemoryError,
+    RuntimeError,
+    AssertionError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -54,8 +65,8 @@ def read_rgb_png(path: Path) -> NDArray[np.uint8]:
     Grey is repeated three times, a palette is resolved, alpha is dropped (not blended).
 
     Raises:
-        DataError: the file is missing, empty, no PNG, damaged or cut off, or has 16 bits per
-            channel (Pillow would drop the low byte without a word).
+        DataError: the file is missing, empty, no PNG, damaged or cut off, has more than 100
+            million pixels, or 16 bits per channel (Pillow would drop the low byte without a word).
     """
     _check_png(path)
     with _reading(path, "PNG image"), Image.open(path) as image:
@@ -79,9 +90,12 @@ def read_depth_png(path: Path) -> NDArray[np.uint16]:
     """(H, W) uint16: a PNG file with one channel of 16 bits.
 
     Raises:
-        DataError: missing, empty, no PNG, damaged or cut off, or not one channel of 16 bits.
+        DataError: missing, empty, no PNG, damaged or cut off, or not one channel of 16 bits,
+            or more than 100 million pixels.
     """
-    bit_depth = _png_header(path)[_BIT_DEPTH_OFFSET]
+    header = _png_header(path)
+    check_png(path, header)
+    bit_depth = header[_BIT_DEPTH_OFFSET]
     with _reading(path, "PNG image"), Image.open(path) as image:
         image.load()
         bands, values = len(image.getbands()), np.array(image)
@@ -103,11 +117,13 @@ def read_xyz_tiff(path: Path) -> NDArray[np.floating]:
         The coordinates in the file's own unit; (0, 0, 0) or NaN is a missing point.
 
     Raises:
-        DataError: the file is missing, empty, no TIFF, damaged or cut off, not (H, W, 3), or not
-            floating point.
+        DataError: the file is missing, empty, no TIFF, damaged or cut off, not (H, W, 3), not
+            floating point, or more than 100 million pixels.
     """
     _check_file(path)
-    with _reading(path, "TIFF image"), tifffile.TiffFile(path) as tiff:
+    with _reaching(path):
+        check_tiff_directories(path)
+    with _reading(path, "TIFF image"), tifffile.TiffFile(path, **ONE_FILE_ONLY) as tiff:
         series = tiff.series[0]  # not the first page: some writers store an image row by row
         _check_xyz(path, series.shape, series.dtype)
         end = _announced_bytes(series)
@@ -116,7 +132,7 @@ def read_xyz_tiff(path: Path) -> NDArray[np.floating]:
                 f"{path} is cut off: it announces {end} bytes and has {path.stat().st_size}; copy "
                 "or export it again"
             )
-        return np.ascontiguousarray(series.asarray())
+        return np.ascontiguousarray(read_tiff_series(path, series))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -131,6 +147,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def _check_file(path: Path) -> None:
     with _reaching(path):
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no file but a folder or device; give the path of a file")
         if not path.is_file():
             raise DataError(f"{path} is missing; check the path, or copy the data set again")
         if path.stat().st_size == 0:
@@ -148,7 +166,7 @@ def _png_header(path: Path) -> bytes:
             f"{path} is not a PNG file, {_kind_by(header)}; save the colour image as an 8-bit RGB "
             "PNG"
         )
-    if len(header) <= _BIT_DEPTH_OFFSET:
+    if len(header) < _BIT_DEPTH_OFFSET + 2:
         raise DataError(f"{path} is cut off within the PNG header; copy or export it again")
     return header
 
@@ -162,7 +180,9 @@ def _kind_by(header: bytes) -> str:
 
 
 def _check_png(path: Path) -> None:
-    if _png_header(path)[_BIT_DEPTH_OFFSET] == 16:
+    header = _png_header(path)
+    check_png(path, header)
+    if header[_BIT_DEPTH_OFFSET] == 16:
         raise DataError(
             f"{path} has 16 bits per channel; 8 are needed. Convert it with the exposure you want, "
             "e.g. divide by 257"
@@ -176,6 +196,7 @@ def _check_xyz(path: Path, shape: tuple[int, ...], dtype: np.dtype | None) -> No
             f"{path} has shape {tuple(shape)}; an XYZ TIFF must be (H, W, 3) with x, y, z in the "
             f"last axis{hint}"
         )
+    check_pixels(path, *shape[:2])
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise DataError(f"{path} has dtype {dtype}; an XYZ TIFF must hold float32 or float64")
 

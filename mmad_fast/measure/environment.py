@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmad_fast
+from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.processor import cpu_model
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "scikit-learn", "scipy", "pillow")
@@ -44,9 +45,12 @@ def environment() -> dict[str, Any]:
 
 
 def _usable_cores() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if allowed is None or kernels_refusal() is not None:
+        return allowed
+    from mmad_fast import _kernels
+
+    return min(allowed, _kernels.cgroup_cores("") or allowed)
 
 
 def _memory_mib() -> float | None:

@@ -89,7 +89,7 @@ class Op:
         for candidate in self.backends:
             if candidate.name == backend:
                 return self._resolve_named(candidate, device)
-        if backend in self.absent:
+        if isinstance(backend, str) and backend in self.absent:
             raise BackendUnavailableError(
                 f"{self.name}: backend {backend!r} cannot run here: {self.absent[backend]}"
             )

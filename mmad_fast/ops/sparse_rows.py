@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from mmad_fast.compiled_kernels import kernels_refusal
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.validation import check_indices
+from mmad_fast.validation import (
+    MAX_INT32,
+    check_float_matrix,
+    check_float_vector,
+    check_indices,
+    check_integer,
+)
 
 
 @dataclass(frozen=True)
@@ -24,19 +30,43 @@ class SparseRows:
 
     The arrays may be on a CUDA device, all three of them on the same: there `pixel_mapping` takes
     them, `select` and `apply` do not, contents are not checked, and a column may occur several
-    times in a row, in any order.
+    times in a row, in any order. NumPy arrays are checked when the rows are made: do not change
+    them afterwards.
 
     Attributes:
         offsets: (P + 1,) int64, non-decreasing, offsets[0] == 0.
         columns: (nnz,) int32, in [0, num_columns), ascending within a row, no duplicates.
         values: (nnz,) float32, finite.
-        num_columns: T.
+        num_columns: T, in 0..2^31 - 1.
+
+    Raises:
+        InvalidInputError: NumPy arrays of other types or shapes, offsets that do not ascend from 0
+            to the number of entries, a column out of range, or a value that is not finite.
     """
 
     offsets: NDArray[np.int64]
     columns: NDArray[np.int32]
     values: NDArray[np.float32]
     num_columns: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.offsets, (np.ndarray, list, tuple)):
+            return  # of a device; `_host_arrays` refuses them
+        limit = check_integer(self.num_columns, "num_columns", minimum=0, maximum=MAX_INT32)
+        columns = check_indices(self.columns, "columns", limit=limit, of="the columns")
+        values = check_float_vector(self.values, "values", length=len(columns))
+        offsets = check_indices(
+            self.offsets, "offsets", limit=len(columns) + 1, of="the ends of rows"
+        )
+        ends = offsets[[0, -1]].tolist() if len(offsets) else []
+        if ends != [0, len(columns)] or (offsets[1:] < offsets[:-1]).any():
+            raise InvalidInputError(
+                f"offsets are {len(offsets)} for {len(columns)} entries; they must begin with 0, "
+                "never decrease and end with the number of entries"
+            )
+        checked = {"offsets": offsets, "columns": columns.astype(np.int32), "values": values}
+        for name, array in checked.items():
+            object.__setattr__(self, name, array)
 
     @property
     def num_rows(self) -> int:
@@ -46,12 +76,13 @@ class SparseRows:
         """The given rows (R,), in the given order.
 
         Raises:
-            InvalidInputError: there is no such row.
+            InvalidInputError: there is no such row, or the arrays are on a device.
         """
         from mmad_fast import _kernels
 
+        arrays = self._host_arrays()
         chosen = check_indices(rows, "rows", limit=self.num_rows, of="the sparse rows")
-        offsets, columns, values = _kernels.select_rows(*self._host_arrays(), chosen)
+        offsets, columns, values = _kernels.select_rows(*arrays, chosen)
         return SparseRows(offsets, columns, values, self.num_columns)
 
     def apply(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -60,26 +91,21 @@ class SparseRows:
         Each sum is added up in float32 in the order of its row.
 
         Raises:
-            InvalidInputError: features has another number of rows than there are columns here, or a
-                column is out of range.
+            InvalidInputError: features are no finite (T, C) float array, or the arrays of the rows
+                are on a device.
         """
-        features = np.ascontiguousarray(features, np.float32)
-        if features.ndim != 2 or len(features) != self.num_columns:
+        arrays = self._host_arrays()
+        features = check_float_matrix(features, "features")
+        if len(features) != self.num_columns:
             raise InvalidInputError(
                 f"features has shape {features.shape}; it must be ({self.num_columns}, C), a row "
                 "for each column of the sparse rows"
-            )
-        low, high = int(self.columns.min(initial=0)), int(self.columns.max(initial=0))
-        if len(self.columns) and (low < 0 or high >= self.num_columns):
-            raise InvalidInputError(
-                f"the rows have column {low if low < 0 else high}; they must be in "
-                f"0..{self.num_columns - 1}"
             )
         dense = np.empty((self.num_rows, features.shape[1]), np.float32)
         if kernels_refusal() is None:
             from mmad_fast import _kernels
 
-            _kernels.apply_sparse_rows(*self._host_arrays(), features, dense)
+            _kernels.apply_sparse_rows(*arrays, features, dense)
             return dense
         for row, (begin, end) in enumerate(pairwise(self.offsets)):
             entries = self.values[begin:end, None] * features[self.columns[begin:end]]
@@ -87,8 +113,9 @@ class SparseRows:
         return dense
 
     def _host_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-        return (
-            np.ascontiguousarray(self.offsets, np.int64),
-            np.ascontiguousarray(self.columns, np.int32),
-            np.ascontiguousarray(self.values, np.float32),
-        )
+        if not isinstance(self.offsets, np.ndarray):
+            raise InvalidInputError(
+                f"the arrays of these rows are {type(self.offsets).__qualname__}s; only rows of "
+                "NumPy arrays are selected and applied"
+            )
+        return self.offsets, self.columns, self.values

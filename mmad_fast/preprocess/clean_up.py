@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.preprocess.recipes import Recipe
+from mmad_fast.validation import MAX_INT32, check_float_matrix, check_integer
 
 MAX_EXTENT_RADII = 2.0**19
 
@@ -40,7 +41,7 @@ def density_clusters(
     """(N,) int32 DBSCAN labels: -1 is noise, clusters are numbered by their lowest core point.
 
     Args:
-        points: (N, 3) float32, finite, any unit.
+        points: (N, 3) float32 or float64 (rounded), finite, any unit.
         radius: Two points at most this far apart are neighbours; in the points' unit.
         min_points: Neighbours, itself included, that make a point a core point.
 
@@ -53,21 +54,16 @@ def density_clusters(
     """
     import mmad_fast._kernels as kernels
 
-    if points.ndim != 2 or points.shape[1] != 3 or points.dtype != np.float32:
-        raise InvalidInputError(
-            f"points are {points.dtype} of shape {points.shape}; they must be float32 (N, 3)"
-        )
-    if not (np.isfinite(radius) and radius > 0) or min_points < 1:
-        raise InvalidInputError(
-            f"radius is {radius} and min_points is {min_points}; radius must be > 0 and "
-            "min_points >= 1"
-        )
+    points = check_float_matrix(points, "points", num_columns=3)
+    min_points = check_integer(min_points, "min_points", minimum=1, maximum=MAX_INT32)
+    if isinstance(radius, bool) or not isinstance(radius, (int, float, np.number)):
+        raise InvalidInputError(f"radius is {radius!r}; it must be a number > 0")
     extent = float(np.abs(points).max(initial=0))
-    if not extent <= MAX_EXTENT_RADII * radius:  # also refuses NaN
+    if not 0 < radius < np.inf or not extent <= MAX_EXTENT_RADII * radius:
         raise InvalidInputError(
-            f"points reach {extent:g} with radius {radius:g}; coordinates must be finite and at "
-            "most 2^19 radii: give points and radius in the same unit"
+            f"radius is {radius} and the points reach {extent:g}; the radius must be > 0, and "
+            "coordinates at most 2^19 radii: give points and radius in the same unit"
         )
     labels = np.empty(len(points), np.int32)
-    kernels.density_clusters(np.ascontiguousarray(points), radius, min_points, labels)
+    kernels.density_clusters(points, float(radius), min_points, labels)
     return labels

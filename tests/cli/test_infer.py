@@ -275,15 +275,15 @@ def test_what_was_decided_is_printed_after_a_signal(
     file = tmp_path / "rows.jsonl"
     done = call("infer", tiny_artifact, scans, "--jsonl", file, *options)
     assert done.returncode == code
-    assert names(file.read_text()) == ["a", "b"]
-    assert f"interrupted by {number.name}: 2 of 4 scans were not reached" in done.stderr
+    assert names(file.read_text()) == ["a", "b", "c"]
+    assert f"interrupted by {number.name}: 1 of 4 scans were not reached" in done.stderr
     assert signal.getsignal(number) is before
     if options:
         content = json.loads(done.stdout)
-        assert [row["scan"] for row in content["scans"]] == ["a", "b"]
-        assert (content["interrupted"], content["not_reached"]) == (number.name, ["c", "d"])
+        assert [row["scan"] for row in content["scans"]] == ["a", "b", "c"]
+        assert (content["interrupted"], content["not_reached"]) == (number.name, ["d"])
     else:
-        assert num_good(done.stdout) == 2
+        assert num_good(done.stdout) == 3
 
 
 @pytest.mark.parametrize(("first", "code"), [(signal.SIGINT, 130), (None, 0)], ids=["INT", "none"])
@@ -309,7 +309,7 @@ def test_signals_wait_until_the_rows_are_printed(
     monkeypatch.setattr(command, "print_json", print_twice_interrupted)
     done = call("infer", tiny_artifact, scans, "--json")
     assert done.returncode == code
-    assert len(json.loads(done.stdout)["scans"]) == (4 if first is None else 2)
+    assert len(json.loads(done.stdout)["scans"]) == (4 if first is None else 3)
 
 
 def test_who_insists_is_not_kept_waiting() -> None:

@@ -140,7 +140,7 @@ def test_features_up_to_the_limit_stay_in_memory(tmp_path: Path):
 def test_all_arrays_count_for_the_limit(tmp_path: Path):
     """Those of sparse rows, too, which are most of a scan's."""
     rows = SparseRows(
-        np.arange(2), np.zeros(2**18, np.int32), np.zeros(2**18, np.float32), 6
+        np.array([0, 2**18]), np.zeros(2**18, np.int32), np.zeros(2**18, np.float32), 6
     )  # 2 MiB
     given = PatchFeatures(
         None,

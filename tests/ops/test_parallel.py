@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from ops.cases import depth_frame, uniform_cloud
 
+from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.inverse_distance_interpolation import (
@@ -276,3 +278,61 @@ print("done")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_threads_that_the_system_refuses_are_done_without() -> None:
     assert run_script(FEW_THREADS) == "done"
+
+
+V1 = "4:memory:/a\n3:cpu,cpuacct:{0}\n0::/elsewhere\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000"}, 0),
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "1000 100000"}, 1),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 50000"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "800000 100000", "a/b/cpu.max": "50000 50000"}, 1),
+        ("0::/a\n", {"b/cpu.max": "100000 100000"}, 0),
+        # Of the host, seen from a container whose own group is the mount.
+        ("0::/docker/1f\n", {"cpu.max": "400000 100000"}, 4),
+        (
+            V1.format("/"),
+            {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        (V1.format("/"), {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
+        (
+            V1.format("/docker/1f"),
+            {"cpu,cpuacct/cpu.cfs_quota_us": "100000", "cpu,cpuacct/cpu.cfs_period_us": "50000"},
+            2,
+        ),
+        ("0::/\n", {"cpu.max": ""}, 0),
+        ("0::/\n", {"cpu.max": "abc def"}, 0),
+        ("0::/\n", {"cpu.max": "100000 0"}, 0),
+        ("0::/\n", {"cpu.max": "9e99 100000"}, 1024),
+        ("garbage\n", {"cpu.max": "100000 100000"}, 0),
+        (None, {}, 0),
+    ],
+)
+def test_quotas_of_control_groups_are_cores(
+    tmp_path: Path, groups: str | None, files: dict[str, str], cores: int
+) -> None:
+    if groups is not None:
+        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "self" / "cgroup").write_text(groups)
+    for name, content in files.items():
+        path = tmp_path / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert _kernels.cgroup_cores(str(tmp_path)) == cores
+
+
+def test_a_process_starts_with_no_more_threads_than_its_quota() -> None:
+    command = "from mmad_fast.threads import get_num_threads; print(get_num_threads())"
+    environment = {k: v for k, v in os.environ.items() if k != "MMAD_FAST_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, check=True, env=environment, text=True
+    )
+    quota = _kernels.cgroup_cores("") or 1024
+    assert int(done.stdout) == min(len(os.sched_getaffinity(0)), quota)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -322,6 +323,14 @@ def test_columns_may_repeat_within_a_row() -> None:
     assert_as_exact_as_plain_float32(case)
 
 
+def unchecked(rows: SparseRows, **arrays: np.ndarray) -> SparseRows:
+    """The rows with arrays that only a device's, whose contents nobody looks at, could have."""
+    changed = copy(rows)
+    for name, array in arrays.items():
+        object.__setattr__(changed, name, array)
+    return changed
+
+
 def test_columns_and_offsets_outside_are_clamped() -> None:
     case = mapping_case(63)
     rows = case.target_rows
@@ -330,15 +339,15 @@ def test_columns_and_offsets_outside_are_clamped() -> None:
     assert first.any()
     assert last.any()
     columns[first], columns[last] = -(2**31), 2**31 - 1
-    wild = replace(case, target_rows=replace(rows, columns=columns))
+    wild = replace(case, target_rows=unchecked(rows, columns=columns))
     np.testing.assert_array_equal(mapped(wild), mapped(case))
     offsets = np.random.default_rng(0).integers(-(2**62), 2**62, 64)
 
-    mapped(replace(case, target_rows=replace(rows, offsets=offsets)))  # ends, inside the arrays
+    mapped(replace(case, target_rows=unchecked(rows, offsets=offsets)))  # ends, inside the arrays
     offsets = rows.offsets.copy()
     offsets[-1] = 2**40
     np.testing.assert_array_equal(
-        mapped(replace(case, target_rows=replace(rows, offsets=offsets))), mapped(case)
+        mapped(replace(case, target_rows=unchecked(rows, offsets=offsets))), mapped(case)
     )
 
 

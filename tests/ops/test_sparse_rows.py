@@ -52,11 +52,46 @@ def test_features_of_other_height_are_refused() -> None:
         rows.apply(np.zeros((19, 3), np.float32))
 
 
-@pytest.mark.parametrize("bad", [20, -1])
-def test_columns_out_of_range_are_refused(bad: int) -> None:
-    rows = SparseRows(np.array([0, 2]), np.array([3, bad], np.int32), np.ones(2, np.float32), 20)
-    with pytest.raises(InvalidInputError, match=f"column {bad}"):
-        rows.apply(np.zeros((20, 3), np.float32))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"columns": [3, 20]}, r"columns holds 20; it must be in 0\.\.19"),
+        ({"columns": [3, -1]}, "columns holds -1"),
+        ({"columns": [[3, 4]]}, r"columns has shape \(1, 2\)"),
+        ({"columns": [3.0, 4.0]}, "columns has dtype float64"),
+        ({"offsets": [0, 2, 1, 2]}, "never decrease"),
+        ({"offsets": [1, 2]}, "begin with 0"),
+        ({"offsets": [0, 1]}, "end with the number of entries"),
+        ({"offsets": []}, "offsets are 0 for 2 entries"),
+        ({"offsets": [0, 2**40]}, "offsets holds 1099511627776"),
+        ({"offsets": [-5, 2]}, "offsets holds -5"),
+        ({"values": [1.0]}, r"values has shape \(1,\); it must be one vector \(2,\)"),
+        ({"values": [1.0, np.nan]}, "values has a NaN"),
+        ({"values": [1.0, np.inf]}, "values has an infinite"),
+        ({"num_columns": 2**31}, "num_columns is 2147483648"),
+        ({"num_columns": 20.0}, "num_columns is 20.0; it must be an integer"),
+    ],
+)
+def test_what_are_no_rows_is_refused_when_they_are_made(changes: dict, words: str) -> None:
+    valid = {"offsets": [0, 2], "columns": [3, 4], "values": [1.0, 1.0], "num_columns": 20}
+    arrays = {
+        name: np.array(value) if isinstance(value, list) else value
+        for name, value in {**valid, **changes}.items()
+    }
+    with pytest.raises(InvalidInputError, match=words):
+        SparseRows(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("offsets", 2**40, "do not ascend"), ("columns", 10**6, "column of sparse rows out of range")],
+)
+def test_rows_that_were_changed_afterwards_are_refused(name: str, value: int, words: str) -> None:
+    """They would be read out of bounds."""
+    rows = sparse_rows(30, 11, max_entries=6)
+    getattr(rows, name)[3] = value
+    with pytest.raises(InvalidInputError, match=words):
+        rows.apply(np.zeros((11, 3), np.float32))
 
 
 def test_rows_are_selected_in_the_given_order() -> None:

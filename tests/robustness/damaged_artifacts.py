@@ -1,33 +1,34 @@
 """Damaged and hostile artifacts: one change each, the digests resealed so that the checks behind
-them are met. What a detector makes of each is one row.
-
-`python tests/robustness/damaged_artifacts.py ARTIFACT --count 5000 --seed 1` prints a JSON line per
-damage; it runs by itself, since a damage may end it. test_damaged_artifacts.py runs it short.
+them are met.
 """
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import hashlib
 import json
 import os
 import random
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from robustness.attack import (
+    ANSWER,
+    NOT_FINITE,
+    REFUSAL,
+    WRONG_EXCEPTION,
+    Outcome,
+    Work,
+    run_guarded,
+)
 
 HUGE = 10**400
 HANG_S = 20.0
-"""A damage that takes longer ends its process."""
+MAX_MIB = 1536.0
 DEEP = "__DEEP__"
 """Stands for a list nested 100,000 deep, which no encoder writes."""
 REPLACEMENTS: tuple[Any, ...] = (
@@ -534,141 +535,65 @@ def _folder_kind(folder: Path) -> list[Draw]:
     return [draw, draw, unlisted]
 
 
-def outcome(
-    folder: Path, expected: Any, scan: tuple[Any, Any], *, engine: str = "auto"
-) -> tuple[str, str]:
-    """(what came of loading, inferring and replaying, the error's text).
+def run(count: int, seed: int) -> Iterator[Outcome]:
+    """What a detector makes of so many damaged artifacts."""
+    from tiny_artifacts import write_tiny_cfm
 
-    "same", "different", "refused" (ArtifactError, or a graph's engine that is not here),
-    "undecided" (an answer that is no number, said so), or the name of another error.
-    """
+    with tempfile.TemporaryDirectory(prefix="damaged-") as scratch:
+        artifact = write_tiny_cfm(Path(scratch, "whole", "artifact"))
+        outcomes = run_guarded(
+            damager,
+            (artifact, Path(scratch), seed, count),
+            range(count),
+            limit_s=HANG_S,
+            limit_mib=MAX_MIB,
+        )
+        names = (damage.name for damage in damages(artifact, seed=seed, count=count))
+        for case, (outcome, name) in enumerate(zip(outcomes, names, strict=True)):
+            yield outcome._replace(case=f"{case}: {name}")
+
+
+def damager(artifact: Path, scratch: Path, seed: int, count: int) -> Work:
+    """Damages a copy of the artifact as the number says, and tries it."""
+    from mmad_fast import load
+
+    golden = load(artifact).artifact.golden()
+    scan = (golden.rgb, golden.xyz)
+    all_damages = list(damages(artifact, seed=seed, count=count))
+    (scratch / "secret").write_bytes(bytes(10**6))
+    folder = scratch / "artifact"
+    engines = ["auto"] * 19 + ["openvino"] * (find_spec("openvino") is not None)
+
+    def work(case: int) -> Outcome:
+        shutil.rmtree(folder, ignore_errors=True)  # of a case that ended its process
+        shutil.copytree(artifact, folder)
+        all_damages[case].apply(folder)
+        return outcome(folder, scan, engine=engines[case % len(engines)])
+
+    return work
+
+
+def outcome(folder: Path, scan: tuple[Any, Any], *, engine: str) -> Outcome:
+    """What came of loading, inferring and replaying. A refusal is ArtifactError, a graph's engine
+    that is not here, or an answer that is no number, said so."""
     from mmad_fast import load
     from mmad_fast.errors import ArtifactError, BackendUnavailableError, MmadFastError
 
+    detector, step = None, "load"
     try:
         detector = load(folder, engine=engine)
-    except (ArtifactError, BackendUnavailableError) as error:
-        return "refused", str(error)
-    except BaseException as error:
-        return f"load: {type(error).__name__}", str(error)
-    try:
+        step = "infer"
         result = detector.infer(*scan)
-    except ArtifactError as error:
-        return "refused", str(error)
-    except MmadFastError as error:
-        is_said = any(word in str(error) for word in ("doctor", "weights", "foreground points"))
-        return "undecided" if is_said else f"infer: {type(error).__name__}", str(error)
-    except BaseException as error:
-        return f"infer: {type(error).__name__}", str(error)
-    try:
+        step = "replay"
         detector.replay_golden()
-    except ArtifactError as error:
-        return "refused", str(error)
-    except MmadFastError as error:
-        is_said = "doctor" in str(error)
-        return "undecided" if is_said else f"replay: {type(error).__name__}", str(error)
-    except BaseException as error:
-        return f"replay: {type(error).__name__}", str(error)
-    answer = (result.image_score, result.anomaly_map.tobytes(), detector.threshold)
+    except Exception as error:
+        text = str(error)
+        is_refusal = isinstance(error, ArtifactError) and text != ""
+        is_refusal |= step == "load" and isinstance(error, BackendUnavailableError)
+        if step != "load" and isinstance(error, MmadFastError):
+            is_refusal |= any(word in text for word in ("doctor", "weights", "foreground points"))
+        kind = REFUSAL if is_refusal else WRONG_EXCEPTION
+        return Outcome(kind, what=f"{step}: {type(error).__name__}: {text}"[:400])
     if not np.isfinite(result.image_score) or not np.isfinite(result.anomaly_map).all():
-        return "not finite", ""
-    return ("same" if answer == expected else "different"), ""
-
-
-def run(
-    artifact: Path, *, seed: int, count: int, first: int = 0, engine: str = "auto"
-) -> Iterator[dict[str, Any]]:
-    """A row per damage: its number and name, the outcome, the error's text, seconds, and the peak
-    of the process's memory in MiB so far."""
-    from mmad_fast import load
-
-    detector = load(artifact, engine=engine)
-    golden = detector.artifact.golden()
-    scan = (golden.rgb, golden.xyz)
-    result = detector.infer(*scan)
-    expected = (result.image_score, result.anomaly_map.tobytes(), detector.threshold)
-    with tempfile.TemporaryDirectory(prefix="damaged-") as scratch:
-        (Path(scratch) / "secret").write_bytes(bytes(10**6))
-        for number, damage in enumerate(damages(artifact, seed=seed, count=count)):
-            if number < first:
-                continue
-            folder = Path(scratch) / "artifact"
-            shutil.copytree(artifact, folder)
-            damage.apply(folder)
-            row = {"number": number, "damage": damage.name}
-            print(json.dumps(row), file=sys.stderr, flush=True)
-            faulthandler.dump_traceback_later(HANG_S, exit=True)
-            began = time.monotonic()
-            found, text = outcome(folder, expected, scan, engine=engine)
-            seconds = time.monotonic() - began
-            faulthandler.cancel_dump_traceback_later()
-            shutil.rmtree(folder)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            took = {"seconds": round(seconds, 3), "peak_mib": peak}
-            yield row | {"outcome": found, "error": text[:400], **took}
-
-
-def run_guarded(
-    artifact: Path, *, seed: int, count: int, memory_gib: float = 8, engine: str = "auto"
-) -> Iterator[dict[str, Any]]:
-    """The rows of `run`, in processes of their own: one that ends gives a row "crash" or "hang",
-    and the next one goes on behind it."""
-    first = 0
-    while first < count:
-        chosen: dict[str, Any] = {"seed": seed, "count": count, "first": first}
-        chosen |= {"memory-gib": memory_gib, "engine": engine}
-        command = [sys.executable, __file__, str(artifact)]
-        command += [f"--{name}={value}" for name, value in chosen.items()]
-        with (
-            tempfile.TemporaryFile("w+") as log,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-        ):
-            assert process.stdout is not None
-            for line in process.stdout:
-                row = json.loads(line)
-                first = row["number"] + 1
-                yield row
-            if process.wait() == 0:
-                return
-            log.seek(0)
-            lines = log.read().splitlines()
-        begun = [json.loads(line) for line in lines if line.startswith('{"number"')]
-        if not begun or begun[-1]["number"] < first:
-            raise RuntimeError("\n".join(lines[-20:]))
-        is_hang = any(line.startswith("Timeout (") for line in lines)
-        found = "hang" if is_hang else f"crash: exit code {process.returncode}"
-        yield begun[-1] | {"outcome": found, "error": "", "seconds": HANG_S, "peak_mib": 0}
-        first = begun[-1]["number"] + 1
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="Begin with this one.")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--guarded", action="store_true", help="Go on after a crash or hang.")
-    parser.add_argument("--memory-gib", type=float, default=8, help="Address space of the process.")
-    chosen = parser.parse_args()
-    if chosen.guarded:
-        rows = run_guarded(
-            chosen.artifact, seed=chosen.seed, count=chosen.count, engine=chosen.engine
-        )
-        for row in rows:
-            print(json.dumps(row), flush=True)
-        return
-    limit = int(chosen.memory_gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for row in run(
-        chosen.artifact,
-        seed=chosen.seed,
-        count=chosen.count,
-        first=chosen.first,
-        engine=chosen.engine,
-    ):
-        print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        return Outcome(NOT_FINITE, what=f"score {result.image_score}")
+    return Outcome(ANSWER)

@@ -13,7 +13,14 @@ from mmad_fast.ops.inverse_distance_interpolation.backends import DENSE_OP, OP, 
 from mmad_fast.ops.point_index import PointIndex, read_cloud, refuse_index
 from mmad_fast.ops.registry import device_of
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.validation import check_float_matrix, check_indices, check_integer, check_rows
+from mmad_fast.validation import (
+    MAX_CENTERS,
+    MAX_SIDE,
+    check_float_matrix,
+    check_indices,
+    check_integer,
+    check_rows,
+)
 
 __all__ = [
     "DENSE_OP",
@@ -25,8 +32,6 @@ __all__ = [
     "inverse_distance_weights",
     "pooled_interpolation_rows",
 ]
-
-MAX_INT32 = 2**31 - 1
 
 
 class InterpolationWeights(NamedTuple):
@@ -158,9 +163,9 @@ def pooled_interpolation_rows(
             their contents are not checked.
         pixel_indices: (N,) int64, row-major pixel of each point on the grid, no duplicates. A NumPy
             array in any case: which pixels have rows is then known without waiting for a device.
-        num_centers: G.
-        grid_size: S, side of the grid, at least 3.
-        output_size: Side of the output grid, at least 1; 224 for CFM, 56 or 28 for M3DM.
+        num_centers: G, in 1..2^24.
+        grid_size: S, side of the grid, in 3..4096.
+        output_size: Side of the output grid, in 1..4096; 224 for CFM, 56 or 28 for M3DM.
         backend: "auto", or one of the names that `POOLED_ROWS_OP` knows.
 
     Returns:
@@ -175,12 +180,16 @@ def pooled_interpolation_rows(
     Source: M3DM (Wang et al., 2023), section 3.2, and CFM (Costanzino et al., 2024), section 3.1,
     with the order, window sizes and missing padding of their code.
     """
-    num_centers = check_integer(num_centers, "num_centers", minimum=1, maximum=MAX_INT32)
-    grid_size = check_integer(grid_size, "grid_size", minimum=3, maximum=2**15)
-    output_size = check_integer(output_size, "output_size", minimum=1, maximum=2**15)
+    num_centers = check_integer(num_centers, "num_centers", minimum=1, maximum=MAX_CENTERS)
+    grid_size = check_integer(grid_size, "grid_size", minimum=3, maximum=MAX_SIDE)
+    output_size = check_integer(output_size, "output_size", minimum=1, maximum=MAX_SIDE)
     pixel_indices = check_indices(
         pixel_indices, "pixel_indices", limit=grid_size**2, of=f"the {grid_size}x{grid_size} grid"
     )
+    if not isinstance(weights, tuple) or len(weights) != 2:
+        raise InvalidInputError(
+            f"weights is a {type(weights).__qualname__}; it must be an InterpolationWeights"
+        )
     num_points = len(pixel_indices)
     sizes = (num_centers, grid_size, output_size)
     is_taken = np.zeros(grid_size**2, bool)

@@ -17,7 +17,7 @@ from mmad_fast.ops.nearest_neighbor_scoring.backends import (
     make_device_bank,
 )
 from mmad_fast.ops.nearest_neighbor_scoring.projection import choose_projection, no_projection
-from mmad_fast.validation import check_float_matrix, check_integer
+from mmad_fast.validation import check_float_matrix, check_float_vector, check_integer
 
 if TYPE_CHECKING:
     from mmad_fast import _kernels
@@ -200,6 +200,10 @@ def nearest_rows(
     Source: the neighbours of m* in PatchCore (Roth et al., 2022), equation 7; method facts 5.4.
     """
     implementation = NEAREST_ROWS_OP.resolve(backend)
+    if not isinstance(bank, PreparedBank):
+        raise InvalidInputError(
+            f"bank is a {type(bank).__qualname__}; it must be a PreparedBank: PreparedBank(bank)"
+        )
     if bank.device_bank is not None:
         raise InvalidInputError(
             f"the bank is on CUDA device {bank.device_bank.rows.device}; nearest_rows takes one in "
@@ -209,17 +213,12 @@ def nearest_rows(
     count = check_integer(count, "count", minimum=1)
     if exclude is not None:
         exclude = check_integer(exclude, "exclude", minimum=0, maximum=num_rows - 1)
-    row = np.asarray(query)
-    if row.dtype == np.float16:
-        row = row.astype(np.float32)
-    if row.ndim != 1:
-        raise InvalidInputError(f"query has shape {row.shape}; it must be one vector (C,)")
-    checked = check_float_matrix(row[None], "query")
-    _check_widths(checked.shape, bank.rows.shape)
+    if isinstance(query, np.ndarray) and query.dtype == np.float16:
+        query = query.astype(np.float32)
+    checked = check_float_vector(query, "query")
+    _check_widths((1, *checked.shape), bank.rows.shape)
     excluded = -1 if exclude is None else exclude
-    return NearestNeighbors(
-        *implementation.function(checked[0], bank, min(count, num_rows), excluded)
-    )
+    return NearestNeighbors(*implementation.function(checked, bank, min(count, num_rows), excluded))
 
 
 def _on_device(queries: Any, bank: Any, backend: str) -> NearestNeighbors:

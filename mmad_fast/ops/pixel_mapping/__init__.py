@@ -51,7 +51,7 @@ def pixel_mapping(
 
     Raises:
         InvalidInputError: features that are not matrices of finite floats; rows that do not fit
-            them, or have different numbers of pixels, or are inconsistent in themselves; a network
+            them, or have different numbers of pixels; a network
             of another width, or a packed one for another backend than cpu; activations beyond the
             range of float32 (psi is not looked at on a device). On a device: an array of another
             type, not C-contiguous, or on another device.
@@ -73,8 +73,8 @@ def pixel_mapping(
         )
     source = check_float_matrix(source_features, "source_features")
     target = check_float_matrix(target_features, "target_features")
-    source_rows = _check_rows(source_rows, "source_rows", source)
-    target_rows = _check_rows(target_rows, "target_rows", target)
+    _check_rows(source_rows, "source_rows", source)
+    _check_rows(target_rows, "target_rows", target)
     _check_fit(source_rows.num_rows, target_rows.num_rows, source.shape, target.shape, network)
     psi = implementation.function(source, source_rows, target, target_rows, network)
     if not np.isfinite(psi).all():
@@ -152,32 +152,10 @@ def _check_row_kind(rows: SparseRows, name: str, features: tuple[int, ...]) -> N
         )
 
 
-def _check_rows(rows: SparseRows, name: str, features: NDArray[np.float32]) -> SparseRows:
-    """The rows with the kernels' dtypes, contiguous, every index inside the features."""
+def _check_rows(rows: SparseRows, name: str, features: NDArray[np.float32]) -> None:
     _check_row_kind(rows, name, features.shape)
-    if is_device_array(rows.offsets):
+    if not isinstance(rows.offsets, np.ndarray):
         raise InvalidInputError(
             f"{name} is on a CUDA device and its features are a NumPy array; all arrays of one "
             "call must be in one place"
         )
-    offsets = np.ascontiguousarray(rows.offsets, np.int64)
-    columns = np.ascontiguousarray(rows.columns, np.int32)
-    values = np.ascontiguousarray(rows.values, np.float32)
-    if offsets.ndim != 1 or len(offsets) == 0 or columns.ndim != 1 or columns.shape != values.shape:
-        raise InvalidInputError(
-            f"{name} has offsets {offsets.shape}, columns {columns.shape} and values "
-            f"{values.shape}; it must be (P + 1,), (nnz,) and (nnz,)"
-        )
-    if offsets[0] != 0 or offsets[-1] != len(columns) or (np.diff(offsets) < 0).any():
-        raise InvalidInputError(
-            f"{name} has offsets from {offsets[0]} to {offsets[-1]} for {len(columns)} entries; "
-            "they must start at 0, never decrease and end at the number of entries"
-        )
-    if len(columns) and (columns.min() < 0 or columns.max() >= len(features)):
-        raise InvalidInputError(
-            f"{name} refers to columns {columns.min()} to {columns.max()}; they must be in "
-            f"0..{len(features) - 1}"
-        )
-    if not np.isfinite(values).all():
-        raise InvalidInputError(f"{name} has a NaN or infinite value; all values must be finite")
-    return SparseRows(offsets, columns, values, rows.num_columns)

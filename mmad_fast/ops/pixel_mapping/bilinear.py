@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.ops.sparse_rows import SparseRows
-from mmad_fast.validation import check_indices, check_integer
+from mmad_fast.validation import MAX_SIDE, check_indices, check_integer
 
 
 def bilinear_rows(
@@ -27,10 +27,10 @@ def bilinear_rows(
         exactly 0 are left out.
 
     Raises:
-        InvalidInputError: an index outside the pixel grid, or a size below 1.
+        InvalidInputError: an index outside the pixel grid, or a size not in 1..4096.
     """
-    token_grid = check_integer(token_grid, "token_grid", minimum=1)
-    output_size = check_integer(output_size, "output_size", minimum=1)
+    token_grid = check_integer(token_grid, "token_grid", minimum=1, maximum=MAX_SIDE)
+    output_size = check_integer(output_size, "output_size", minimum=1, maximum=MAX_SIDE)
     pixels = check_indices(
         pixel_indices, "pixel_indices", limit=output_size**2, of="the pixel grid"
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
-from mmad_fast.validation import check_float_matrix
+from mmad_fast.validation import check_float_matrix, check_float_vector
 
 if TYPE_CHECKING:
     from mmad_fast import _kernels
@@ -72,6 +72,8 @@ class MappingNetwork:
     stored_rotation: RotatedLayer | None = None
 
     def __post_init__(self) -> None:
+        if not all(isinstance(arrays, (tuple, list)) for arrays in (self.weights, self.biases)):
+            raise InvalidInputError("weights and biases must be tuples, an array for each layer")
         if len(self.weights) < 2 or len(self.weights) != len(self.biases):
             raise InvalidInputError(
                 f"the network has {len(self.weights)} weights and {len(self.biases)} biases; it "
@@ -90,13 +92,8 @@ class MappingNetwork:
                     f"weight {layer} has shape {checked.shape}, after a layer of shape "
                     f"{weights[-1].shape}; its second axis must be {len(weights[-1])}"
                 )
-            if np.shape(bias) != (len(checked),):
-                raise InvalidInputError(
-                    f"bias {layer} has shape {np.shape(bias)} and its weight has shape "
-                    f"{checked.shape}; the bias must be ({len(checked)},)"
-                )
             weights.append(checked)
-            biases.append(check_float_matrix(np.asarray(bias)[None], f"bias {layer}")[0])
+            biases.append(check_float_vector(bias, f"bias {layer}", length=len(checked)))
         object.__setattr__(self, "weights", tuple(weights))
         object.__setattr__(self, "biases", tuple(biases))
         if self.stored_rotation is not None:

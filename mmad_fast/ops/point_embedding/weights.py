@@ -86,11 +86,13 @@ class EmbedderWeights:
             array = getattr(self, name)
             if name in NORM_NAMES and not given:
                 continue
-            if np.shape(array) != shape:
+            given_shape = array.shape if isinstance(array, np.ndarray) else type(array).__name__
+            if given_shape != shape:
                 raise InvalidInputError(
-                    f"the embedder's {name} has shape {np.shape(array)}; it must be {shape}"
+                    f"the embedder's {name} has shape {given_shape}; it must be an array of shape "
+                    f"{shape}"
                 )
-            matrix = check_float_matrix(np.asarray(array).reshape(shape[0], -1), name)
+            matrix = check_float_matrix(array.reshape(shape[0], -1), name)
             object.__setattr__(self, name, matrix.reshape(shape))
 
     @classmethod
