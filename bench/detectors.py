@@ -155,8 +155,8 @@ class MovedScan(ScanFile):
 
     seed: int = 0
 
-    def load(self, unit: Unit = "m") -> Scan:
-        scan = super().load(unit)
+    def load(self, unit: Unit = "m", missing: float | None = None) -> Scan:
+        scan = super().load(unit, missing)
         rng = np.random.default_rng(self.seed)
         rows, columns = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
         xyz, rgb = (np.roll(array, (rows, columns), (0, 1)) for array in (scan.xyz, scan.rgb))

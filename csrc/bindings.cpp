@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <exception>
 #include <initializer_list>
@@ -33,6 +34,7 @@
 #include "run/background_plane.h"
 #include "run/bilinear_rows.h"
 #include "run/network_input.h"
+#include "run/scan_points.h"
 
 namespace py = pybind11;
 
@@ -117,6 +119,60 @@ void require_padded(const Array& image, const Array& square, const mmad_fast::Pa
 void require_neighborhood(double radius, int64_t min_points) {
   require(std::isfinite(radius) && radius > 0 && std::isfinite(1 / radius) && min_points >= 1,
           "a radius or a number of points that is not positive");
+}
+
+// scan: raw (H, W, 3) float32 or float64 in the file's unit, metres (H, W, 3) float32 that is
+// written; marks are points in the file's unit, None where any number may stand.
+using PointOrAny = std::tuple<std::optional<double>, std::optional<double>, std::optional<double>>;
+
+template <typename T>
+void bind_read_points(py::module_& m) {
+  m.def(
+      "read_points",
+      [](const py::array_t<T, py::array::c_style>& raw, double units_per_metre,
+         std::optional<double> missing, py::array_t<float, py::array::c_style>& metres) {
+        const T* source = raw.data();
+        float* target = metres.mutable_data();
+        const int64_t num_pixels = raw.size() / 3;
+        mmad_fast::ScanPoints points;
+        {
+          py::gil_scoped_release release;
+          points = mmad_fast::read_points(source, num_pixels, units_per_metre, missing, target);
+        }
+        std::vector<std::pair<PointOrAny, int64_t>> marks;
+        for (const auto& [value, count] : points.marks) {
+          std::array<std::optional<double>, 3> point;
+          for (int axis = 0; axis < 3; ++axis) {
+            if (!std::isnan(value[axis])) point[axis] = value[axis];
+          }
+          marks.emplace_back(std::tuple_cat(point), count);
+        }
+        return std::make_tuple(marks, points.median_m);
+      },
+      py::arg("raw").noconvert(), py::arg("units_per_metre"), py::arg("missing"),
+      py::arg("metres").noconvert());
+}
+
+void bind_scan(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  bind_read_points<float>(m);
+  bind_read_points<double>(m);
+  m.def(
+      "clear_marks",
+      [](const Floats& metres, const std::vector<PointOrAny>& marks, double units_per_metre,
+         std::optional<Floats> cleared) {
+        std::vector<std::array<double, 3>> values;
+        for (const auto& [x, y, z] : marks) {
+          values.push_back({x.value_or(NAN), y.value_or(NAN), z.value_or(NAN)});
+        }
+        const float* source = metres.data();
+        float* target = cleared ? cleared->mutable_data() : nullptr;
+        const int64_t num_pixels = metres.size() / 3;
+        py::gil_scoped_release release;
+        return mmad_fast::clear_marks(source, num_pixels, values, units_per_metre, target);
+      },
+      py::arg("metres").noconvert(), py::arg("marks"), py::arg("units_per_metre"),
+      py::arg("cleared").noconvert());
 }
 
 // preprocess: xyz (H, W, 3) or (P, 3) float32, states (P,) uint8 that is written, plane (4,)
@@ -777,6 +833,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("num_threads", &mmad_fast::num_threads);
   m.def("set_num_threads", &mmad_fast::set_num_threads, py::arg("count"));
   m.def("cgroup_cores", &mmad_fast::cgroup_cores, py::arg("root"));
+  bind_scan(m);
   bind_preprocess(m);
   bind_point_index(m);
   bind_farthest_point_sampling(m);

@@ -61,12 +61,16 @@ class LineInspector:
         unit: Unit = "m",
         deadline_ms: float | None = None,
         on_record: Callable[[Record], object] | None = None,
+        on_finished: Callable[[Frame], object] | None = None,
         results: ResultFolder | None = None,
         report_every: int = 100,
     ) -> None:
         self.detector, self.unit, self.deadline_ms = detector, unit, deadline_ms
-        self.on_record, self.results, self.report_every = on_record, results, report_every
-        self.counts = Counter(inspected=0, anomalous=0, late=0, failed=0, unsaved=0)
+        self.on_record, self.on_finished = on_record, on_finished
+        self.results, self.report_every = results, report_every
+        self.counts = Counter(
+            inspected=0, anomalous=0, late=0, failed=0, undelivered=0, unsaved_pictures=0
+        )
         self.errors: Counter[str] = Counter()
         self.is_waiting = False
         self._latencies_ms: deque[float] = deque(maxlen=KEPT_LATENCIES)
@@ -102,15 +106,29 @@ class LineInspector:
         else:
             record = self._decision(name, result, (time.perf_counter() - start) * 1e3)
         self._finish(record, scan, result)
+        if self.on_finished is not None:
+            self.on_finished(frame)
         return record
+
+    def report(self, name: str, error: Exception) -> None:
+        """Counts and writes a scan that nobody could inspect, such as one before a restart."""
+        self._finish(self._failure(name, error))
 
     def summary(self) -> dict[str, Any]:
         """Counts since the start, and the latencies of the last 10,000 scans: p95 None below 20 of
-        them, p99 below 100. `fps` is what the detector can do, not what the line asked for."""
+        them, p99 below 100. `unsaved` records are not in the file, `undelivered` ones made
+        `on_record` raise. `fps` is what the detector can do, not what the line asked for."""
         timing = Timing.from_latencies(list(self._latencies_ms)) if self._latencies_ms else None
         latency = {name: getattr(timing, name, None) for name in ("p50_ms", "p95_ms", "p99_ms")}
         fps = None if timing is None else timing.fps
-        return {**self.counts, "errors": dict(self.errors), **latency, "fps": fps}
+        unsaved = 0 if self.results is None else self.results.num_unsaved
+        return {
+            **self.counts,
+            "unsaved": unsaved,
+            "errors": dict(self.errors),
+            **latency,
+            "fps": fps,
+        }
 
     @property
     def _num_seen(self) -> int:
@@ -164,16 +182,22 @@ class LineInspector:
     def _finish(
         self, record: Record, scan: Scan | None = None, result: Result | None = None
     ) -> None:
-        try:
+        if self.on_record is not None:
             try:
-                if self.on_record is not None:
-                    self.on_record(record)
-            finally:
-                if self.results is not None:
-                    self.results.write(record, scan, result)
-        except Exception as error:  # a jammed actuator, a full disk: the next part still comes
-            self.counts["unsaved"] += 1
-            log.error("scan %r: the record was not delivered: %s", record.scan, error)
+                self.on_record(record)
+            except Exception as error:  # a jammed actuator: the next part still comes
+                self.counts["undelivered"] += 1
+                log.error("scan %r: the record was not delivered: %s", record.scan, error)
+        if self.results is not None:
+            try:
+                self.results.write(record)
+            except Exception as error:  # a full disk
+                log.error("scan %r: the record is kept in memory: %s", record.scan, error)
+            try:
+                self.results.write_overlay(record, scan, result)
+            except Exception as error:
+                self.counts["unsaved_pictures"] += 1
+                log.error("scan %r: the picture was not saved: %s", record.scan, error)
         if self._num_seen % self.report_every == 0:
             log.info("%s", json.dumps(self.summary()))
 
@@ -245,6 +269,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--settle-s", type=not_negative, default=0.5, help="a file not changed for so long is whole"
     )
+    parser.add_argument(
+        "--repeat-interrupted",
+        action="store_true",
+        help="after a kill, inspect the scan that was in work again; else it is an error",
+    )
     parser.add_argument("--unit", choices=("m", "mm"), default="m", help="of the XYZ files")
     for name in ("engine", "device", "precision"):
         parser.add_argument(f"--{name}", help="as of mmad_fast.load; default: its own")
@@ -257,18 +286,37 @@ def main() -> int:
     options = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        source = ScanFolder(options.folder, once=options.once, settle_s=options.settle_s)
         results = ResultFolder(options.output) if options.output else None
+        source = ScanFolder(
+            options.folder,
+            once=options.once,
+            settle_s=options.settle_s,
+            position=None if results is None else results.folder / "position.jsonl",
+            repeat_interrupted=options.repeat_interrupted,
+        )
         detector = load_detector(options)
     except (MmadFastError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     inspector = LineInspector(
-        detector, unit=options.unit, deadline_ms=options.deadline_ms, results=results
+        detector,
+        unit=options.unit,
+        deadline_ms=options.deadline_ms,
+        on_finished=source.finish,
+        results=results,
     )
     with stopping_on_signals(inspector):
+        for name in source.interrupted:
+            inspector.report(name, InterruptedError("the program ended while it was in work"))
+            source.finish(name)
         log.info("inspecting what comes into %s", options.folder)
         summary = inspector.run(source)
+    if results is not None:
+        try:
+            results.close()
+        except OSError as error:
+            log.error("%d records are not saved: %s", results.num_unsaved, error)
+        summary["unsaved"] = results.num_unsaved
     print(json.dumps(summary))
     return 0
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from collections import deque
 from dataclasses import asdict, dataclass
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
+
+from json_lines import JsonLines
 
 from mmad_fast.report.pictures import save_overlay
 from mmad_fast.scan import Result, Scan
@@ -40,13 +39,6 @@ class Record:
     error: str | None = None
 
 
-class _JsonLines(RotatingFileHandler):
-    """Rotates as a log does; an error goes to the caller instead of to stderr."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        raise
-
-
 class ResultFolder:
     """results.jsonl and overlays in a folder that keeps its size, also over restarts."""
 
@@ -61,21 +53,30 @@ class ResultFolder:
         self.folder, self.max_overlays = Path(folder), max_overlays
         self.folder.mkdir(parents=True, exist_ok=True)
         file, max_bytes = self.folder / "results.jsonl", max(1, int(max_mib * 2**20 / NUM_FILES))
-        self._lines = _JsonLines(
-            file, maxBytes=max_bytes, backupCount=NUM_FILES - 1, encoding="utf-8"
-        )
+        self._lines = JsonLines(file, max_bytes=max_bytes, num_files=NUM_FILES)
         # A name begins with the time, so the order of names is that of age.
         self._overlays = deque(sorted(self.folder.glob("overlay_*.png")))
         self._drop_old_overlays()
 
-    def write(self, record: Record, scan: Scan | None = None, result: Result | None = None) -> None:
-        """Adds a line; for an anomalous scan its overlay.
+    @property
+    def num_unsaved(self) -> int:
+        """Records that are not in results.jsonl: still in memory, or lost."""
+        return self._lines.num_unsaved
+
+    def write(self, record: Record) -> None:
+        """Adds a line; where there is no room it is kept, and written once there is.
 
         Raises:
             OSError: the disk is full or gone.
         """
-        line = json.dumps(asdict(record), allow_nan=False)
-        self._lines.emit(logging.makeLogRecord({"msg": line}))
+        self._lines.append(asdict(record))
+
+    def write_overlay(self, record: Record, scan: Scan | None, result: Result | None) -> None:
+        """Adds the picture of an anomalous scan; of others none.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
         if not (record.is_anomalous and self.max_overlays and scan and result):
             return
         time = re.sub(r"\D", "", record.time)[:20]  # to the microsecond
@@ -91,8 +92,12 @@ class ResultFolder:
         self._drop_old_overlays()
 
     def close(self) -> None:
-        """Closes results.jsonl."""
-        self._lines.close()
+        """Writes the records that are still in memory.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        self._lines.flush()
 
     def _drop_old_overlays(self) -> None:
         while len(self._overlays) > self.max_overlays:

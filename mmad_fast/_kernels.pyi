@@ -116,6 +116,18 @@ def bilinear_rows(
     output_size: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple: ...
 def cgroup_cores(root: str) -> int: ...
+def clear_marks(
+    metres: numpy.typing.NDArray[numpy.float32],
+    marks: collections.abc.Sequence[
+        tuple[
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+            typing.SupportsFloat | typing.SupportsIndex | None,
+        ]
+    ],
+    units_per_metre: typing.SupportsFloat | typing.SupportsIndex,
+    cleared: numpy.typing.NDArray[numpy.float32] | None,
+) -> int: ...
 def density_clusters(
     points: numpy.typing.NDArray[numpy.float32],
     radius: typing.SupportsFloat | typing.SupportsIndex,
@@ -231,6 +243,20 @@ def pooled_interpolation_rows(
     grid_size: typing.SupportsInt | typing.SupportsIndex,
     output_size: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[numpy.typing.NDArray[numpy.int64], tuple]: ...
+@overload
+def read_points(
+    raw: numpy.typing.NDArray[numpy.float32],
+    units_per_metre: typing.SupportsFloat | typing.SupportsIndex,
+    missing: typing.SupportsFloat | typing.SupportsIndex | None,
+    metres: numpy.typing.NDArray[numpy.float32],
+) -> tuple[list[tuple[tuple[float | None, float | None, float | None], int]], float]: ...
+@overload
+def read_points(
+    raw: numpy.typing.NDArray[numpy.float64],
+    units_per_metre: typing.SupportsFloat | typing.SupportsIndex,
+    missing: typing.SupportsFloat | typing.SupportsIndex | None,
+    metres: numpy.typing.NDArray[numpy.float32],
+) -> tuple[list[tuple[tuple[float | None, float | None, float | None], int]], float]: ...
 def representative_pixels(
     pixel_indices: numpy.typing.NDArray[numpy.int64],
     grid_size: typing.SupportsInt | typing.SupportsIndex,

@@ -32,6 +32,7 @@ from mmad_fast.engines.selection import EngineFiles
 from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.folder_files import FolderFiles, read_whole
 from mmad_fast.manifest import artifact_rule, read_json
+from mmad_fast.missing_values import MissingRecord
 from mmad_fast.scratch_folder import replace_folder
 from mmad_fast.threshold import Threshold
 from mmad_fast.whole_folder import (
@@ -46,11 +47,13 @@ from mmad_fast.whole_folder import (
     write_manifest,
 )
 
-SCHEMA_VERSION = 4
-"""4: a mapping network's last layer is stored rotated, too. 3: `engines` and `measured`. 2: the
-point embedder is no longer part of the graph "points"; its weights are tensors."""
+SCHEMA_VERSION = 5
+"""5: `missing_values`. 4: a mapping network's last layer is stored rotated, too. 3: `engines` and
+`measured`. 2: the point embedder is no longer part of the graph "points"; its weights are
+tensors."""
 OLDEST_SCHEMA = 3
-"""Still read: what schema 4 adds is computed when such a detector is loaded."""
+"""Still read: what schema 4 adds is computed when such a detector is loaded, and what schema 5 adds
+is empty."""
 TENSORS_FILE = "tensors.safetensors"
 GOLDEN_FILE = "golden.safetensors"
 KIND = FolderKind(
@@ -125,6 +128,7 @@ class Manifest:
         files: Per file its sha256 and size in bytes.
         engines: The graphs as exported for engines.
         measured: Speed of `graphs`, timed in turns with that of the engines; see EngineRecord.
+        missing_values: What stood for no measurement in the scans of the fit; see MissingRecord.
     """
 
     schema: int
@@ -141,6 +145,7 @@ class Manifest:
     files: dict[str, Any]
     engines: tuple[EngineRecord, ...] = ()
     measured: dict[str, Any] | None = None
+    missing_values: dict[str, Any] = field(default_factory=lambda: MissingRecord().to_dict())
 
 
 class ArtifactEntries(dict[str, Entry]):
@@ -288,8 +293,7 @@ class Artifact:
             arrays["rgb"].shape == arrays["xyz"].shape
             and arrays["rgb"].shape[2] == 3
             and arrays["score"].shape == (1,)
-            and np.isfinite(arrays["map"]).all()
-            and np.isfinite(arrays["score"]).all()
+            and all(np.isfinite(arrays[name]).all() for name in ("xyz", "map", "score"))
         ):
             raise ArtifactError(
                 f"{file}: the golden scan is incomplete or damaged (it has {found}, needed are "
@@ -313,6 +317,7 @@ def write_artifact(
     graphs: Mapping[str, Path],
     tensors: Mapping[str, NDArray],
     golden: Golden,
+    missing_values: MissingRecord | None = None,
 ) -> Path:
     """The absolute path of a new artifact, complete on disk.
 
@@ -330,6 +335,7 @@ def write_artifact(
         graphs: ONNX file by graph name; the files are copied.
         tensors: Arrays by name.
         golden: The golden scan with its expected result.
+        missing_values: What stood for no measurement in the scans of the fit; None: nothing.
 
     Raises:
         InvalidInputError: `path` is no path.
@@ -355,6 +361,7 @@ def write_artifact(
             graphs={name: _describe_graph(scratch / f"{name}.onnx") for name in graphs},
             tensors={name: _describe(tensor) for name, tensor in contiguous.items()},
             files={file.name: fingerprint(file) for file in sorted(scratch.iterdir())},
+            missing_values=(missing_values or MissingRecord()).to_dict(),
         )
         write_manifest(asdict(manifest), scratch)
         make_readable(scratch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from contextlib import suppress
@@ -26,13 +27,17 @@ from mmad_fast.folder_files import ATTEMPTS, ReplacedError, manifest_digest
 from mmad_fast.heap import return_freed_memory
 from mmad_fast.methods.family import Family, Pipeline, get_family
 from mmad_fast.methods.options import MethodOptions
+from mmad_fast.missing_values import MissingRecord
 from mmad_fast.preprocess import check_resolution, prepare, prepare_ground_truth
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Result, Scan, Unit
 from mmad_fast.stage_clock import StageClock
 from mmad_fast.threshold import checked_threshold
 
+logger = logging.getLogger("mmad_fast")
+
 REFIT = "copy the artifact again or fit the detector again"
+MOST = 0.5
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a golden scan's map, relative to its maximum, that counts as the same
 answer: other processors and library versions round differently."""
@@ -89,6 +94,7 @@ class Detector:
         self.threshold = None if record is None else record.value
         self._pipeline = pipeline
         self._recipe = Recipe.from_dict(artifact.manifest.preprocess)
+        self._missing = MissingRecord.from_dict(artifact.manifest.missing_values)
         self.family: Family = get_family(artifact.manifest.family)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -149,7 +155,15 @@ class Detector:
         branches = [branch.key for branch in self.family.branches if branch.key in sources]
         return {role: sources[role] for role in (*branches, *sources)}
 
-    def infer(self, rgb: ArrayLike, xyz: ArrayLike, *, unit: Unit = "m", name: str = "") -> Result:
+    def infer(
+        self,
+        rgb: ArrayLike,
+        xyz: ArrayLike,
+        *,
+        unit: Unit = "m",
+        missing: float | None = None,
+        name: str = "",
+    ) -> Result:
         """The anomaly score and map of one scan.
 
         Args:
@@ -157,6 +171,8 @@ class Detector:
             xyz: (H, W, 3) float32 or float64 in `unit`, registered with rgb; (0, 0, 0), NaN or inf
                 means missing.
             unit: "m" or "mm".
+            missing: Number that stands for no measurement in xyz, beside those that the fit saw
+                and those that are found; see `Scan.from_arrays`.
             name: What to call the scan in messages and results.
 
         Returns:
@@ -166,7 +182,8 @@ class Detector:
             InvalidInputError: wrong types, shapes or units, or fewer than 32 pixels a side.
             EmptyScanError: too little foreground for this detector.
         """
-        return self.infer_scan(Scan.from_arrays(rgb, xyz, unit=unit, name=name))
+        scan = Scan.from_arrays(rgb, xyz, unit=unit, missing=missing, name=name)
+        return self.infer_scan(scan)
 
     def infer_scan(self, scan: Scan) -> Result:
         """The anomaly score and map of one scan; as `infer`, from a Scan."""
@@ -176,12 +193,17 @@ class Detector:
         return self.infer_prepared(prepared, clock)
 
     def prepare(self, scan: Scan) -> PreparedScan:
-        """The scan as this detector reads it.
+        """The scan as this detector reads it, without the values that stood for no measurement at
+        the fit.
+
+        Logs a warning where most of the scan is such a value, which in no scan of the fit was.
 
         Raises:
             InvalidInputError: a scan of too few pixels.
         """
         check_resolution(scan)
+        _warn_of_missing_values(scan, self._missing)
+        scan = scan.without(self._missing.points)
         options = self.options
         return prepare(scan, self._recipe, rgb_size=options.rgb_size, grid_size=options.grid_size)
 
@@ -243,7 +265,8 @@ class Detector:
         """
         golden = self.artifact.golden()
         try:
-            result = self.infer(golden.rgb, golden.xyz, name="golden")
+            # As it was prepared when it was recorded: not searched for missing values again.
+            result = self.infer_scan(Scan(golden.rgb, golden.xyz, "golden"))
         except InvalidInputError as error:
             raise ArtifactError(
                 f"{self.artifact.path}: the golden scan cannot be scored ({error}); {REFIT}"
@@ -365,7 +388,12 @@ def _load_again(
 
 
 def infer(
-    detector: Detector | str | Path, rgb: ArrayLike, xyz: ArrayLike, *, unit: Unit = "m"
+    detector: Detector | str | Path,
+    rgb: ArrayLike,
+    xyz: ArrayLike,
+    *,
+    unit: Unit = "m",
+    missing: float | None = None,
 ) -> Result:
     """The anomaly score and map of one scan, by a detector or the path of its artifact.
 
@@ -379,7 +407,21 @@ def infer(
             f"detector is {detector!r}; it must be what mmad_fast.load returns, or an artifact's "
             "path"
         )
-    return detector.infer(rgb, xyz, unit=unit)
+    return detector.infer(rgb, xyz, unit=unit, missing=missing)
+
+
+def _warn_of_missing_values(scan: Scan, record: MissingRecord) -> None:
+    """Logs what was taken as missing where it is most of a scan, unless it was so at the fit."""
+    if scan.missing_share <= MOST or record.largest_share > MOST:
+        return
+    label = f"scan {scan.name!r}" if scan.name else "the scan"
+    found = ", ".join(f"{value} at {value.share:.1%}" for value in scan.missing_values)
+    logger.warning(
+        "%s: taken as missing, of all pixels: %s; in no scan of the fit was that most of what "
+        "stands in xyz, so check the sensor",
+        label,
+        found,
+    )
 
 
 def _load_current(path: Path) -> Detector:

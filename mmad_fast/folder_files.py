@@ -251,9 +251,9 @@ def _is_back(folder: Path) -> bool:
     target = folder.resolve()
     if not target.exists():
         sweep(target.parent, target.name)
-    return os.access(target / MANIFEST_FILE, os.R_OK) or (
-        not target.exists() and set_aside(target) is not None
-    )
+    manifest = target / MANIFEST_FILE
+    can_be_read = manifest.is_file() and not manifest.is_symlink() and os.access(manifest, os.R_OK)
+    return can_be_read or (not target.exists() and set_aside(target) is not None)
 
 
 def _open(file: Path) -> int:

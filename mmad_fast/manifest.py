@@ -211,9 +211,10 @@ FIELDS: dict[str, Rule] = {
     "files": ByName(FINGERPRINT, FILE_NAME),
     "engines": Many(ENGINE),
     "measured": MEASURED,
+    "missing_values": OBJECT,
 }
 """Of a detector artifact, as the dataclass artifact.Manifest has them."""
-SINCE: dict[str, int] = {}
+SINCE = {"missing_values": 5}
 """The schema that a field came with, where an older one is still read."""
 
 

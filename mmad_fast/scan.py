@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.missing_values import MissingValue, Point, check_missing, point_in_file
 
 Unit = Literal["m", "mm"]
+UNITS_PER_METRE: Mapping[Unit, float] = {"m": 1.0, "mm": 1000.0}
 MIN_PLAUSIBLE_METRES = 0.005
-"""Smallest coordinate taken for the largest of a scan: no camera stands 5 mm from the part. Metres
-read as millimetres are below it."""
+"""Smallest coordinate that half of a scan's points reach: no camera stands 5 mm from the part.
+Metres read as millimetres are below it."""
 MAX_PLAUSIBLE_METRES = 20.0
-"""Largest coordinate taken for metres. Industrial 3D cameras see up to a few metres; the same scan
-in millimetres has coordinates in the hundreds."""
+"""Largest coordinate taken for metres; a point beyond is no measurement. Industrial 3D cameras see
+up to a few metres; the same scan in millimetres has coordinates in the hundreds."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +29,46 @@ class Scan:
 
     Attributes:
         rgb: (H, W, 3) uint8.
-        xyz: (H, W, 3) float32 metres, camera frame, finite; (0, 0, 0) means no measurement.
+        xyz: (H, W, 3) float32 metres, camera frame, finite; (0, 0, 0) means no measurement, and
+            no coordinate of a measured point is 0.
         name: What to call the scan in messages and tables.
+        unit: That of the numbers it was made of.
+        missing_values: What was found in these, beside (0, 0, 0) and NaN, to stand for no
+            measurement.
     """
 
     rgb: NDArray[np.uint8]
     xyz: NDArray[np.float32]
     name: str = ""
+    unit: Unit = "m"
+    missing_values: tuple[MissingValue, ...] = ()
 
     @classmethod
     def from_arrays(
-        cls, rgb: ArrayLike, xyz: ArrayLike, *, unit: Unit = "m", name: str = ""
+        cls,
+        rgb: ArrayLike,
+        xyz: ArrayLike,
+        *,
+        unit: Unit = "m",
+        missing: float | None = None,
+        name: str = "",
     ) -> Scan:
-        """The scan of two arrays, checked and copied where needed.
+        """The scan of two arrays, copied and checked; what becomes of the arrays meanwhile or later
+        does not matter.
 
-        Pixels with a NaN, infinite or masked coordinate have no measurement and become (0, 0, 0),
-        which is how most cameras mark a hole.
+        A pixel is missing, and becomes (0, 0, 0), where a coordinate is NaN, infinite, masked or
+        `missing`, where all are 0, where a point lies beyond 20 m, and where a number stands for no
+        measurement: one point at many pixels (-9999 in x, y and z), or one coordinate at many
+        pixels that is far from all others of its axis. A single coordinate of 0 is measured and
+        becomes 1e-9 m, so that "no coordinate is 0" holds of measured points.
 
         Args:
             rgb: (H, W, 3) uint8, 0-255.
-            xyz: (H, W, 3) float32 or float64, in `unit`; (0, 0, 0), NaN, inf or
-                masked means missing.
+            xyz: (H, W, 3) float32 or float64, in `unit`; (0, 0, 0), NaN, inf or masked means
+                missing.
             unit: "m" or "mm".
+            missing: Number that stands for no measurement wherever it stands in x, y or z, in
+                `unit`; None: only what is found.
             name: What to call the scan in messages.
 
         Returns:
@@ -56,28 +76,56 @@ class Scan:
 
         Raises:
             InvalidInputError: wrong type or shape, an empty image, sizes that differ, an unknown
-                unit, or numbers that cannot be in that unit.
+                unit, numbers that cannot be in that unit, or `missing` is no number.
+
+        Source: the rules for what is missing stand in csrc/run/scan_points.h.
         """
+        from mmad_fast import _kernels
+
         label = f"scan {name!r}: " if name else ""
+        if isinstance(xyz, np.ma.MaskedArray) and xyz.dtype.kind == "f":
+            xyz = xyz.filled(np.nan)
         rgb_array, xyz_array = _as_array(rgb, f"{label}rgb"), _as_array(xyz, f"{label}xyz")
         _check_image(rgb_array, xyz_array, label)
-        if not isinstance(unit, str) or unit not in ("m", "mm"):
+        if not isinstance(unit, str) or unit not in UNITS_PER_METRE:
             raise InvalidInputError(f"{label}unit is {unit!r}; it must be 'm' or 'mm'")
-        with np.errstate(invalid="ignore", over="ignore"):
-            metres = np.ascontiguousarray(xyz_array, dtype=np.float32)
-            if isinstance(xyz, np.ma.MaskedArray):
-                is_masked = np.ma.getmaskarray(xyz).any(axis=-1, keepdims=True)
-                metres = np.where(is_masked, np.float32(0), metres)
-            extent = float(np.abs(metres).max())
-        if not np.isfinite(extent):
-            finite = np.isfinite(metres).all(axis=-1, keepdims=True)
-            metres = np.where(finite, metres, np.float32(0))
-            extent = float(np.abs(metres).max())
-        if unit == "mm":
-            metres = metres * np.float32(1e-3)
-            extent *= 1e-3
-        _check_extent(extent, unit, label)
-        return cls(np.ascontiguousarray(rgb_array), metres, name)
+        missing = check_missing(missing)
+        scale = UNITS_PER_METRE[unit]
+        metres = np.empty(xyz_array.shape, np.float32)
+        marks, median_m = _kernels.read_points(
+            np.ascontiguousarray(xyz_array), scale, missing, metres
+        )
+        _check_extent(median_m, unit, label)
+        num_pixels = xyz_array.shape[0] * xyz_array.shape[1]
+        found = tuple(
+            MissingValue(point_in_file(point, scale), count / num_pixels) for point, count in marks
+        )
+        return cls(np.array(rgb_array, order="C"), metres, name, unit, found)
+
+    def without(self, points: Sequence[Point]) -> Scan:
+        """The scan in which these values are missing too, however few pixels they stand at.
+
+        Args:
+            points: As they stand in the file, in its unit.
+        """
+        from mmad_fast import _kernels
+
+        scale = UNITS_PER_METRE[self.unit]
+        if not points or not _kernels.clear_marks(self.xyz, points, scale, None):
+            return self
+        xyz = self.xyz.copy()
+        _kernels.clear_marks(self.xyz, points, scale, xyz)
+        return replace(self, xyz=xyz)
+
+    @property
+    def missing_share(self) -> float:
+        """Of the pixels that hold anything but (0, 0, 0) and NaN, the share at which
+        `missing_values` stand."""
+        missing = sum(value.share for value in self.missing_values)
+        if missing == 0:
+            return 0.0
+        measured = np.count_nonzero(self.xyz[..., 2]) / (self.size[0] * self.size[1])
+        return float(missing / (missing + measured))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -95,25 +143,26 @@ def _as_array(array: ArrayLike, what: str) -> NDArray:
 
 
 def _check_extent(extent: float, unit: Unit, label: str) -> None:
-    """Raises if the largest coordinate, in metres, cannot be one of a scan in that unit.
+    """Raises if that cannot be how far a scan in that unit reaches, in metres: the median over its
+    points, which stray ones do not move.
 
-    A scan without any measurement (0) is no matter of units.
+    A scan without any measurement (NaN) is no matter of units.
     """
-    advice = {
-        ("m", True): "if they are millimetres, pass unit='mm' (--unit mm)",
-        ("mm", False): "if they are metres, pass unit='m' (--unit m)",
-    }
-    sensor = "check the unit of the sensor's export"
-    if extent > MAX_PLAUSIBLE_METRES:
+    low, high = MIN_PLAUSIBLE_METRES, MAX_PLAUSIBLE_METRES
+    advice = "check the unit of the sensor's export, and whether a number stands for no measurement"
+    for other, scale in UNITS_PER_METRE.items():
+        if other != unit and low <= extent * UNITS_PER_METRE[unit] / scale <= high:
+            long_name = {"m": "metres", "mm": "millimetres"}[other]
+            advice = f"if they are {long_name}, pass unit={other!r} (--unit {other})"
+    if extent > high:
         raise InvalidInputError(
             f"{label}xyz reaches {extent:.6g} m with unit={unit!r}, which cannot be metres in "
-            f"front of an inspection camera (limit {MAX_PLAUSIBLE_METRES:g} m); "
-            f"{advice.get((unit, True), sensor)}"
+            f"front of an inspection camera (median of the points; limit {high:g} m); {advice}"
         )
-    if 0 < extent < MIN_PLAUSIBLE_METRES:
+    if extent < low:
         raise InvalidInputError(
             f"{label}xyz reaches only {extent:.6g} m with unit={unit!r}, nearer than any camera "
-            f"stands (limit {MIN_PLAUSIBLE_METRES:g} m); {advice.get((unit, False), sensor)}"
+            f"stands (median of the points; limit {low:g} m); {advice}"
         )
 
 

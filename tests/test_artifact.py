@@ -147,14 +147,14 @@ def test_a_truncated_file_is_found_without_hashing(copied: Path) -> None:
 
 
 def test_a_newer_schema_asks_for_an_upgrade(copied: Path) -> None:
-    rewrite_manifest(copied, lambda content: content.update(schema=5))
-    with pytest.raises(ArtifactError, match=r"schema 5, this version reads 3 to 4; upgrade"):
+    rewrite_manifest(copied, lambda content: content.update(schema=6))
+    with pytest.raises(ArtifactError, match=r"schema 6, this version reads 3 to 5; upgrade"):
         read_artifact(copied)
 
 
 def test_an_older_schema_asks_for_a_new_fit(copied: Path) -> None:
     rewrite_manifest(copied, lambda content: content.update(schema=2))
-    with pytest.raises(ArtifactError, match=r"schema 2, this version reads 3 to 4; fit .* again"):
+    with pytest.raises(ArtifactError, match=r"schema 2, this version reads 3 to 5; fit .* again"):
         read_artifact(copied)
 
 
@@ -507,6 +507,23 @@ def test_a_golden_scan_that_is_none(copied: Path, change, words: str) -> None:
 )
 def test_parameters_that_cannot_be(copied: Path, change: dict, words: str) -> None:
     rewrite_manifest(copied, lambda content: content["parameters"].update(change))
+    with pytest.raises(ArtifactError, match=f"^{copied}: .*{words}"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rim_width_px": 2**63}, "rim_width_px is 9223372036854775808; it must be >= 1"),
+        ({"cluster_min_points": 0}, "cluster_min_points is 0; it must be >= 1"),
+        ({"plane_inlier_m": 1e300}, "plane_inlier_m is 1e[+]300; .* <= 1000"),
+        ({"cluster_radius_m": 1e300}, "cluster_radius_m is 1e[+]300; .* <= 1000"),
+        ({"std": [0.2, 0.2, 0]}, "std is .* three positive"),
+        ({"more": 1}, "unknown keys .'more'"),
+    ],
+)
+def test_a_recipe_that_cannot_be(copied: Path, change: dict, words: str) -> None:
+    rewrite_manifest(copied, lambda content: content["preprocess"].update(change))
     with pytest.raises(ArtifactError, match=f"^{copied}: .*{words}"):
         load(copied)
 

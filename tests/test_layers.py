@@ -20,6 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "folder_files",
             "heap",
             "manifest",
+            "missing_values",
             "processor",
             "scratch_folder",
             "signature",

@@ -4,6 +4,7 @@ made; fixtures/make_schema3_artifacts.py made them."""
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 
 from mmad_fast import _kernels, load
 from mmad_fast.artifact import read_artifact
+from mmad_fast.errors import ArtifactError
 from mmad_fast.measure.environment import cpu_model
+from mmad_fast.missing_values import MissingRecord
+from mmad_fast.whole_folder import DIGEST_KEY, MANIFEST_FILE, write_manifest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROUNDING = 1e-5
@@ -52,3 +56,17 @@ def test_the_golden_scan_gives_the_recorded_answer(old_artifact: Path) -> None:
         result.anomaly_map, golden.expected_map, rtol=0, atol=tolerance * scale
     )
     assert result.image_score == pytest.approx(golden.expected_score, rel=tolerance, abs=0)
+
+
+def test_an_artifact_of_schema_4_is_one_that_saw_no_marks(
+    tiny_artifact: Path, tmp_path: Path
+) -> None:
+    old = shutil.copytree(tiny_artifact, tmp_path / "old")
+    content = json.loads((old / MANIFEST_FILE).read_text())
+    del content["missing_values"], content[DIGEST_KEY]
+    write_manifest({**content, "schema": 4}, old)
+    assert read_artifact(old).manifest.missing_values == MissingRecord().to_dict()
+    assert load(old).replay_golden().agrees
+    write_manifest({**content, "schema": 5}, old)
+    with pytest.raises(ArtifactError, match=r"missing: \['missing_values'\]"):
+        load(old)

@@ -26,7 +26,7 @@ namespace {
 using nlohmann::json;
 using std::filesystem::path;
 
-constexpr int64_t kSchema = 4;
+constexpr int64_t kSchema = 5, kOldestSchema = 4;
 constexpr const char* kUpgrade = "; build a newer version of it";
 constexpr const char* kRefit =
     "; fit the detector again (mmad-fast fit), or run it with mmad_fast in Python";
@@ -189,6 +189,18 @@ Recipe read_recipe(const json& record) {
   return recipe;
 }
 
+void read_missing_values(const json& record, Artifact* artifact) {
+  record.at("largest_share").get_to(artifact->largest_missing_share);
+  for (const json& value : record.at("values")) {
+    std::array<double, 3> point;
+    for (std::size_t axis = 0; axis < 3; ++axis) {
+      const json& number = value.at("point").at(axis);
+      point[axis] = number.is_null() ? NAN : number.get<double>();
+    }
+    artifact->missing_values.push_back(point);
+  }
+}
+
 Parameters read_parameters(const json& record) {
   Parameters parameters;
   parameters.rgb_size = integer(record, "rgb_size", 1, kMaxSide);
@@ -212,9 +224,10 @@ Artifact parse_artifact(const path& folder, const std::string& manifest_text) {
     Artifact artifact;
     artifact.folder = folder;
     manifest.at("schema").get_to(artifact.schema);
-    if (artifact.schema != kSchema) {
+    if (artifact.schema > kSchema || artifact.schema < kOldestSchema) {
       throw InferError(text(folder.string(), ": has schema ", artifact.schema, ", this program ",
-                            "reads ", kSchema, artifact.schema > kSchema ? kUpgrade : kRefit));
+                            "reads ", kOldestSchema, " to ", kSchema,
+                            artifact.schema > kSchema ? kUpgrade : kRefit));
     }
     check_digest(manifest_text, manifest);
     manifest.at("method").get_to(artifact.method);
@@ -236,6 +249,7 @@ Artifact parse_artifact(const path& folder, const std::string& manifest_text) {
       number(threshold, "quantile", 0, 1);
       artifact.threshold = number(threshold, "value", -DBL_MAX, DBL_MAX);
     }
+    if (artifact.schema >= 5) read_missing_values(manifest.at("missing_values"), &artifact);
     return artifact;
   } catch (const json::exception& error) {
     throw InferError(text(folder.string(), "/manifest.json: is not a readable manifest (",

@@ -49,6 +49,8 @@ struct Artifact {
   Recipe recipe;
   Parameters parameters;
   std::optional<double> threshold;
+  std::vector<std::array<double, 3>> missing_values;    // in the unit of scans; NaN: any
+  double largest_missing_share = 0;                     // of what stood in a scan of the fit
   std::map<std::string, std::filesystem::path> graphs;  // ONNX file by graph name
 
   std::filesystem::path tensors_file() const { return folder / "tensors.safetensors"; }

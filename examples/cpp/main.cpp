@@ -27,6 +27,8 @@ with the expected one.
 
   --map FILE     write the anomaly map (S, S) F32 and the score as FILE, a safetensors file
   --unit m|mm    unit of the scan's xyz; m
+  --missing N    number that stands for no measurement in xyz; what the fit saw, and one point at
+                 many pixels, is known or found
   --threads N    threads of the kernels and of ONNX Runtime; all cores
   --runs N       run N times and print the median of each stage; 1
 
@@ -36,7 +38,7 @@ exit code: 0 done, 1 the golden scan's answer differs from the expected one, 2 r
 struct Options {
   std::vector<std::string> paths;
   std::map<std::string, std::string> named = {
-      {"--map", ""}, {"--unit", "m"}, {"--threads", ""}, {"--runs", "1"}};
+      {"--map", ""}, {"--unit", "m"}, {"--missing", ""}, {"--threads", ""}, {"--runs", "1"}};
 
   int count(const std::string& option, int maximum) const {
     const std::string& value = named.at(option);
@@ -46,6 +48,30 @@ struct Options {
     throw InferError(text(option, " is '", value, "'; it must be a number in 1..", maximum));
   }
 };
+
+// What --missing says; nothing where it is not given.
+std::optional<double> missing_number(const std::string& value) {
+  char* end = nullptr;
+  const double number = std::strtod(value.c_str(), &end);
+  if (value.empty()) return std::nullopt;
+  if (*end == '\0' && std::isfinite(number)) return number;
+  throw InferError(text("--missing is '", value, "'; it must be a number, e.g. -9999"));
+}
+
+// Says what was taken as missing where it is most of a scan, unless it was so at the fit.
+void warn_of_missing_values(const Scan& scan, const Artifact& artifact, double units_per_metre) {
+  int64_t num_missing = 0, num_measured = 0;
+  for (const auto& mark : scan.missing) num_missing += mark.num_pixels;
+  for (std::size_t i = 2; i < scan.xyz.size(); i += 3) num_measured += scan.xyz[i] != 0;
+  if (num_missing <= num_measured || artifact.largest_missing_share > 0.5) return;
+  for (const auto& [value, count] : scan.missing) {
+    std::printf(
+        "missing    (%.7g, %.7g, %.7g) at %.1f %% of the pixels; not so at the fit: check "
+        "the sensor\n",
+        value[0] * units_per_metre, value[1] * units_per_metre, value[2] * units_per_metre,
+        100.0 * static_cast<double>(count) / static_cast<double>(scan.height * scan.width));
+  }
+}
 
 Options parse_options(const std::vector<std::string>& arguments) {
   Options options;
@@ -116,8 +142,9 @@ int run(const Options& options) {
   const std::filesystem::path file =
       is_golden ? artifact.golden_file() : std::filesystem::path(options.paths[1]);
   const Tensors tensors = read_safetensors(file, artifact.source_of(file));
-  const Scan scan =
-      read_scan(tensors, file, is_golden || options.named.at("--unit") == "m" ? 1.0 : 1e-3);
+  const Coordinates kind = {options.named.at("--unit") == "m" ? 1.0 : 1e3,
+                            missing_number(options.named.at("--missing")), artifact.missing_values};
+  const Scan scan = is_golden ? read_golden_scan(tensors, file) : read_scan(tensors, file, kind);
   OnnxRuntime runtime(mmad_fast::num_threads());
   CfmDetector detector(artifact, runtime);
   const std::chrono::duration<double, std::milli> loading =
@@ -132,6 +159,7 @@ int run(const Options& options) {
   std::printf("artifact   %s (%s, schema %d)\nscan       %s (%dx%d)\n", artifact.folder.c_str(),
               artifact.method.c_str(), static_cast<int>(artifact.schema), file.c_str(),
               static_cast<int>(scan.height), static_cast<int>(scan.width));
+  warn_of_missing_values(scan, artifact, kind.units_per_metre);
   std::printf("engine     ONNX Runtime %s, %d threads, loaded in %.0f ms\n",
               OnnxRuntime::version().c_str(), mmad_fast::num_threads(), loading.count());
   std::printf("score      %.9g\n", answer.image_score);

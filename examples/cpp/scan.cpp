@@ -6,6 +6,7 @@
 #include "error.h"
 #include "foreground/op.h"
 #include "run/network_input.h"
+#include "run/scan_points.h"
 
 namespace mmad_fast_infer {
 
@@ -15,8 +16,6 @@ namespace {
 
 constexpr int64_t kMinSidePx = 32;
 constexpr int64_t kMaxSidePx = 1 << 15;
-// No inspection camera stands nearer to the part, or sees farther.
-constexpr double kMinPlausibleMetres = 0.005, kMaxPlausibleMetres = 20.0;
 
 const Tensor& find_image(const Tensors& tensors, const std::string& name, const std::string& dtypes,
                          const std::filesystem::path& file) {
@@ -25,18 +24,6 @@ const Tensor& find_image(const Tensors& tensors, const std::string& name, const 
   if (is_known && tensor.shape.size() == 3 && tensor.shape[2] == 3) return tensor;
   throw InferError(text(file.string(), ": ", name, " is ", tensor.dtype, " of shape ",
                         shape_text(tensor.shape), "; it must be ", dtypes, " (H, W, 3)"));
-}
-
-// Missing pixels become zeros; returns the largest magnitude.
-double clear_missing(std::vector<float>& xyz) {
-  float extent = 0;
-  for (std::size_t i = 0; i < xyz.size(); i += 3) {
-    if (!std::isfinite(xyz[i]) || !std::isfinite(xyz[i + 1]) || !std::isfinite(xyz[i + 2])) {
-      std::fill_n(&xyz[i], 3, 0.0f);
-    }
-    for (int axis = 0; axis < 3; ++axis) extent = std::max(extent, std::abs(xyz[i + axis]));
-  }
-  return extent;
 }
 
 // State of each pixel (H, W): see foreground/op.h.
@@ -57,9 +44,8 @@ std::vector<uint8_t> pixel_states(const Scan& scan, const Recipe& recipe) {
   return states;
 }
 
-}  // namespace
-
-Scan read_scan(const Tensors& tensors, const std::filesystem::path& file, double metres_per_unit) {
+// rgb and xyz of a scan file, xyz not yet read.
+Scan find_scan(const Tensors& tensors, const std::filesystem::path& file) {
   const Tensor& rgb = find_image(tensors, "rgb", "U8", file);
   const Tensor& xyz = find_image(tensors, "xyz", "F32 or F64", file);
   if (rgb.shape != xyz.shape) {
@@ -72,16 +58,41 @@ Scan read_scan(const Tensors& tensors, const std::filesystem::path& file, double
                           kMinSidePx, " to ", kMaxSidePx,
                           " a side are needed: give the sensor's full image"));
   }
-  Scan scan{height, width, rgb.bytes, xyz.floats};
-  if (xyz.dtype == "F64") scan.xyz.assign(xyz.doubles.begin(), xyz.doubles.end());
-  const double extent = clear_missing(scan.xyz) * metres_per_unit;
-  if (extent > kMaxPlausibleMetres || (extent > 0 && extent < kMinPlausibleMetres)) {
-    throw InferError(text(file.string(), ": xyz reaches ", extent, " m, which cannot be the ",
-                          "distance of a part (", kMinPlausibleMetres, " to ", kMaxPlausibleMetres,
-                          " m); check the unit: --unit m or --unit mm"));
+  return {height, width, rgb.bytes, std::vector<float>(3 * height * width)};
+}
+
+}  // namespace
+
+Scan read_scan(const Tensors& tensors, const std::filesystem::path& file, const Coordinates& kind) {
+  Scan scan = find_scan(tensors, file);
+  const Tensor& xyz = find_tensor(tensors, "xyz", file);
+  const int64_t num_pixels = scan.height * scan.width;
+  const auto read = [&](const auto& raw) {
+    return read_points(raw.data(), num_pixels, kind.units_per_metre, kind.missing, scan.xyz.data());
+  };
+  const ScanPoints points = xyz.dtype == "F64" ? read(xyz.doubles) : read(xyz.floats);
+  // Not a number without any measurement: no matter of units.
+  if (points.median_m > kMaxPlausibleMetres || points.median_m < kMinPlausibleMetres) {
+    throw InferError(text(file.string(), ": half of the points of xyz reach ", points.median_m,
+                          " m, which cannot be the distance of a part (", kMinPlausibleMetres,
+                          " to ", kMaxPlausibleMetres, " m); check the unit: --unit m or --unit mm",
+                          ", and whether a number stands for no measurement: --missing NUMBER"));
   }
-  for (float& value : scan.xyz) value *= static_cast<float>(metres_per_unit);
+  for (const MissingMark& mark : points.marks) {
+    if (mark.num_pixels > 0) scan.missing.push_back(mark);
+  }
+  clear_marks(scan.xyz.data(), num_pixels, kind.known_marks, kind.units_per_metre, scan.xyz.data());
   return scan;
+}
+
+Scan read_golden_scan(const Tensors& tensors, const std::filesystem::path& file) {
+  Scan scan = find_scan(tensors, file);
+  scan.xyz = find_floats(tensors, "xyz", {scan.height, scan.width, 3}, file);
+  if (std::all_of(scan.xyz.begin(), scan.xyz.end(), [](float x) { return std::isfinite(x); })) {
+    return scan;
+  }
+  throw InferError(text(file.string(), ": xyz has values that are not finite; copy the artifact ",
+                        "again or fit it again"));
 }
 
 PreparedScan prepare(const Scan& scan, const Recipe& recipe, int64_t rgb_size, int64_t grid_size) {

@@ -21,6 +21,7 @@ from mmad_fast.cli.options import (
     FewShot,
     Json,
     Method,
+    Missing,
     Recipe,
     Seed,
     Speed,
@@ -69,6 +70,7 @@ def bench(
     few_shot: FewShot = None,
     seed: Seed = 0,
     unit: UnitOption = UnitName.m,
+    missing: Missing = None,
     engine: Engine = "auto",
     engine_precision: EnginePrecision = None,
     device: Device = "cpu",
@@ -109,7 +111,7 @@ def bench(
     from mmad_fast.methods.fit_request import FitRequest
 
     fit_request = FitRequest.of(
-        method, seed=seed, unit=unit.value, recipe=recipe, speed=speed, **chosen
+        method, seed=seed, unit=unit.value, missing=missing, recipe=recipe, speed=speed, **chosen
     )
     measure_request = MeasureRequest(
         protocol=protocol.value,
@@ -118,6 +120,7 @@ def bench(
         device=device,
         engine_precision=engine_precision,
         unit=unit.value,
+        missing=missing,
         speed_only=speed_only,
         compare_reference=compare is not None,
         few_shot=parse_shots(few_shot),

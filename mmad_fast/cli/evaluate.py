@@ -14,6 +14,7 @@ from mmad_fast.cli.options import (
     Engine,
     EnginePrecision,
     Json,
+    Missing,
     Threads,
     Trust,
     UnitName,
@@ -31,6 +32,7 @@ def evaluate(
     ] = None,
     aupro: Aupro = AuproMode.published,
     unit: UnitOption = UnitName.m,
+    missing: Missing = None,
     engine: Engine = "auto",
     engine_precision: EnginePrecision = None,
     device: Device = "cpu",
@@ -60,6 +62,7 @@ def evaluate(
         device=device,
         engine_precision=engine_precision,
         unit=unit.value,
+        missing=missing,
     )
     detector = load(artifact, engine=engine, device=device, precision=engine_precision, trust=trust)
     with progress_bar("eval") as update:

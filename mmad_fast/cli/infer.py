@@ -16,6 +16,7 @@ from mmad_fast.cli.options import (
     Engine,
     EnginePrecision,
     Json,
+    Missing,
     Threads,
     Trust,
     UnitName,
@@ -63,6 +64,7 @@ def infer(
         ),
     ] = None,
     unit: UnitOption = UnitName.m,
+    missing: Missing = None,
     engine: Engine = "auto",
     engine_precision: EnginePrecision = None,
     device: Device = "cpu",
@@ -109,7 +111,7 @@ def infer(
                 for done, file in enumerate(files):
                     update(shown(file.name), done, len(files))
                     with uninterrupted():  # what is decided is written
-                        row = _score(detector, file, unit.value, pictures.get(file.name))
+                        row = _score(detector, file, unit.value, missing, pictures.get(file.name))
                         rows.append(row)
                         lines.write(row)
         except Interrupted as interrupted:
@@ -175,12 +177,14 @@ def _picture_stems(output: Path | None, files: Sequence[ScanFile]) -> dict[str, 
     return {} if output is None else {name: output / names[name] for name in names}
 
 
-def _score(detector: Detector, file: ScanFile, unit: Unit, picture: Path | None) -> Row:
+def _score(
+    detector: Detector, file: ScanFile, unit: Unit, missing: float | None, picture: Path | None
+) -> Row:
     """The row of one scan, whatever happens to it: the others must be scored as well."""
     from mmad_fast.errors import MmadFastError
 
     try:
-        scan = file.load(unit=unit)
+        scan = file.load(unit=unit, missing=missing)
         result = detector.infer_scan(scan)
     except (MmadFastError, OSError) as error:
         return {"scan": file.name, "error": describe_error(error)}

@@ -69,6 +69,14 @@ Method = Annotated[
     ),
 ]
 UnitOption = Annotated[UnitName, typer.Option("--unit", help="Unit of the XYZ files.")]
+Missing = Annotated[
+    float | None,
+    typer.Option(
+        "--missing",
+        help="Number that stands for no measurement in the XYZ files, e.g. -9999; one point at "
+        "many pixels is found without it.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads; default: all cores of this process."),

@@ -48,11 +48,12 @@ class ScanFile:
     read_xyz: Callable[[Path], NDArray[np.floating]] = read_xyz_tiff
     problem: str = ""
 
-    def load(self, unit: Unit = "m") -> Scan:
+    def load(self, unit: Unit = "m", missing: float | None = None) -> Scan:
         """The scan, read and checked.
 
         Args:
             unit: The unit of the file's coordinates, "m" or "mm".
+            missing: Number that stands for no measurement in the file; see `Scan.from_arrays`.
 
         Raises:
             DataError: a file is missing, unreadable or of the wrong kind, or the two differ in
@@ -67,7 +68,7 @@ class ScanFile:
                 f"{self.rgb_path} is {_by(rgb.shape)} and {self.xyz_path} is {_by(xyz.shape)}; "
                 "colour and points must be registered pixel by pixel (height x width)"
             )
-        return Scan.from_arrays(rgb, xyz, unit=unit, name=self.name)
+        return Scan.from_arrays(rgb, xyz, unit=unit, missing=missing, name=self.name)
 
     def load_ground_truth(self) -> NDArray[np.bool_] | None:
         """(H, W) bool, True where anomalous; None if nobody knows.

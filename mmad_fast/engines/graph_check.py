@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmad_fast.engines.onnx_file import (
+    MAX_AXES,
     OnnxGraph,
     OnnxNode,
     OnnxTensor,
@@ -79,7 +80,7 @@ def _size(graph: OnnxGraph) -> GraphSize:
     last_reader = {name: at for at, node in enumerate(graph.nodes) for name in node.inputs}
     last_reader |= dict.fromkeys(graph.outputs, len(graph.nodes))
     held = {name: math.prod(shape) for name, shape in inputs.items()}
-    largest, constant_numbers, multiply_adds = 0, 0, 0
+    live, largest, constant_numbers, multiply_adds = sum(held.values()), 0, 0, 0
     for at, node in enumerate(graph.nodes):
         call = _call(node, shapes, graph.tensors)
         outputs, work, scratch = _run(call)
@@ -89,11 +90,12 @@ def _size(graph: OnnxGraph) -> GraphSize:
             is_constant |= set(outputs)
             constant_numbers += sum(numbers.values())
         held |= numbers
-        largest, multiply_adds = max(largest, sum(held.values()) + scratch), multiply_adds + work
+        live += sum(numbers.values())
+        largest, multiply_adds = max(largest, live + scratch), multiply_adds + work
         _check_limits(GraphSize(largest, constant_numbers, multiply_adds), limits, node)
         for name in {*node.inputs, *outputs}:
             if last_reader.get(name, -1) <= at:
-                held.pop(name, None)
+                live -= held.pop(name, 0)
     _check_outputs(graph, shapes)
     return GraphSize(largest, constant_numbers, multiply_adds)
 
@@ -112,8 +114,9 @@ def _one_scan(name: str, axes: Sequence[int | None]) -> Shape:
 
 def _add(shapes: dict[str, Shape], new: Mapping[str, Shape]) -> None:
     for name, shape in new.items():
-        if name in shapes:
-            raise UnfitGraphError(f"two arrays are called {name!r}")
+        if name in shapes or len(shape) > MAX_AXES:
+            problem = "is another array's name" if name in shapes else f"has {len(shape)} axes"
+            raise UnfitGraphError(f"{name!r} {problem}")
         shapes[name] = shape
 
 

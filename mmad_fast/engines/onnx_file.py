@@ -20,6 +20,8 @@ from mmad_fast.errors import ArtifactError
 MAX_TEXT_BYTES = 65536
 MAX_PARTS = 65536
 """Of one kind in a message: nodes, tensors, axes."""
+MAX_FIELDS = 2**19
+"""That are read of a file, so that reading ends soon; 12 blocks of a transformer have 50,000."""
 MAX_SMALL_VALUES = 64
 """Integers of a tensor that are read: shapes, axes, pads."""
 OWN_DOMAIN = ("", "ai.onnx")
@@ -41,6 +43,18 @@ class Span(NamedTuple):
 
     start: int
     end: int
+
+
+class _File(mmap.mmap):
+    """The file, mapped, and how many of its fields and numbers may still be read."""
+
+    fields_left = MAX_FIELDS
+
+    def count(self, number: int) -> None:
+        """Raises UnfitGraphError where that are more than may be read."""
+        self.fields_left -= number
+        if self.fields_left < 0:
+            raise UnfitGraphError(f"it has more than {MAX_FIELDS} fields")
 
 
 class _Field(NamedTuple):
@@ -150,7 +164,7 @@ def read_onnx_graph(path: Path, *, named: Path | None = None) -> OnnxGraph:
     try:
         with (
             path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            _File(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             return _to_graph(_message(data, Span(0, len(data)), _MODEL, "the model"), data)
     except (UnfitGraphError, ValueError) as error:  # ValueError: an empty file
@@ -167,9 +181,7 @@ def unfit_graph(path: Path, problem: object) -> ArtifactError:
     )
 
 
-def _message(
-    data: mmap.mmap, span: Span, fields: Mapping[int, _Field], what: str
-) -> dict[str, Any]:
+def _message(data: _File, span: Span, fields: Mapping[int, _Field], what: str) -> dict[str, Any]:
     """The fields of a message by name; lists of those that may be repeated."""
     found: dict[str, Any] = {field.name: [] for field in fields.values() if field.is_repeated}
     for number, wire, value in _wire(data, span):
@@ -189,7 +201,7 @@ def _message(
     return found
 
 
-def _value(data: mmap.mmap, field: _Field, wire: int, value: Any, what: str) -> Any:
+def _value(data: _File, field: _Field, wire: int, value: Any, what: str) -> Any:
     """The value of a field, given as a number or a span."""
     kind = field.kind
     if kind == "skipped":
@@ -211,10 +223,11 @@ def _value(data: mmap.mmap, field: _Field, wire: int, value: Any, what: str) -> 
     raise UnfitGraphError(f"{what} is of another type, or too long")
 
 
-def _wire(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int, Any]]:
+def _wire(data: _File, span: Span) -> Iterator[tuple[int, int, Any]]:
     """(number, wire type, value) of each field: an integer, or where its bytes are."""
     position, end = span
     while position < end:
+        data.count(1)
         key, position = _varint(data, position, end)
         number, wire = key >> 3, key & 7
         if wire == VARINT:
@@ -233,7 +246,7 @@ def _wire(data: mmap.mmap, span: Span) -> Iterator[tuple[int, int, Any]]:
         position += length
 
 
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def _varint(data: _File, position: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= end:
@@ -246,8 +259,9 @@ def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     raise UnfitGraphError(f"the number before byte {position} has no end")
 
 
-def _varints(data: mmap.mmap, span: Span) -> Iterator[int]:
+def _varints(data: _File, span: Span) -> Iterator[int]:
     position = span.start
+    data.count(span.end - span.start)
     while position < span.end:
         value, position = _varint(data, position, span.end)
         yield _signed(value)
@@ -257,7 +271,7 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _to_graph(model: Mapping[str, Any], data: mmap.mmap) -> OnnxGraph:
+def _to_graph(model: Mapping[str, Any], data: _File) -> OnnxGraph:
     opsets = [(opset.get("domain", ""), opset.get("version", 0)) for opset in model["opsets"]]
     if len(opsets) != 1 or opsets[0][0] not in OWN_DOMAIN:
         raise UnfitGraphError(
@@ -310,10 +324,12 @@ def _to_argument(value: Mapping[str, Any]) -> tuple[str, tuple[int | None, ...]]
     if tensor.get("type") != FLOAT32 or "shape" not in tensor:
         raise UnfitGraphError(f"{name!r} is no float32 array with a shape")
     axes = tensor["shape"]["dims"]
+    if len(axes) > MAX_AXES:
+        raise UnfitGraphError(f"{name!r} has {len(axes)} axes")
     return name, tuple(axis.get("value") for axis in axes)
 
 
-def _to_tensor(tensor: Mapping[str, Any], data: mmap.mmap) -> OnnxTensor:
+def _to_tensor(tensor: Mapping[str, Any], data: _File) -> OnnxTensor:
     name, shape, kind = tensor.get("name", ""), tuple(tensor["dims"]), tensor.get("type", 0)
     if tensor.get("location", 0) != 0:
         raise UnfitGraphError(f"the constant {name!r} lies in another file")
@@ -333,13 +349,13 @@ def _to_tensor(tensor: Mapping[str, Any], data: mmap.mmap) -> OnnxTensor:
     return OnnxTensor(shape, kind, tuple(found) if is_read else None)
 
 
-def _raw_integers(data: mmap.mmap, raw: Span, kind: int, length: int) -> tuple[int, ...] | None:
+def _raw_integers(data: _File, raw: Span, kind: int, length: int) -> tuple[int, ...] | None:
     if kind not in INTEGERS or length > MAX_SMALL_VALUES:
         return None
     return struct.unpack(f"<{length}{INTEGERS[kind]}", data[raw.start : raw.end])
 
 
-def _listed_numbers(tensor: Mapping[str, Any], data: mmap.mmap) -> Sequence[int] | None:
+def _listed_numbers(tensor: Mapping[str, Any], data: _File) -> Sequence[int] | None:
     """The numbers of a small constant that are not stored as they lie in memory; None for others
     and where the field is not the one of the type."""
     field, packed = LISTED_IN.get(tensor.get("type", 0), "int32s"), []

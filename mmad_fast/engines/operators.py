@@ -193,9 +193,11 @@ def _split(call: Call) -> list[Shape]:
     axis = _axis(attributes.get("axis", 0), len(shape))
     sizes = call.integers(1)
     if not sizes:
-        count = attributes.get("num_outputs", len(call.node.outputs))
+        count = len(call.node.outputs)
+        if attributes.get("num_outputs", count) != count:
+            raise UnfitGraphError(f"Split makes {attributes['num_outputs']} outputs of {count}")
         size = -(-shape[axis] // max(1, count))
-        sizes = tuple(min(size, shape[axis] - at * size) for at in range(min(count, shape[axis])))
+        sizes = tuple(min(size, shape[axis] - at * size) for at in range(count))
     if min(sizes, default=-1) < 0 or sum(sizes) != shape[axis]:
         raise UnfitGraphError(f"shape {shape} cannot be split into {sizes}")
     return [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]
@@ -333,8 +335,8 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": Rule(_unsqueeze),
 } | dict.fromkeys(
     (
-        "Abs", "Add", "Div", "Erf", "Identity", "Mul", "Neg", "Relu", "Sigmoid", "Sqrt", "Sub",
-        "Tanh",
+        "Abs", "Add", "Div", "Erf", "Identity", "Mul", "Neg", "Pow", "Reciprocal", "Relu",
+        "Sigmoid", "Sqrt", "Sub", "Tanh",
     ),
     _ELEMENTWISE,
 )  # fmt: skip

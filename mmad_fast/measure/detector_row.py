@@ -52,6 +52,7 @@ class MeasureRequest:
         device: Device of the detector.
         engine_precision: Precision of the graphs; None: that of the detector's own.
         unit: Unit of the XYZ files.
+        missing: Number that stands for no measurement in them; see Scan.from_arrays.
         speed_only: No accuracy; the fit is cut short.
         compare_reference: Add a row of the published pipeline for each row.
         few_shot: Numbers of training scans; each is a fit and a row of its own, beside that of all.
@@ -63,6 +64,7 @@ class MeasureRequest:
     device: str = "cpu"
     engine_precision: str | None = None
     unit: Unit = "m"
+    missing: float | None = None
     speed_only: bool = False
     compare_reference: bool = False
     few_shot: tuple[int, ...] = ()
@@ -102,6 +104,7 @@ def measure_artifact(
             scans,
             aupro_mode=request.aupro_mode,
             unit=request.unit,
+            missing=request.missing,
             progress=partial(progress, "evaluate"),
         )
         overall, defects = evaluation.overall, evaluation.defects
@@ -110,7 +113,7 @@ def measure_artifact(
     with temporary_folder("scans") as folder:
         report = measure_detector_process(
             detector.artifact.path,
-            _copy_scans(scans[:: max(1, len(scans) // SPEED_RUNS)], folder, request.unit),
+            _copy_scans(scans[:: max(1, len(scans) // SPEED_RUNS)], folder, request),
             num_threads=get_num_threads(),
             num_runs=SPEED_RUNS,
             engine=detector.engine_choice.engine,
@@ -216,7 +219,7 @@ def reference_row(
     scans = _test_scans(dataset, category)
     latencies_ms, stages, differences = [], [], []
     for run in range(1 + REFERENCE_RUNS):
-        scan = scans[run % len(scans)].load(unit=request.unit)
+        scan = scans[run % len(scans)].load(unit=request.unit, missing=request.missing)
         start = time.perf_counter()
         prepared = detector.prepare(scan)
         if request.protocol == "paper":
@@ -264,11 +267,13 @@ def _differences(
     )
 
 
-def _copy_scans(scans: Sequence[ScanFile], folder: Path, unit: Unit) -> list[tuple[Path, Path]]:
+def _copy_scans(
+    scans: Sequence[ScanFile], folder: Path, request: MeasureRequest
+) -> list[tuple[Path, Path]]:
     """(rgb file, xyz file) per scan as PNG and TIFF in metres, whatever layout they came from."""
     paths = []
     for index, file in enumerate(scans):
-        scan = file.load(unit=unit)
+        scan = file.load(unit=request.unit, missing=request.missing)
         rgb_path, xyz_path = folder / f"{index}.png", folder / f"{index}.tiff"
         Image.fromarray(scan.rgb).save(rgb_path)
         tifffile.imwrite(xyz_path, scan.xyz, photometric="rgb")

@@ -126,6 +126,7 @@ def evaluate(
     *,
     aupro_mode: AuproMode = "published",
     unit: Unit = "m",
+    missing: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """The detector's accuracy on labelled test scans.
@@ -139,6 +140,7 @@ def evaluate(
         scans: Test scans with their defect types and masks.
         aupro_mode: "published" or "exact".
         unit: Unit of the XYZ files.
+        missing: Number that stands for no measurement in them; see Scan.from_arrays.
         progress: Called with (done, total) before the first scan and after each.
 
     Raises:
@@ -148,7 +150,7 @@ def evaluate(
     scored: list[_Scored] = []
     tell(0, len(scans))
     for file in scans:
-        scored.append(_score(detector, file, aupro_mode, unit))
+        scored.append(_score(detector, file, aupro_mode, unit, missing))
         tell(len(scored), len(scans))
     accuracy = partial(
         _accuracy,
@@ -164,9 +166,11 @@ def evaluate(
     return Evaluation(accuracy(scored), defects, _decisions(detector, scored), _notes(scored))
 
 
-def _score(detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit) -> _Scored:
+def _score(
+    detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit, missing: float | None
+) -> _Scored:
     try:
-        return _score_unnamed(detector, file, aupro_mode, unit)
+        return _score_unnamed(detector, file, aupro_mode, unit, missing)
     except MmadFastError as error:
         if file.name in str(error):
             raise
@@ -179,9 +183,9 @@ def _score(detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit
 
 
 def _score_unnamed(
-    detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit
+    detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit, missing: float | None
 ) -> _Scored:
-    result = detector.infer_scan(file.load(unit=unit))
+    result = detector.infer_scan(file.load(unit=unit, missing=missing))
     aupro_map = pixel_map = result.anomaly_map
     if aupro_mode == "published":
         aupro_map, pixel_map = detector.published_evaluation_maps(result.anomaly_map)

@@ -26,6 +26,7 @@ from mmad_fast.methods.options import (
     option_fields,
     read_option,
 )
+from mmad_fast.missing_values import MissingTally, check_missing
 from mmad_fast.preprocess import check_resolution, prepare
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Scan, Unit
@@ -52,6 +53,8 @@ class FitRequest:
         threshold_quantile: Quantile of the validation scores that becomes the threshold.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
+        missing: Number that stands for no measurement in the XYZ files, beside those that are
+            found; see Scan.from_arrays.
         recipe: Preprocessing, see family.get_recipe. None is the family's own, and "none" for raw
             Eyecandies.
         speed: "exact", or a bundle of approximations of the family; options that are set win.
@@ -69,6 +72,7 @@ class FitRequest:
     threshold_quantile: float = 0.99
     seed: int = 0
     unit: Unit = "m"
+    missing: float | None = None
     recipe: str | None = None
     speed: str = "exact"
     shots: int | None = None
@@ -79,6 +83,7 @@ class FitRequest:
         # NumPy's numbers are taken, but the manifest holds Python's.
         object.__setattr__(self, "seed", int(self.seed))
         object.__setattr__(self, "threshold_quantile", float(self.threshold_quantile))
+        object.__setattr__(self, "missing", check_missing(self.missing))
         if self.shots is not None:
             object.__setattr__(self, "shots", int(self.shots))
         resolve_options(self)
@@ -223,6 +228,7 @@ class FitTask:
         recipe: Of the request, or the family's own.
         scratch: A folder for files, which goes when the fit ends.
         progress: Told of every stage.
+        missing: What stood for no measurement in the scans that have been loaded.
     """
 
     request: FitRequest
@@ -231,6 +237,7 @@ class FitTask:
     recipe: Recipe
     scratch: Path
     progress: Progress
+    missing: MissingTally = field(default_factory=MissingTally)
 
     @classmethod
     def of(
@@ -246,8 +253,17 @@ class FitTask:
         return cls(request, train, resolve_options(request), recipe, scratch, progress)
 
     def load(self, scan: ScanFile | Scan) -> Scan:
-        """The scan, read if it is a file."""
-        return scan if isinstance(scan, Scan) else scan.load(unit=self.request.unit)
+        """The scan, read if it is a file, without the values that stood for no measurement in it
+        or in one before."""
+        request = self.request
+        loaded = (
+            scan
+            if isinstance(scan, Scan)
+            else scan.load(unit=request.unit, missing=request.missing)
+        )
+        key = scan.name or id(scan)
+        self.missing.add(key, loaded.missing_values, loaded.missing_share)
+        return loaded.without(self.missing.record().points)
 
     def prepare(self, scan: ScanFile | Scan) -> PreparedScan:
         """The scan as the detector reads it.

@@ -61,6 +61,7 @@ def fit(
     threshold_quantile: float = 0.99,
     seed: int = 0,
     unit: Unit = "m",
+    missing: float | None = None,
     recipe: str | None = None,
     speed: str = "exact",
     shots: int | None = None,
@@ -78,6 +79,8 @@ def fit(
         threshold_quantile: Quantile of the validation scores that becomes the threshold, 0-1.
         seed: Seed of everything random.
         unit: Unit of the XYZ files, "m" or "mm".
+        missing: Number that stands for no measurement in the XYZ files, beside those that are
+            found (one point at many pixels); `Detector.infer` takes them all as missing, too.
         recipe: Preprocessing recipe; None: the method's own, and "none" for raw Eyecandies, whose
             published conversion removes no background.
         speed: "exact", or a bundle of approximations, "fast" or "small", that trades some accuracy
@@ -103,6 +106,7 @@ def fit(
         threshold_quantile=threshold_quantile,
         seed=seed,
         unit=unit,
+        missing=missing,
         recipe=recipe,
         speed=speed,
         shots=shots,
@@ -205,6 +209,9 @@ def fit_scans(
                 "num_train_scans": len(train_store),
                 "num_validation_scans": len(held_out_store),
             }
+        missing_values = task.missing.record()
+        if str(missing_values):
+            logger.warning("taken as missing, not as points: %s", missing_values)
         return write_artifact(
             Path(output),
             method=request.method,
@@ -216,6 +223,7 @@ def fit_scans(
             graphs=trained.graphs,
             tensors=trained.tensors,
             golden=Golden(golden.rgb, golden.xyz, expected.anomaly_map, expected.image_score),
+            missing_values=missing_values,
         )
 
 

@@ -12,6 +12,8 @@ from mmad_fast.errors import ArtifactError, InvalidInputError
 RGB_BACKGROUNDS = ("keep", "black")
 RGB_PADDINGS = ("edge", "zero")
 MIN_CLUSTER_RADIUS_M = 1e-4
+MAX_LENGTH_M = 1000.0
+MAX_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,28 @@ class Recipe:
             value = getattr(self, name)
             self._require(value in known, name, f"one of {', '.join(known)}")
         for name in ("rim_width_px", "min_rim_points", "cluster_min_points"):
+            value = getattr(self, name)
             self._require(
-                _is_integer(getattr(self, name)) and getattr(self, name) >= 1, name, ">= 1"
+                _is_integer(value) and 1 <= value <= MAX_COUNT, name, f">= 1 and <= {MAX_COUNT}"
             )
         self._require(
             _is_integer(self.seed) and 0 <= self.seed < 2**63, "seed", "an integer in 0..2^63 - 1"
         )
         for name in ("plane_inlier_m", "plane_removal_m"):
             value = getattr(self, name)
-            self._require(_is_finite(value) and value > 0, name, "a number of metres > 0")
+            self._require(
+                _is_finite(value) and 0 < value <= MAX_LENGTH_M,
+                name,
+                f"a number of metres > 0 and <= {MAX_LENGTH_M:g}",
+            )
         radius_is_usable = (
-            _is_finite(self.cluster_radius_m) and self.cluster_radius_m >= MIN_CLUSTER_RADIUS_M
+            _is_finite(self.cluster_radius_m)
+            and MIN_CLUSTER_RADIUS_M <= self.cluster_radius_m <= MAX_LENGTH_M
         )
         self._require(
-            radius_is_usable, "cluster_radius_m", f"a number of metres >= {MIN_CLUSTER_RADIUS_M:g}"
+            radius_is_usable,
+            "cluster_radius_m",
+            f"a number of metres >= {MIN_CLUSTER_RADIUS_M:g} and <= {MAX_LENGTH_M:g}",
         )
         for name in ("min_inlier_fraction", "min_rim_coverage"):
             value = getattr(self, name)

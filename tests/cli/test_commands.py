@@ -26,7 +26,18 @@ from mmad_fast.whole_folder import fingerprint
 
 ROOT = Path(__file__).parents[2]
 VERBS = (
-    *("bench", "fit", "train-shared", "infer", "eval", "export", "synth", "doctor", "weights"),
+    *(
+        "bench",
+        "fit",
+        "train-shared",
+        "infer",
+        "eval",
+        "export",
+        "synth",
+        "doctor",
+        "weights",
+        "sign",
+    ),
 )
 
 
@@ -154,6 +165,22 @@ def test_infer_millimetres(tiny_artifact: Path, tmp_path: Path) -> None:
     rgb = write_scan(tmp_path, "part", scale=1000.0)
     content = run_json("infer", tiny_artifact, rgb, "--unit", "mm")
     assert content["scans"][0]["image_score"] > 0
+
+
+def test_infer_takes_the_number_that_is_missing(tiny_artifact: Path, tmp_path: Path) -> None:
+    """At 9 pixels, too few to be found; in the part, so that it changes the answer."""
+    rgb, xyz = make_arrays()
+    for name, number in (("holes", 0.0), ("marked", 0.47)):
+        (tmp_path / name).mkdir()
+        numbers = xyz.copy()
+        numbers[45:48, 44:47] = number
+        Image.fromarray(rgb).save(tmp_path / name / "part.png")
+        tifffile.imwrite(tmp_path / name / "part.tiff", numbers, photometric="rgb")
+    scores = [
+        run_json("infer", tiny_artifact, tmp_path / name / "part.png", *options)["scans"][0]
+        for name, options in (("holes", ()), ("marked", ("--missing", 0.47)))
+    ]
+    assert scores[0]["image_score"] == scores[1]["image_score"]
 
 
 def test_infer_prints_a_table(tiny_artifact: Path, tmp_path: Path) -> None:

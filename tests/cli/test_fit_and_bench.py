@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from cli.conftest import Call
+from PIL import Image
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.data.synthetic import write_synthetic
@@ -172,3 +176,47 @@ def test_fit_needs_a_category_where_there_are_several(data: Path, tmp_path: Path
     assert done.returncode == 1
     assert "choose one with --category: biscuit, foam_pad" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def write_dome(folder: Path, name: str, seed: int, *, missing: float, scale: float = 1.0) -> None:
+    """A dome without background in millimetres; what was not measured is `missing`."""
+    columns, rows = np.meshgrid(np.arange(96) - 47.5, np.arange(96) - 47.5)
+    rng = np.random.default_rng(seed)
+    squared_radius = (columns**2 + rows**2) / 35**2
+    z = 500 - 20 * np.sqrt(np.clip(1 - squared_radius, 0, 1)) + rng.normal(0, 0.05, rows.shape)
+    xyz = np.stack([columns * z / 670, rows * z / 670, z], axis=-1) * scale
+    xyz[squared_radius >= 1] = missing
+    for kind in ("rgb", "xyz"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    rgb = rng.integers(90, 110, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(folder / "rgb" / f"{name}.png")
+    file = folder / "xyz" / f"{name}.tiff"
+    tifffile.imwrite(file, xyz.astype(np.float32), photometric="rgb")
+
+
+def test_a_number_for_no_measurement_is_told_recorded_and_missing(tmp_path: Path) -> None:
+    """Fitted on scans with -9999, zeros and NaN in their place score the same, in metres too."""
+    for split, count in (("train", 2), ("validation", 1)):
+        for seed in range(count):
+            write_dome(tmp_path / "set" / split / "good", f"{seed}", seed, missing=-9999)
+    for name, missing in (("nan", np.nan), ("sentinel", -9999), ("zero", 0)):
+        write_dome(tmp_path / "mm", name, 5, missing=missing)
+    write_dome(tmp_path / "m", "metres", 5, missing=-9999, scale=1e-3)
+    target = tmp_path / "artifact"
+    fit = ("fit", tmp_path / "set", "-o", target, "--unit", "mm", "--method", "cfm-t")
+    done = run(*fit, *RANDOM, *SMALL)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "taken as missing" in line]
+    assert len(said) == 1
+    share = r"\(-9999, -9999, -9999\) at 58\.\d% of the pixels of 3 scans"
+    assert re.search(share, said[0])
+    (value,) = json.loads((target / "manifest.json").read_text())["missing_values"]["values"]
+    assert value["point"] == [-9999.0] * 3
+    scores = {}
+    for unit in ("mm", "m"):
+        scored = run("infer", target, tmp_path / unit, "--unit", unit, "--json")
+        assert scored.returncode == 0, scored.stderr
+        rows = json.loads(scored.stdout)["scans"]
+        scores |= {row["scan"]: row["image_score"] for row in rows}
+    assert scores["zero"] == scores["nan"] == scores["sentinel"]
+    assert scores["metres"] == pytest.approx(scores["zero"], rel=1e-3)

@@ -218,6 +218,12 @@ def request_of(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fit
 
 
 @pytest.mark.parametrize("command", ["fit", "bench"])
+def test_what_is_missing_may_be_named(request_of: Callable[..., FitRequest], command: str) -> None:
+    assert request_of(command).missing is None
+    assert request_of(command, "--missing", "-9999").missing == -9999.0
+
+
+@pytest.mark.parametrize("command", ["fit", "bench"])
 def test_flags_that_are_given_become_options(
     request_of: Callable[..., FitRequest], command: str
 ) -> None:

@@ -216,6 +216,23 @@ def _second_writer(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Relu", ["x"], ["y"]))
 
 
+def _many_axes(model: onnx.ModelProto) -> None:
+    axes = numpy_helper.from_array(np.arange(7), "axes")
+    model.graph.initializer.append(axes)
+    for at in range(1000):
+        source = "x" if at == 0 else f"z{at - 1}"
+        model.graph.node.append(helper.make_node("Unsqueeze", [source, "axes"], [f"z{at}"]))
+
+
+def _many_parts(model: onnx.ModelProto) -> None:
+    for _ in range(20):
+        model.graph.node.append(helper.make_node("Concat", ["x"] * 30_000, ["z"]))
+
+
+def _split_of_many(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Split", ["x"], ["z"], axis=1, num_outputs=2**40))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -228,7 +245,10 @@ def _second_writer(model: onnx.ModelProto) -> None:
         (_function, "functions, which none of ours has"),
         (_second_domain, "operators of '', 'com.microsoft'; only ONNX's own"),
         (_float64_input, "'x' is no float32 array"),
-        (_second_writer, "two arrays are called 'y'"),
+        (_second_writer, "'y' is another array's name"),
+        (_many_axes, "'z0' has 9 axes"),
+        (_many_parts, "has more than 524288 fields"),
+        (_split_of_many, "Split makes 1099511627776 outputs of 1"),
     ],
 )
 def test_what_is_refused(

@@ -25,8 +25,10 @@ from test_artifact import rewrite_manifest
 from mmad_fast import load
 from mmad_fast.artifact import read_artifact, write_artifact
 from mmad_fast.methods.family import get_recipe
+from mmad_fast.missing_values import MissingRecord, MissingValue
 from mmad_fast.ops.pixel_mapping import MappingNetwork
 from mmad_fast.threshold import VALIDATION, Threshold
+from mmad_fast.whole_folder import DIGEST_KEY, MANIFEST_FILE, write_manifest
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 CANNOT_BE_HAD = 3
@@ -201,7 +203,7 @@ def old_artifact(tmp_path: Path) -> Path:
 
 def test_an_artifact_of_schema_3_is_refused_with_advice(program: Path, old_artifact: Path) -> None:
     printed = run(program, old_artifact, code=REFUSED)
-    assert "has schema 3, this program reads 4; fit the detector again" in printed
+    assert "has schema 3, this program reads 4 to 5; fit the detector again" in printed
     assert "run it with mmad_fast in Python" in printed
 
 
@@ -291,6 +293,56 @@ def test_double_precision_millimetres(program: Path, tiny_artifact: Path, tmp_pa
     printed = run(program, tiny_artifact, scan, "--unit", "mm")
     assert float(field(printed, "score")) == pytest.approx(expected, rel=1e-4)
     assert "check the unit" in run(program, tiny_artifact, scan, code=REFUSED)
+
+
+def test_what_stands_for_no_measurement_is_missing(
+    program: Path, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    """The same rules as in Python, since they are the same code."""
+    rgb, xyz = make_arrays(5)
+    xyz[:, 40, 0] = xyz[50, :, 1] = 0  # measured
+    holes, marked, gridded, strays = xyz.copy(), xyz.copy(), xyz.copy(), xyz.copy()
+    holes[:20], marked[:20], gridded[:20, :, 2] = 0, -9999, 65535
+    strays[60, 60], strays[3, 3] = [1e4, 0, 2], [0, 30, 0.5]
+    sums = {
+        check_against_python(program, tiny_artifact, rgb, numbers, tmp_path)
+        for numbers in (holes, marked, gridded, marked.astype(np.float64))
+    }
+    assert len(sums) == 1
+    assert check_against_python(program, tiny_artifact, rgb, strays, tmp_path) not in sums
+    marked[:60] = -9999
+    printed = run(program, tiny_artifact, save_scan(tmp_path / "most.safetensors", rgb, marked))
+    assert re.search(r"missing +\(-9999, -9999, -9999\) at 62.5 %", printed)
+
+
+def test_missing_values_of_the_fit_and_of_the_user(
+    program: Path, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    rgb, xyz = make_arrays(6)
+    few = xyz.copy()
+    point = (0.0125, 0.0126, 0.4765)  # within the part, at too few pixels to be found
+    few[45:48, 44:47] = point
+    value = MissingValue(point, 0.1, 3)
+    record = MissingRecord((value, MissingValue((None, None, -7.0), 0.1, 3)), 0.1)
+    known = rewritten(tiny_artifact, tmp_path / "known", missing_values=record)
+    found = check_against_python(program, known, rgb, few, tmp_path)
+    assert found != check_against_python(program, tiny_artifact, rgb, few, tmp_path)
+    scan = save_scan(tmp_path / "scan.safetensors", rgb, few)
+    expected = load(tiny_artifact).infer(rgb, few, missing=0.0126).image_score
+    assert load(known).infer(rgb, few).image_score == expected
+    printed = run(program, tiny_artifact, scan, "--missing", "0.0126")
+    assert float(field(printed, "score")) == pytest.approx(expected, rel=1e-4)
+    assert "--missing is 'x'" in run(program, tiny_artifact, scan, "--missing", "x", code=REFUSED)
+
+
+def test_an_artifact_of_schema_4_still_runs(
+    program: Path, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    old = shutil.copytree(tiny_artifact, tmp_path / "old")
+    content = json.loads((old / MANIFEST_FILE).read_text())
+    del content["missing_values"], content[DIGEST_KEY]
+    write_manifest({**content, "schema": 4}, old)
+    assert "the same answer" in run(program, old)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(scope="module")
 def example() -> Iterator[SimpleNamespace]:
     """The example's modules, imported as the script imports them."""
-    names = ("line_inspector", "scan_folder", "result_folder")
+    names = ("line_inspector", "scan_folder", "result_folder", "json_lines")
     sys.path.insert(0, str(EXAMPLES))
     yield SimpleNamespace(**{name: import_module(name) for name in names})
     sys.path.remove(str(EXAMPLES))
@@ -163,7 +162,7 @@ def test_what_cannot_be_delivered_is_counted_and_the_rest_is(example, detector, 
     results = example.result_folder.ResultFolder(tmp_path)
     inspector = example.line_inspector.LineInspector(detector, on_record=jam, results=results)
     summary = inspector.run([make_arrays(), make_arrays(1)])
-    assert (summary["inspected"], summary["unsaved"]) == (2, 2)
+    assert (summary["inspected"], summary["undelivered"], summary["unsaved"]) == (2, 2, 0)
     assert len(lines(tmp_path)) == 2
 
 
@@ -173,9 +172,130 @@ def test_a_full_disk_does_not_stop_it(example, detector, tmp_path):
     results = example.result_folder.ResultFolder(tmp_path)
     inspector = example.line_inspector.LineInspector(detector, results=results)
     summary = inspector.run([make_arrays(), make_arrays(1)])
-    with suppress(OSError):
+    assert (summary["inspected"], summary["unsaved"], summary["undelivered"]) == (2, 2, 0)
+    with pytest.raises(OSError, match="No space left"):
         results.close()
-    assert (summary["inspected"], summary["unsaved"]) == (2, 2)
+
+    (tmp_path / "results.jsonl").unlink()  # as when there is room again
+    assert inspector.run([make_arrays(2)])["unsaved"] == 0
+    assert [record["scan"] for record in lines(tmp_path)] == ["scan 1", "scan 2", "scan 3"]
+
+
+def test_a_picture_that_cannot_be_written_is_not_a_lost_record(example, detector, tmp_path):
+    detector.threshold = 0.0
+    results = example.result_folder.ResultFolder(tmp_path / "out")
+    results.folder = tmp_path / "gone"
+    results.folder.touch()
+    inspector = example.line_inspector.LineInspector(detector, results=results)
+    summary = inspector.run([make_arrays(), make_arrays(1)])
+    assert (summary["unsaved_pictures"], summary["unsaved"], summary["undelivered"]) == (2, 0, 0)
+    assert len(lines(tmp_path / "out")) == 2
+
+
+def test_memory_for_lines_that_cannot_be_written_is_bounded(example, tmp_path, monkeypatch):
+    monkeypatch.setattr(example.json_lines, "MAX_PENDING", 3)
+    (tmp_path / "a").symlink_to("/dev/full")
+    written = example.json_lines.JsonLines(tmp_path / "a", max_bytes=1000)
+    for number in range(5):
+        with pytest.raises(OSError, match="No space left"):
+            written.append(number)
+    assert (written.num_lost, written.num_unsaved) == (2, 5)
+    (tmp_path / "a").unlink()
+    written.flush()
+    assert (list(written.read()), written.num_unsaved) == ([2, 3, 4], 2)
+
+
+KILLED_WHILE_EJECTING = """
+import sys
+sys.path.insert(0, {examples!r})
+import os, signal, mmad_fast
+from pathlib import Path
+from line_inspector import LineInspector
+from scan_folder import ScanFolder
+
+def eject(record):
+    with open("ejected", "a") as file:
+        file.write(record.scan + "\\n")
+    if record.scan == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+source = ScanFolder("scans", once=True, settle_s=0, poll_s=0, position=Path("position.jsonl"))
+LineInspector(mmad_fast.load({artifact!r}), on_record=eject, on_finished=source.finish).run(source)
+"""
+
+
+@pytest.mark.own_process
+@pytest.mark.parametrize("repeat", [False, True])
+def test_after_a_kill_no_part_is_ejected_twice(example, tiny_artifact, tmp_path, repeat):
+    for age, name in enumerate("abc"):
+        save_pair(tmp_path / "scans", name)
+        for suffix in (".png", ".tiff"):
+            path = (tmp_path / "scans" / name).with_suffix(suffix)
+            os.utime(path, ns=(0, 10**18 + age * 10**9))
+    program = KILLED_WHILE_EJECTING.format(examples=str(EXAMPLES), artifact=str(tiny_artifact))
+    killed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "ejected").read_text().split() == ["a", "b"]
+
+    def restarted():
+        return example.scan_folder.ScanFolder(
+            tmp_path / "scans",
+            once=True,
+            settle_s=0,
+            poll_s=0,
+            position=tmp_path / "position.jsonl",
+            repeat_interrupted=repeat,
+        )
+
+    source = restarted()
+    assert source.interrupted == ([] if repeat else ["b"])
+    for name in source.interrupted:
+        source.finish(name)
+    found = []
+    for scan in source:
+        found.append(scan.name)
+        source.finish(scan)
+    assert found == (["b", "c"] if repeat else ["c"])
+    again = restarted()
+    assert (list(again), again.interrupted) == ([], [])
+
+
+def test_the_program_reports_what_was_in_work_at_a_kill(
+    example, tiny_artifact, tmp_path, monkeypatch, capsys
+):
+    save_pair(tmp_path / "scans", "a")
+    save_pair(tmp_path / "scans", "b")
+    out = tmp_path / "out"
+    source = example.scan_folder.ScanFolder(
+        tmp_path / "scans", once=True, settle_s=0, poll_s=0, position=tmp_path / "position.jsonl"
+    )
+    interrupted = next(iter(source)).name
+    out.mkdir()
+    (tmp_path / "position.jsonl").rename(out / "position.jsonl")
+    arguments = [str(tiny_artifact), str(tmp_path / "scans"), "--once", "--settle-s", "0"]
+    for expected in ((1, 1), (0, 0)):
+        monkeypatch.setattr(sys, "argv", ["line_inspector.py", *arguments, "--output", str(out)])
+        assert example.line_inspector.main() == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert (summary["inspected"], summary["failed"]) == expected
+    records = {record["scan"]: record for record in lines(out)}
+    assert len(records) == 2
+    assert records[interrupted]["error"].startswith("InterruptedError: ")
+
+
+def test_a_position_keeps_its_size(example, tmp_path, monkeypatch):
+    monkeypatch.setattr(example.scan_folder, "MAX_NOTES", 6)
+    place = tmp_path / "position.jsonl"
+    options = {"once": True, "settle_s": 0, "poll_s": 0, "position": place}
+    source = example.scan_folder.ScanFolder(tmp_path, **options)
+    for number in range(20):
+        save_pair(tmp_path, "part", seed=number)
+        os.utime(tmp_path / "part.png", ns=(0, 10**18 + number))
+        os.utime(tmp_path / "part.tiff", ns=(0, 10**18 + number))
+        for scan in source:
+            source.finish(scan)
+    assert 0 < len(place.read_text().splitlines()) <= 7
+    assert list(example.scan_folder.ScanFolder(tmp_path, **options)) == []
 
 
 def test_results_keep_within_their_size(example, tmp_path):
@@ -273,6 +393,43 @@ class TestScanFolder:
         assert [watched.names(0), watched.names(1)] == [[], ["b", "c", "a"]]
         save_pair(watched.path, "c", seed=1)
         assert [watched.names(1), watched.names(1)] == [[], ["c"]]
+
+    @pytest.mark.parametrize("first", [".png", ".tiff"])
+    def test_a_pair_that_is_written_again_in_two_steps(self, watched, first):
+        save_pair(watched.path, "part")
+        assert [watched.names(0), watched.names(1)] == [[], ["part"]]
+        second = {".png": ".tiff", ".tiff": ".png"}[first]
+        old = (watched.path / f"part{second}").read_bytes()
+        stat = (watched.path / f"part{second}").stat()
+        save_pair(watched.path, "part", seed=1)
+        new = (watched.path / f"part{second}").read_bytes()
+        (watched.path / f"part{second}").write_bytes(old)
+        os.utime(watched.path / f"part{second}", ns=(0, stat.st_mtime_ns))
+        assert [watched.names(1), watched.names(1), watched.names(1)] == [[], [], []]
+        (watched.path / f"part{second}").write_bytes(new)
+        assert watched.names(1) == []
+        watched.clock.now += 1
+        (scan,) = watched.source.poll()
+        np.testing.assert_array_equal(scan.load().rgb, make_arrays(1)[0])
+
+    def test_a_pair_of_which_one_file_only_is_written_again_is_bad_in_the_end(self, watched):
+        save_pair(watched.path, "part")
+        assert [watched.names(0), watched.names(1)] == [[], ["part"]]
+        save_xyz(watched.path / "part.tiff", make_arrays(1)[1])
+        assert [watched.names(1), watched.names(9)] == [[], []]
+        watched.clock.now += 2
+        (scan,) = watched.source.poll()
+        with pytest.raises(DataError, match="only one was written again"):
+            scan.load()
+
+    def test_a_pair_that_changes_while_it_is_read_is_bad(self, watched):
+        save_pair(watched.path, "part")
+        assert watched.names(0) == []
+        watched.clock.now += 1
+        (scan,) = watched.source.poll()
+        os.utime(watched.path / "part.png", ns=(0, 5))
+        with pytest.raises(DataError, match="changed while they were read"):
+            scan.load()
 
     def test_colours_and_points_in_folders_of_their_own(self, watched):
         save_pair(watched.path / "rgb", "part")

@@ -17,6 +17,7 @@ from mmad_fast.detector import Detector, load
 from mmad_fast.errors import EmptyScanError, MmadFastError
 from mmad_fast.measure.evaluation import WrongDecisions, evaluate
 from mmad_fast.measure.metrics import aupro, image_auroc
+from mmad_fast.scan import Scan
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +174,20 @@ def _mask_on_grid(detector: Detector, scan: ScanFile) -> NDArray[np.bool_]:
     mask = scan.load_ground_truth()
     assert mask is not None
     return detector.prepare_ground_truth(mask)
+
+
+def test_missing_values_reach_the_scans(detector, scans) -> None:
+    """A number that stands somewhere in the part is missing there when it is named."""
+    points = scans[0].load().xyz
+    number = float(points[48, 48, 2])
+    asked: list[float | None] = []
+
+    class Asked(ScanFile):
+        def load(self, unit: str = "m", missing: float | None = None) -> Scan:
+            asked.append(missing)
+            return super().load(unit, missing)
+
+    files = [Asked(**vars(scan)) for scan in scans[:2]]
+    evaluate(detector, files, missing=number)
+    assert asked == [number, number]
+    assert (scans[0].load(missing=number).xyz[48, 48] == 0).all()

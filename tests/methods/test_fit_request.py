@@ -175,7 +175,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
     own, common = has.split("; and, as every method: ")
     assert own.split(", ") == list(chosen_options(CfmOptions))
     assert common.split(", ") == [
-        *("method", "threshold_quantile", "seed", "unit", "recipe", "speed", "shots"),
+        *("method", "threshold_quantile", "seed", "unit", "missing", "recipe", "speed", "shots"),
         *("rgb_weights", "point_weights"),
     ]
 
@@ -302,16 +302,43 @@ def test_scans_are_prepared_as_the_family_or_the_request_says(
     assert FitTask.of(FitRequest(method), [], tmp_path, silent).recipe is get_family(family).recipe
 
 
-def test_scans_of_files_are_read_in_the_requests_unit(
+def test_scans_of_files_are_read_as_the_request_says(
     make_dome: Callable[..., Scan], tmp_path: Path
 ) -> None:
     read = []
 
     class File:
-        def load(self, *, unit: str) -> Scan:
-            read.append(unit)
+        name = "dome"
+
+        def load(self, *, unit: str, missing: float | None) -> Scan:
+            read.append((unit, missing))
             return make_dome(0)
 
-    task = FitTask.of(FitRequest(unit="mm"), [], tmp_path, silent)
+    task = FitTask.of(FitRequest(unit="mm", missing=-1), [], tmp_path, silent)
     np.testing.assert_array_equal(task.load(File()).rgb, make_dome(0).rgb)  # type: ignore[arg-type]
-    assert read == ["mm"]
+    assert read == [("mm", -1.0)]
+
+
+def test_a_mark_of_one_scan_is_missing_in_those_after_it(
+    make_dome: Callable[..., Scan], tmp_path: Path
+) -> None:
+    """The second has it at 3 pixels, too few to be found there."""
+    first, second = make_dome(0), make_dome(1)
+    scans = []
+    for scan, rows in ((first, 40), (second, 1)):
+        xyz = scan.xyz.copy()
+        xyz[50 : 50 + rows, 50:53] = -9.5
+        scans.append(Scan.from_arrays(scan.rgb, xyz, name=scan.name))
+    assert (scans[1].xyz == -9.5).sum() == 9
+    task = FitTask.of(FitRequest(), scans, tmp_path, silent)
+    for scan in (*scans, *scans):
+        assert not (task.load(scan).xyz == -9.5).any()
+    (value,) = task.missing.record().values
+    assert value.point == (-9.5, -9.5, -9.5)
+    assert value.num_scans == 1
+
+
+@pytest.mark.parametrize("missing", ["-1", float("nan"), True])
+def test_a_missing_value_must_be_a_number(missing: Any) -> None:
+    with pytest.raises(InvalidInputError, match="missing is .*must be the number that stands"):
+        FitRequest(missing=missing)

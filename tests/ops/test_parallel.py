@@ -138,7 +138,8 @@ def run_script(script: str, **environment: str) -> str:
 def test_the_environment_sets_the_number_of_threads() -> None:
     script = "from mmad_fast.threads import get_num_threads as get; print(get())"
     assert run_script(script, MMAD_FAST_NUM_THREADS="3") == "3"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = min(cores or 1, _kernels.cgroup_cores("") or 1024)
     for not_a_number in ("", "many", "0", "-4", "3 threads", "2.5"):
         assert run_script(script, MMAD_FAST_NUM_THREADS=not_a_number) == str(usable)
     for too_many in ("4096", "99999999999999999999"):
