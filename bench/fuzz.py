@@ -125,7 +125,7 @@ def run_apart(attack: Attack, settings: Path) -> int:
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
     """The exit code of a process, which is told once of an interruption, then ended."""
-    for stop in (lambda: process.send_signal(signal.SIGINT), process.kill):
+    for stop in (process.terminate, process.kill):  # SIGINT may be ignored, as behind a shell's &
         try:
             return process.wait()
         except KeyboardInterrupt:

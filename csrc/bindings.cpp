@@ -131,6 +131,9 @@ void bind_read_points(py::module_& m) {
       "read_points",
       [](const py::array_t<T, py::array::c_style>& raw, double units_per_metre,
          std::optional<double> missing, py::array_t<float, py::array::c_style>& metres) {
+        require(raw.size() == metres.size() && raw.size() % 3 == 0,
+                "points and a result of different sizes");
+        require(units_per_metre > 0, "a unit that is not positive");
         const T* source = raw.data();
         float* target = metres.mutable_data();
         const int64_t num_pixels = raw.size() / 3;
@@ -155,12 +158,17 @@ void bind_read_points(py::module_& m) {
 
 void bind_scan(py::module_& m) {
   using Floats = py::array_t<float, py::array::c_style>;
+  m.attr("MIN_PLAUSIBLE_METRES") = mmad_fast::kMinPlausibleMetres;
+  m.attr("MAX_PLAUSIBLE_METRES") = mmad_fast::kMaxPlausibleMetres;
   bind_read_points<float>(m);
   bind_read_points<double>(m);
   m.def(
       "clear_marks",
       [](const Floats& metres, const std::vector<PointOrAny>& marks, double units_per_metre,
          std::optional<Floats> cleared) {
+        require(metres.size() % 3 == 0 && (!cleared || cleared->size() == metres.size()),
+                "points and a result of different sizes");
+        require(units_per_metre > 0, "a unit that is not positive");
         std::vector<std::array<double, 3>> values;
         for (const auto& [x, y, z] : marks) {
           values.push_back({x.value_or(NAN), y.value_or(NAN), z.value_or(NAN)});
@@ -833,6 +841,8 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("num_threads", &mmad_fast::num_threads);
   m.def("set_num_threads", &mmad_fast::set_num_threads, py::arg("count"));
   m.def("cgroup_cores", &mmad_fast::cgroup_cores, py::arg("root"));
+  m.attr("MAX_SIDE") = kMaxSide;
+  m.attr("MAX_CENTERS") = kMaxCenters;
   bind_scan(m);
   bind_preprocess(m);
   bind_point_index(m);

@@ -76,8 +76,11 @@ class JsonLines:
             size = self.file.stat().st_size
             if size and size + len(line) > self.max_bytes:
                 self._rotate()
-        with self.file.open("ab", buffering=0) as file:
+        with self.file.open("ab+", buffering=0) as file:
             size = file.tell()
+            file.seek(max(0, size - 1))
+            if file.read(1) not in (b"", b"\n"):
+                line = b"\n" + line  # the last one was cut off by a kill or a power cut
             written = file.write(line)
             if written != len(line):
                 file.truncate(size)

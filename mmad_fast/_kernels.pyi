@@ -5,6 +5,11 @@ from typing import ClassVar, overload
 import numpy
 import numpy.typing
 
+MAX_CENTERS: int
+MAX_PLAUSIBLE_METRES: float
+MAX_SIDE: int
+MIN_PLAUSIBLE_METRES: float
+
 class Bank:
     @overload
     def __init__(

@@ -363,7 +363,8 @@ def open_detector(artifact: Artifact, choice: EngineChoice) -> Detector:
         # What is given beside the artifact has been checked: it is the artifact that does not fit.
         if str(error).startswith(str(artifact.path)):
             raise
-        raise ArtifactError(f"{artifact.path}: {error}; {REFIT}") from error
+        advice = "" if " again" in str(error) else f"; {REFIT}"  # some bring their own
+        raise ArtifactError(f"{artifact.path}: {error}{advice}") from error
     return_freed_memory()
     return detector
 
@@ -415,10 +416,12 @@ def _warn_of_missing_values(scan: Scan, record: MissingRecord) -> None:
     if scan.missing_share <= MOST or record.largest_share > MOST:
         return
     label = f"scan {scan.name!r}" if scan.name else "the scan"
-    found = ", ".join(f"{value} at {value.share:.1%}" for value in scan.missing_values)
+    found = ", ".join(
+        f"{value} at {value.share:.1%}" for value in scan.missing_values if value.share > 0
+    )
     logger.warning(
-        "%s: taken as missing, of all pixels: %s; in no scan of the fit was that most of what "
-        "stands in xyz, so check the sensor",
+        "%s: taken as missing, of all pixels: %s; that is more than in any scan of the fit: check "
+        "the sensor",
         label,
         found,
     )

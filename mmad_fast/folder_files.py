@@ -257,7 +257,9 @@ def _is_back(folder: Path) -> bool:
 
 
 def _open(file: Path) -> int:
-    return os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    """The descriptor; of a link, too, that has come since it was looked for, there is none."""
+    flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    return os.open(file, os.O_RDONLY | flags)
 
 
 def _close(held: dict[str, int]) -> None:

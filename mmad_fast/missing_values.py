@@ -41,7 +41,8 @@ class MissingRecord:
     """What a fit took as missing. Stored in the manifest.
 
     Attributes:
-        values: The most frequent first; also applied to each scan that the detector is asked about.
+        values: A number that was given, then what was found, the most frequent first; also applied
+            to each scan that the detector is asked about.
         largest_share: Of the pixels that hold anything at all, in the scan with most of them.
     """
 
@@ -73,6 +74,8 @@ class MissingRecord:
             ArtifactError: something else.
         """
         try:
+            if len(record["values"]) > MAX_RECORDED:  # each takes time at each scan
+                raise ValueError(f"{len(record['values'])} values, not at most {MAX_RECORDED}")
             values = tuple(_value_from(one) for one in record["values"])
             return cls(values, _share(record["largest_share"]))
         except (TypeError, ValueError, KeyError, OverflowError) as error:
@@ -103,13 +106,21 @@ class MissingTally:
                 shares[key] = value.share
         self._largest_share = max(self._largest_share, share)
 
-    def record(self) -> MissingRecord:
-        """What has been found so far."""
+    def record(self, given: float | None = None) -> MissingRecord:
+        """What has been found so far; first of all the number that a user has given, on each axis,
+        also where no scan had it there."""
+
+        def is_given(point: Point) -> bool:
+            numbers = [np.float32(number) for number in point if number is not None]
+            return given is not None and numbers == [np.float32(given)]
+
         values = [
             MissingValue(point, math.fsum(shares.values()) / max(len(shares), 1), len(shares))
             for point, shares in self._shares.items()
         ]
-        values.sort(key=lambda value: (-value.num_scans, -value.share))  # stable
+        values.sort(  # stable
+            key=lambda value: (not is_given(value.point), -value.num_scans, -value.share)
+        )
         return MissingRecord(tuple(values[:MAX_RECORDED]), self._largest_share)
 
 

@@ -15,12 +15,6 @@ from mmad_fast.missing_values import MissingValue, Point, check_missing, point_i
 
 Unit = Literal["m", "mm"]
 UNITS_PER_METRE: Mapping[Unit, float] = {"m": 1.0, "mm": 1000.0}
-MIN_PLAUSIBLE_METRES = 0.005
-"""Smallest coordinate that half of a scan's points reach: no camera stands 5 mm from the part.
-Metres read as millimetres are below it."""
-MAX_PLAUSIBLE_METRES = 20.0
-"""Largest coordinate taken for metres; a point beyond is no measurement. Industrial 3D cameras see
-up to a few metres; the same scan in millimetres has coordinates in the hundreds."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +142,9 @@ def _check_extent(extent: float, unit: Unit, label: str) -> None:
 
     A scan without any measurement (NaN) is no matter of units.
     """
-    low, high = MIN_PLAUSIBLE_METRES, MAX_PLAUSIBLE_METRES
+    from mmad_fast import _kernels
+
+    low, high = _kernels.MIN_PLAUSIBLE_METRES, _kernels.MAX_PLAUSIBLE_METRES
     advice = "check the unit of the sensor's export, and whether a number stands for no measurement"
     for other, scale in UNITS_PER_METRE.items():
         if other != unit and low <= extent * UNITS_PER_METRE[unit] / scale <= high:

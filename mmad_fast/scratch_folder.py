@@ -28,7 +28,7 @@ from types import ModuleType
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # Windows: nothing is swept there but what is old
+except ImportError:  # Windows: nobody can tell there who is dead, so nothing is swept
     fcntl = None
 
 LOCK, NEW, OLD = "lock", "new", "old"
@@ -117,7 +117,7 @@ def sweep(parent: Path, name: str) -> None:
             found = folder.lstat()
         except OSError:  # there is none
             continue
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        if not stat.S_ISDIR(found.st_mode) or (fcntl and found.st_uid != os.geteuid()):
             continue
         lock = _lock_of_dead(folder, found.st_mtime)
         if lock is not None:

@@ -88,12 +88,19 @@ def _load_key(file: str | Path, *, is_private: bool) -> Any:
     wanted = f"a PEM file with an ed25519 {'private' if is_private else 'public'} key"
     try:
         content = Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidInputError(
+            f"the key {file} cannot be read ({error.strerror}); check the path, {wanted} is needed"
+        ) from error
+    try:
         if is_private:
             key: Any = serialization.load_pem_private_key(content, password=None)
         else:
             key = serialization.load_pem_public_key(content)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InvalidInputError(f"the key {file} is not {wanted} ({error})") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidInputError(
+            f"the key {file} is not {wanted}; SECURITY.md says how the two keys are made"
+        ) from error
     if not isinstance(key, kind):
         raise InvalidInputError(f"the key {file} is a {type(key).__name__}; it must be {wanted}")
     return key

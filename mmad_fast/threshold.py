@@ -208,7 +208,7 @@ def _rate(content: Any, manifest: Path) -> Rate | None:
     if not isinstance(content, Mapping) or sorted(content) != sorted(names):
         raise _damaged(manifest, where, content, f"null, or have {', '.join(names)}")
     rate = Rate(**{n: _number(content[n], manifest, f"{where}.{n}", 0, 1) for n in names})
-    if not rate.low <= rate.value <= rate.high or rate.value == 0:
+    if not max(rate.low, 1 / (MAX_SCANS + 1)) <= rate.value <= rate.high:
         raise _damaged(manifest, where, content, "a rate above 0 inside of its interval")
     return rate
 

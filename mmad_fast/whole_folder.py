@@ -81,6 +81,7 @@ def new_folder_beside(path: Path | str, kind: FolderKind) -> Iterator[tuple[Path
     try:
         target = as_path(path, kind).resolve()
         sweep(target.parent, target.name)
+        sweep(target, SIGNATURE_FILE)
         _check_replaceable(target, kind)
         missing = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from robustness.replacing import writer_arguments
 
 from mmad_fast import artifact as artifact_module
 from mmad_fast import folder_files
@@ -244,20 +245,9 @@ def test_no_such_folder_and_no_manifest(tmp_path: Path) -> None:
 
 
 def write_like(source: Path, target: Path, tensors: dict, expected_score: float = 1.0) -> Path:
-    artifact = read_artifact(source)
-    manifest = artifact.manifest
-    return write_artifact(
-        target,
-        method=manifest.method,
-        family=manifest.family,
-        preprocess=manifest.preprocess,
-        parameters=manifest.parameters,
-        threshold=manifest.threshold,
-        weights=manifest.weights,
-        graphs={name: artifact.graph_path(name) for name in manifest.graphs},
-        tensors=tensors,
-        golden=replace(artifact.golden(), expected_score=expected_score),
-    )
+    arguments = writer_arguments(source)
+    golden = replace(arguments["golden"], expected_score=expected_score)
+    return write_artifact(target, **{**arguments, "tensors": tensors, "golden": golden})
 
 
 def test_an_artifact_is_replaced_whole(copied: Path) -> None:
@@ -475,6 +465,13 @@ def test_tensors_that_are_missing_or_do_not_fit(copied: Path, change, words: str
         load(copied)
 
 
+def test_what_to_do_is_said_once(copied: Path) -> None:
+    rewrite_manifest(copied, lambda content: content["missing_values"].update(largest_share=2))
+    with pytest.raises(ArtifactError, match="missing_values are damaged") as raised:
+        load(copied)
+    assert str(raised.value).count("copy the artifact again") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -673,3 +670,13 @@ def test_an_artifact_is_found_where_it_is_set_aside(copied: Path, monkeypatch) -
         shutil.rmtree(old)  # now nobody has the lock of the other one
     assert read_artifact(copied).manifest == expected
     assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
+
+
+def test_a_link_that_comes_after_the_look_is_not_followed(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "tensors.safetensors").rename(tmp_path / "away")
+    (copied / "tensors.safetensors").symlink_to(tmp_path / "away")
+    monkeypatch.setattr(folder_files, "refuse_link", lambda file: None)
+    with pytest.raises(ArtifactError, match=r"tensors\.safetensors: cannot be read"):
+        read_artifact(copied)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_arrays
+from robustness.replacing import writer_arguments
 
 from mmad_fast import Scan, load
-from mmad_fast.artifact import read_artifact, write_artifact
+from mmad_fast.artifact import write_artifact
 from mmad_fast.errors import ArtifactError
 from mmad_fast.missing_values import MissingRecord, MissingTally, MissingValue, point_in_file
 
@@ -18,21 +19,7 @@ MARK = (-9999.0, -9999.0, -9999.0)
 
 
 def artifact_with(artifact: Path, target: Path, record: MissingRecord | None) -> Path:
-    given = read_artifact(artifact)
-    manifest = given.manifest
-    return write_artifact(
-        target,
-        method=manifest.method,
-        family=manifest.family,
-        preprocess=manifest.preprocess,
-        parameters=manifest.parameters,
-        threshold=manifest.threshold,
-        weights=manifest.weights,
-        graphs={name: given.graph_path(name) for name in manifest.graphs},
-        tensors=given.tensors(),
-        golden=given.golden(),
-        missing_values=record,
-    )
+    return write_artifact(target, **writer_arguments(artifact), missing_values=record)
 
 
 def test_a_tally_counts_a_scan_once_and_keeps_the_most_frequent() -> None:
@@ -51,6 +38,21 @@ def test_a_tally_counts_a_scan_once_and_keeps_the_most_frequent() -> None:
     assert "(-9999, -9999, -9999) at 30.0% of the pixels of 2 scans" in str(record)
 
 
+def test_a_number_that_was_given_is_kept_though_others_are_more_frequent() -> None:
+    tally = MissingTally()
+    rgb, xyz = make_arrays()
+    xyz[:2, :2, 2] = -7.5
+    found = Scan.from_arrays(rgb, xyz, missing=-7.5).missing_values
+    assert [value.share > 0 for value in found] == [False, False, True]
+    for number in range(20):
+        more = [MissingValue((1.0, float(number), 1.0), 0.01 + value) for value in (0.0, 0.1)]
+        tally.add(number, [*found, *more], 0.1)
+    points = tally.record(-7.5).points
+    assert {*points[:3]} == {(-7.5, None, None), (None, -7.5, None), (None, None, -7.5)}
+    assert len(points) == 8
+    assert (-7.5, None, None) not in tally.record().points
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -62,6 +64,10 @@ def test_a_tally_counts_a_scan_once_and_keeps_the_most_frequent() -> None:
         {"values": [{"point": [1, 2], "share": 0, "num_scans": 1}], "largest_share": 0},
         {"values": [{"point": ["1", 2, 3], "share": 0, "num_scans": 1}], "largest_share": 0},
         {"values": [{"point": [1, 2, 3], "share": 0}], "largest_share": 0},
+        {
+            "values": [{"point": [at, 2, 3], "share": 0, "num_scans": 1} for at in range(9)],
+            "largest_share": 0,
+        },
     ],
 )
 def test_a_damaged_record_is_named(record) -> None:

@@ -129,6 +129,18 @@ def test_a_flat_part_on_a_flat_table_is_measured() -> None:
         assert scan.missing_values == ()
 
 
+@pytest.mark.parametrize("marks", [(-9999,), (0.5,), (-1, -9999), (65535, -1, 1e10)])
+@pytest.mark.parametrize("share", [1.0, 0.98])
+def test_a_scan_of_nothing_but_marks_has_no_measurement(marks, share: float) -> None:
+    values = np.zeros(96 * 96, np.float32)
+    for number, mark in enumerate(marks):
+        values[number : int(share * values.size) : len(marks)] = mark
+    xyz = np.repeat(values.reshape(96, 96, 1), 3, axis=-1)
+    scan = Scan.from_arrays(np.full(xyz.shape, 90, np.uint8), xyz, unit="m")
+    assert not scan.xyz.any()
+    assert {value.point for value in scan.missing_values} == {(np.float32(m),) * 3 for m in marks}
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_cross_of_zeros_is_measured(axis: int) -> None:
     """The principal point on a whole pixel."""
@@ -376,3 +388,14 @@ def test_arrays_that_are_rewritten_meanwhile(tiny_artifact) -> None:
         thread.join()
     assert answers + refusals == 60
     assert answers > 0
+
+
+def test_the_kernels_refuse_results_of_another_size() -> None:
+    from mmad_fast import _kernels
+
+    points = np.ones((4, 5, 3), np.float32)
+    for result in (np.zeros((4, 4, 3), np.float32), np.zeros((0, 0, 3), np.float32)):
+        with pytest.raises(InvalidInputError, match="points and a result of different sizes"):
+            _kernels.read_points(points, 1.0, None, result)
+        with pytest.raises(InvalidInputError, match="points and a result of different sizes"):
+            _kernels.clear_marks(points, [(1.0, None, None)], 1.0, result)

@@ -109,6 +109,16 @@ def test_nothing_is_removed_through_a_link_or_of_somebody_else(
     assert (folder / NEW / "work").exists()
 
 
+def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither fcntl nor users with numbers."""
+    folder = dead(tmp_path, 0, NEW)
+    monkeypatch.setattr("mmad_fast.scratch_folder.fcntl", None)
+    monkeypatch.delattr(os, "geteuid")
+    with scratch_folder(tmp_path, "target") as scratch:
+        assert scratch.parent.name == ".target.1.partial"
+    assert (folder / NEW / "work").exists()
+
+
 def test_files_that_are_not_ours_keep_the_folder(tmp_path: Path) -> None:
     folder = dead(tmp_path, 0, NEW)
     (folder / "notes.txt").write_text("mine")

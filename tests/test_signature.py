@@ -10,8 +10,9 @@ import pytest
 from test_artifact import rewrite_manifest
 
 from mmad_fast import load
-from mmad_fast.artifact import sign_artifact
+from mmad_fast.artifact import check_target, sign_artifact
 from mmad_fast.errors import ArtifactError, InvalidInputError, MissingDependencyError
+from mmad_fast.scratch_folder import LOCK, NEW, scratch_folder
 from mmad_fast.whole_folder import SIGNATURE_FILE
 
 pytest.importorskip("cryptography", reason="the extra `sign` is not installed")
@@ -95,6 +96,8 @@ def test_keys_that_are_none(copied: Path, tmp_path: Path) -> None:
     for trust in (private, elliptic, tmp_path / "text", tmp_path / "absent"):
         with pytest.raises(InvalidInputError, match="ed25519 public key"):
             load(copied, trust=trust)
+    with pytest.raises(InvalidInputError, match=r"absent cannot be read \(No such file"):
+        load(copied, trust=tmp_path / "absent")
     with pytest.raises(InvalidInputError, match="ed25519 private key"):
         sign_artifact(copied, public)
     with pytest.raises(InvalidInputError, match="verify is False and trust is given"):
@@ -131,3 +134,14 @@ def test_the_command_line(copied: Path, tmp_path: Path) -> None:
         assert done.exit_code == 1
     done = runner.invoke(app, ["doctor", str(copied), "--trust", str(public)])
     assert isinstance(done.exception, ArtifactError)
+
+
+def test_what_a_killed_signing_left_does_not_keep_a_fit_from_replacing_it(copied: Path) -> None:
+    partial = copied / f".{SIGNATURE_FILE}.0.partial"
+    with scratch_folder(copied, SIGNATURE_FILE) as scratch:
+        lock = (scratch.parent / LOCK).read_text()
+    (partial / NEW).mkdir(parents=True)
+    (partial / LOCK).write_text(lock)
+    assert load(copied).replay_golden().agrees
+    check_target(copied)
+    assert not partial.exists()

@@ -52,7 +52,12 @@ BAD_RECORDS: list[tuple[str, Any]] = [
     ),
     *(
         ("inside of its interval", {**RECORD, "false_reject_rate": {**RATE, **change}})
-        for change in ({"low": 0.9}, {"high": 0.1}, {"low": 0, "value": 0})
+        for change in (
+            {"low": 0.9},
+            {"high": 0.1},
+            {"low": 0, "value": 0},
+            {"low": 0, "value": 1e-320},  # of which 1 in infinity would be told
+        )
     ),
     *(
         ("threshold is", {key: value for key, value in RECORD.items() if key != missing})

@@ -25,6 +25,10 @@ constexpr int64_t min_repeats(int64_t num_pixels) { return num_pixels > kManyPix
 // point, have points with 8 times the usual number, no more.
 constexpr int64_t kRepeatsOverUsual = 16;
 constexpr std::size_t kMinPoints = 256;  // that tell what is usual
+// A point at as large a part of the pixels is not usual but a mark, also where nothing else is
+// there: a camera that saw nothing, and says so in up to so many ways.
+constexpr int64_t kFewMarks = 4;
+constexpr int kMaxRounds = 32;
 constexpr std::size_t kMaxMarks = 8;
 constexpr int64_t kMaxParts = 4;
 constexpr int64_t kBlock = 1 << 11;
@@ -73,7 +77,7 @@ struct Bounds {
     return *this;
   }
   bool has_lone_zero() const { return num_zeros[0] + num_zeros[1] + num_zeros[2] > 0; }
-  bool reaches(float limit) const {
+  bool reaches(double limit) const {
     return std::max({high[0], high[1], high[2], -low[0], -low[1], -low[2]}) > limit;
   }
 };
@@ -164,6 +168,8 @@ class Counters {
 
   uint8_t operator[](const float* point) const { return counts_[hash(point) >> shift_]; }
 
+  void forget(const float* point) { counts_[hash(point) >> shift_] = 0; }
+
   // Returns the number of measured points.
   int64_t count(const float* metres, int64_t begin, int64_t end) {
     // Locals: a write to a counter may be a write to any member, as far as a compiler knows.
@@ -252,13 +258,15 @@ void convert(const T* raw, int64_t begin, int64_t end, double units_per_metre, f
 // is usual.
 int64_t usual_repeats(const float* metres, int64_t num_pixels) {
   std::unordered_map<Point, int64_t, PointHash> counts;
+  int64_t num_measured = 0;
   const auto count_one_in = [&](uint64_t number) {
     counts.clear();
+    num_measured = 0;
     for (int64_t i = 0; i < num_pixels; ++i) {
       const float* point = metres + 3 * i;
-      if (is_measured(point) && (hash(point) >> 8) % number == 0) {
-        ++counts[{point[0], point[1], point[2]}];
-      }
+      if (!is_measured(point)) continue;
+      ++num_measured;
+      if ((hash(point) >> 8) % number == 0) ++counts[{point[0], point[1], point[2]}];
     }
   };
   if (num_pixels > kManyPixels) count_one_in(64);
@@ -266,6 +274,7 @@ int64_t usual_repeats(const float* metres, int64_t num_pixels) {
   std::vector<int64_t> repeats;
   int64_t total = 0, below = 0;
   for (const auto& [point, count] : counts) {
+    if (kFewMarks * count >= num_measured) continue;
     repeats.push_back(count);
     total += std::min<int64_t>(count, kSaturated);
   }
@@ -279,9 +288,9 @@ int64_t usual_repeats(const float* metres, int64_t num_pixels) {
 
 // Clears the points that stand at many pixels.
 std::vector<MissingMark> clear_repeated_points(float* metres, int64_t num_pixels,
-                                               const Counters& counters) {
+                                               Counters* counters) {
   const int64_t least = min_repeats(num_pixels);
-  if (counters.most() < least) return {};
+  if (counters->most() < least) return {};
   const int64_t repeats = std::max(least, kRepeatsOverUsual * usual_repeats(metres, num_pixels));
   const auto suspicious = static_cast<uint8_t>(std::min<int64_t>(repeats, kSaturated));
   std::unordered_map<Point, int64_t, PointHash> counts;
@@ -293,7 +302,7 @@ std::vector<MissingMark> clear_repeated_points(float* metres, int64_t num_pixels
   for (int64_t i = 0; i < num_pixels;) {
     const float* point = metres + 3 * i;
     const int64_t begin = i++;
-    if (!is_measured(point) || counters[point] < suspicious) continue;
+    if (!is_measured(point) || (*counters)[point] < suspicious) continue;
     // Finite and without -0: what is equal is so bit by bit.
     const float x = point[0], y = point[1], z = point[2];
     while (i < num_pixels && metres[3 * i] == x && metres[3 * i + 1] == y &&
@@ -309,7 +318,9 @@ std::vector<MissingMark> clear_repeated_points(float* metres, int64_t num_pixels
   }
   std::vector<MissingMark> marks;
   for (const auto& [point, count] : counts) {
-    if (count >= repeats) marks.push_back({point, count});
+    if (count < repeats) continue;
+    marks.push_back({point, count});
+    counters->forget(point.data());
   }
   std::sort(marks.begin(), marks.end(), [](const MissingMark& a, const MissingMark& b) {
     return a.num_pixels != b.num_pixels ? a.num_pixels > b.num_pixels : a.value < b.value;
@@ -493,18 +504,21 @@ ScanPoints read_points(const T* raw, int64_t num_pixels, double units_per_metre,
   for (int axis = 0; missing && axis < 3; ++axis) {
     points.marks.push_back(mark_on(axis, known, all.num_missing[axis]));
   }
-  std::vector<MissingMark> found = clear_repeated_points(metres, num_pixels, all.counters);
-  if (!found.empty()) all.bounds = bounds_of(metres, num_pixels);
+  std::vector<MissingMark> found;
   std::vector<Point> sample = sample_of(metres, num_pixels);
-  for (int axis = 0; axis < 3; ++axis) {
-    for (std::size_t round = 0; round < kMaxMarks; ++round) {
+  // What is usual, and what is far from the others, shows when what is at most pixels is gone.
+  for (int round = 0; round < kMaxRounds; ++round) {
+    auto marks = clear_repeated_points(metres, num_pixels, &all.counters);
+    for (int axis = 0; axis < 3 && marks.empty(); ++axis) {
       const auto mark = mark_on_axis(metres, num_pixels, axis, all.bounds, sample, units_per_metre);
-      if (!mark) break;
+      if (!mark) continue;
       clear_mark(metres, num_pixels, mark->value);
-      found.push_back(*mark);
-      all.bounds = bounds_of(metres, num_pixels);
-      sample = sample_of(metres, num_pixels);
+      marks.push_back(*mark);
     }
+    if (marks.empty()) break;
+    found.insert(found.end(), marks.begin(), marks.end());
+    all.bounds = bounds_of(metres, num_pixels);
+    sample = sample_of(metres, num_pixels);
   }
   std::stable_sort(found.begin(), found.end(), [](const MissingMark& a, const MissingMark& b) {
     return a.num_pixels > b.num_pixels;

@@ -13,10 +13,12 @@ namespace mmad_fast {
 // the finest sensor's noise, and far from where float32 loses digits.
 constexpr float kLoneZeroMetres = 1e-9f;
 
-// No inspection camera sees farther: a point beyond is no measurement.
-constexpr float kMaxPlausibleMetres = 20.0f;
-// No camera stands nearer to the part.
-constexpr float kMinPlausibleMetres = 0.005f;
+// Largest coordinate taken for metres; a point beyond is no measurement. Industrial 3D cameras see
+// up to a few metres; the same scan in millimetres has coordinates in the hundreds.
+constexpr double kMaxPlausibleMetres = 20;
+// Smallest coordinate that half of a scan's points reach: no camera stands nearer to the part, and
+// metres read as millimetres are below it.
+constexpr double kMinPlausibleMetres = 0.005;
 
 // A value that stands at pixels without measurement.
 struct MissingMark {
@@ -38,12 +40,12 @@ struct ScanPoints {
 // or lies beyond kMaxPlausibleMetres; and where a mark was found:
 //   - a point that stands at many pixels, bit by bit the same: two pixels see two points. Many is
 //     16, of more than 131,072 pixels 40, and 16 times what is usual in the scan (scans are
-//     enlarged, or quantised coarsely);
+//     enlarged, or quantised coarsely), where a point at a quarter of the measured pixels is not
+//     usual;
 //   - a coordinate that stands at as many pixels (16 or 40), outermost on its axis and farther from
-//   all others of
-//     the axis than these from each other and than half of what they reach; it is also farther
-//     than the scene is large, or a number known as a mark (-1, -9999, 65535, ...): x and y are
-//     sometimes computed for pixels without a z;
+//     all others of the axis than these from each other and than half of what they reach; it is
+//     also farther than the scene is large, or a number known as a mark (-1, -9999, 65535, ...): x
+//     and y are sometimes computed for pixels without a z;
 //   - a coordinate of exactly 0 that is as far from the others of its axis, or, of x or y, stands
 //     at a fifth of the pixels: converted Eyecandies have (0, y, z).
 // Other coordinates of exactly 0 are measured (a principal point on a whole pixel, the zero plane

@@ -151,6 +151,14 @@ void check_digest(const std::string& manifest_text, const json& manifest) {
 // Opens and compares the files that are read here; an artifact may hold large ones for other
 // engines.
 void hold_files(const json& manifest, Artifact& artifact) {
+  for (const auto& entry : std::filesystem::directory_iterator(artifact.folder)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_known = name.front() == '.' || name == "manifest.json" || name == "manifest.sig";
+    if (!is_known && !manifest.at("files").contains(name)) {
+      throw DamagedArtifact(text("the file ", name, " is not in the manifest"));
+    }
+    if (entry.is_symlink()) throw DamagedArtifact(text(name, " is a symbolic link"));
+  }
   std::vector<path> read = {artifact.tensors_file(), artifact.golden_file()};
   for (const auto& [graph, file] : artifact.graphs) read.push_back(file);
   for (const path& file : read) {
@@ -196,6 +204,9 @@ void read_missing_values(const json& record, Artifact* artifact) {
     for (std::size_t axis = 0; axis < 3; ++axis) {
       const json& number = value.at("point").at(axis);
       point[axis] = number.is_null() ? NAN : number.get<double>();
+    }
+    if (std::all_of(point.begin(), point.end(), [](double x) { return std::isnan(x); })) {
+      throw DamagedArtifact("a missing value without a number would take away every pixel");
     }
     artifact->missing_values.push_back(point);
   }
@@ -263,7 +274,7 @@ Artifact parse_artifact(const path& folder, const std::string& manifest_text) {
 }  // namespace
 
 HeldFile::HeldFile(path file)
-    : file_(std::move(file)), descriptor_(open(file_.c_str(), O_RDONLY | O_CLOEXEC)) {
+    : file_(std::move(file)), descriptor_(open(file_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW)) {
   if (descriptor_ < 0) throw InferError(text(file_.string(), ": cannot be opened"));
 }
 

@@ -21,7 +21,7 @@ from mmad_fast.cli import (
 )
 from mmad_fast.cli.interrupts import Interrupted, interruptible
 from mmad_fast.cli.method_options import add_method_command
-from mmad_fast.cli.output import escape_what_cannot_be_printed, report_error
+from mmad_fast.cli.output import prepare_streams, report_error
 from mmad_fast.errors import MmadFastError
 
 app = typer.Typer(
@@ -64,10 +64,10 @@ def main() -> None:
 
     Exit codes: 0 success, 1 an error, 2 wrong usage, 130 after SIGINT, 143 after SIGTERM.
     """
-    escape_what_cannot_be_printed()
+    prepare_streams()
     as_json = "--json" in sys.argv
     try:
-        with interruptible():
+        with interruptible(ends_process=True):
             app()
     except Interrupted as stop:
         report_error(stop, as_json=as_json)

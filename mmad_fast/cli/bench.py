@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mmad_fast.cli.interrupts import Interrupted, uninterrupted
+from mmad_fast.cli.interrupts import Interrupted, finish, uninterrupted
 from mmad_fast.cli.options import (
     DEFAULT_METHOD,
     Aupro,
@@ -162,5 +162,5 @@ def bench(
                 notice(f"note: {row.category}: {note}")
         if stop is not None:
             notice(f"{stop}; the rows of what was measured are printed")
-        # Within: a signal that comes now finds all printed, and must not add to it.
+        finish()  # within: a signal that comes now finds all printed, and must not add to it
         raise typer.Exit(0 if stop is None else stop.exit_code)

@@ -24,6 +24,8 @@ OPTIONAL_PACKAGES = (
     ("torch", "fitting; pip install 'mmad-fast[fit]'"),
     ("sklearn", "fitting; metrics of eval and bench; pip install 'mmad-fast[fit]'"),
     ("onnx", "fitting and exporting; pip install 'mmad-fast[export]'"),
+    ("cryptography", "signed artifacts; pip install 'mmad-fast[sign]'"),
+    ("imagecodecs", "TIFF with LZW, LZMA or Zstandard; pip install imagecodecs"),
 )
 
 ARRAYS = {"cpu": "numpy arrays", "cuda": "cuda arrays"}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmad_fast.cli.interrupts import Interrupted, uninterrupted
-from mmad_fast.cli.json_lines import STDOUT, json_lines
+from mmad_fast.cli.interrupts import Interrupted, finish, uninterrupted
+from mmad_fast.cli.json_lines import STDOUT, JsonLines, json_lines
 from mmad_fast.cli.options import (
     Device,
     Engine,
@@ -105,17 +105,17 @@ def infer(
     pictures = _picture_stems(output, files)
     rows: list[Row] = []
     stop: Interrupted | None = None
-    with json_lines(jsonl) as lines:
-        try:
-            with progress_bar("infer") as update:
-                for done, file in enumerate(files):
-                    update(shown(file.name), done, len(files))
-                    with uninterrupted():  # what is decided is written
-                        row = _score(detector, file, unit.value, missing, pictures.get(file.name))
-                        rows.append(row)
-                        lines.write(row)
-        except Interrupted as interrupted:
-            stop = interrupted
+    lines: JsonLines | None = None
+    try:
+        with json_lines(jsonl) as lines, progress_bar("infer") as update:
+            for done, file in enumerate(files):
+                update(shown(file.name), done, len(files))
+                with uninterrupted():  # what is decided is written
+                    row = _score(detector, file, unit.value, missing, pictures.get(file.name))
+                    rows.append(row)
+                    lines.write(row)
+    except Interrupted as interrupted:
+        stop = interrupted
     record = detector.artifact.manifest.threshold
     not_reached = [file.name for file in files[len(rows) :]]
     with uninterrupted():
@@ -141,8 +141,8 @@ def infer(
                 f"interrupted by {stop.signal_name}: {len(not_reached)} of {len(files)} scans were "
                 "not reached"
             )
-        exit_code = _tell_of_failures(rows) or int(lines.is_refused)
-        # Within: a signal that comes now finds all printed, and must not add to it.
+        exit_code = _tell_of_failures(rows) or int(lines is not None and lines.is_refused)
+        finish()  # within: a signal that comes now finds all printed, and must not add to it
         raise typer.Exit(exit_code if stop is None else stop.exit_code)
 
 

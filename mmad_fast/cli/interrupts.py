@@ -43,21 +43,34 @@ class _Waiting:
 
     must = False
     number: int | None = None
+    is_finished = False
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
+    if _Waiting.is_finished:
+        return
     if _Waiting.must and _Waiting.number is None:
         _Waiting.number = number
     else:
         raise Interrupted(number)
 
 
+def finish() -> None:
+    """What was asked for is printed: a signal that comes from now on changes nothing, neither what
+    is on stdout nor the exit code."""
+    _Waiting.is_finished = True
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(*, ends_process: bool = False) -> Iterator[None]:
     """SIGINT and SIGTERM raise Interrupted inside; before and after they do what they did.
 
     A signal that the process was started to ignore, as in the background of a shell, stays so.
+
+    Args:
+        ends_process: Nothing but the end of the process comes after: signals change nothing then.
     """
+    _Waiting.is_finished = False
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     if threading.current_thread() is not threading.main_thread():
         before = {}
@@ -68,7 +81,7 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends_process else handler)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmad_fast.cli.interrupts import uninterrupted
 from mmad_fast.cli.output import describe_error, discard_stdout, json_line, notice
 from mmad_fast.errors import InvalidInputError
 
@@ -53,7 +55,8 @@ def json_lines(target: Path | None) -> Iterator[JsonLines]:
     try:
         yield lines
     finally:
-        lines.close()
+        with uninterrupted():
+            lines.close()
 
 
 class _Nothing:
@@ -143,7 +146,16 @@ class _File:
         end = self.file.seek(0, os.SEEK_END)
         start = self.file.seek(max(0, end - _LONGEST_LINE))
         last = self.file.read(end - start).rpartition(b"\n")[2]
-        if last.startswith(b'{"scan": '):
+        if last.startswith(b'{"scan": ') and not _is_whole(last):
             self.file.truncate(end - len(last))
         elif last:
             self.pending = b"\n"
+
+
+def _is_whole(line: bytes) -> bool:
+    """Only the line's end was not written."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -9,15 +9,43 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, TextIO, cast
 
-from mmad_fast.cli.interrupts import Interrupted
+from mmad_fast.cli.interrupts import Interrupted, finish
 
 
-def escape_what_cannot_be_printed() -> None:
+class _Stderr:
+    """stderr, of which nothing is asked: where it refuses what is written (the log's disk is full),
+    that and the rest goes nowhere, and the command goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._lenient():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lenient():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _lenient(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            _discard(self._stream)
+
+
+def prepare_streams() -> None:
     """Makes stdout and stderr escape the signs that their encoding has not, such as \\u0434.
 
-    A stream that was closed before the start takes what is written, as /dev/null does.
+    A stream that was closed before the start takes what is written, as /dev/null does. stderr takes
+    it also where it is refused, as by a full disk.
     """
     if sys.stdout is None or sys.stderr is None:
         nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
@@ -25,13 +53,19 @@ def escape_what_cannot_be_printed() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if not isinstance(sys.stderr, _Stderr):
+        sys.stderr = cast(TextIO, _Stderr(sys.stderr))
 
 
 def discard_stdout() -> None:
     """What stdout still holds goes nowhere: it was refused, and would be again at the end."""
+    _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
@@ -39,6 +73,7 @@ def print_json(content: dict[str, Any]) -> None:
     """Writes one JSON object to stdout; a value that was not measured is null, never NaN."""
     sys.stdout.write(json.dumps(_readable(content), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
+    finish()  # nothing may follow the object
 
 
 def json_line(content: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ Nothing is decoded that announces, or expands to, more than `file_limits` allows
 
 from __future__ import annotations
 
+import logging
 import struct
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from mmad_fast.data.file_limits import (
     read_tiff_series,
 )
 from mmad_fast.errors import DataError
+
+# What it says of damaged files is in our error; without a handler Python prints it as well.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BIT_DEPTH_OFFSET = 24  # signature (8), chunk length and name (8), width and height (8)

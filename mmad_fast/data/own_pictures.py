@@ -19,6 +19,8 @@ def is_own_picture(path: Path) -> bool:
     if not path.name.endswith((OVERLAY_ENDING, MAP_ENDING)):
         return False
     try:
+        if not path.is_file():  # to open a pipe would wait for its writer
+            return False
         with path.open("rb") as file:
             return PICTURE_MARK.encode() in file.read(_HEAD_BYTES)
     except OSError:

@@ -96,9 +96,10 @@ def pairs_of(rgb_folder: Path, xyz_folder: Path) -> tuple[Pair, ...]:
     rgb, xyz = files_by_stem(rgb_folder, PNG), files_by_stem(xyz_folder, TIFF)
     if not rgb or not xyz:
         raise DataError(_nothing_to_pair(rgb_folder, xyz_folder, bool(rgb), bool(xyz)))
-    nested = rgb_folder != xyz_folder
-    rgb_names = _names_by_stem(rgb_folder) if nested else {}
-    xyz_names = _names_by_stem(xyz_folder) if nested else {}
+    partners = () if rgb_folder != xyz_folder else (*PNG, *TIFF)
+    rgb_names, xyz_names = (
+        _names_by_stem(folder, without=partners) for folder in (rgb_folder, xyz_folder)
+    )
     pairs = []
     for stem in sorted({*rgb, *xyz}):
         rgb_files, xyz_files = rgb.get(stem, ()), xyz.get(stem, ())
@@ -130,8 +131,12 @@ def kinds_of_files(folder: Path) -> str:
     return ", ".join(kinds) or "no files"
 
 
-def _names_by_stem(folder: Path) -> dict[str, str]:
-    return {composed(path.stem): path.name for path in folder.iterdir()}
+def _names_by_stem(folder: Path, *, without: tuple[str, ...]) -> dict[str, str]:
+    return {
+        composed(path.stem): path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() not in without
+    }
 
 
 def _alone(path: Path, other_folder: Path, other_kind: str, namesake: str | None) -> str:

@@ -20,7 +20,8 @@ from mmad_fast.engines.onnx_file import (
     read_onnx_graph,
     unfit_graph,
 )
-from mmad_fast.engines.operators import RULES, Call, Shape
+from mmad_fast.engines.operators import ATTRIBUTE_TYPES, RULES, Call, Shape
+from mmad_fast.manifest import MAX_AXIS
 
 MAX_NODES = 5000
 MAX_LIVE_NUMBERS = 2**28
@@ -117,6 +118,9 @@ def _add(shapes: dict[str, Shape], new: Mapping[str, Shape]) -> None:
         if name in shapes or len(shape) > MAX_AXES:
             problem = "is another array's name" if name in shapes else f"has {len(shape)} axes"
             raise UnfitGraphError(f"{name!r} {problem}")
+        for axis in shape:
+            if not 0 <= axis <= MAX_AXIS:
+                raise UnfitGraphError(f"{name!r} has an axis of {axis}")
         shapes[name] = shape
 
 
@@ -137,6 +141,9 @@ def _run(call: Call) -> tuple[dict[str, Shape], int, int]:
     unknown = [name for name in node.attributes if name not in rule.attributes]
     if unknown:
         raise UnfitGraphError(f"{node.op_type} has {', '.join(unknown)}, which none of ours has")
+    for name, value in node.attributes.items():
+        if type(value) is not ATTRIBUTE_TYPES.get(name, int):
+            raise UnfitGraphError(f"{node.op_type} has the {name} {value!r}, of another type")
     outputs = rule.shapes(call)
     if len(node.outputs) != len(outputs) or not all(node.outputs):
         raise UnfitGraphError(f"{node.op_type} has {len(node.outputs)} outputs, not {len(outputs)}")

@@ -345,6 +345,8 @@ def _to_tensor(tensor: Mapping[str, Any], data: _File) -> OnnxTensor:
         raise UnfitGraphError(
             f"the constant {name!r} does not hold the {length} numbers of its shape {shape}"
         )
+    if kind == INT32 and (beyond := [number for number in found if not -(2**31) <= number < 2**31]):
+        raise UnfitGraphError(f"the constant {name!r} holds {beyond[0]}, which is no int32")
     is_read = kind in INTEGERS and length <= MAX_SMALL_VALUES
     return OnnxTensor(shape, kind, tuple(found) if is_read else None)
 

@@ -250,8 +250,13 @@ def _windows(call: Call, kernel: Sequence[int], channels: int) -> list[Shape]:
 def _conv(call: Call) -> list[Shape]:
     shape, weight, attributes = call.shape(0), call.shape(1), call.node.attributes
     groups, kernel = attributes.get("group", 1), weight[2:]
-    fits = len(weight) == len(shape) and groups >= 1 and weight[1] * groups == shape[1]
-    if not fits or weight[0] % groups or attributes.get("kernel_shape", kernel) != kernel:
+    fits = len(weight) == len(shape) >= 3 and min(groups, weight[0]) >= 1
+    if (
+        not fits
+        or weight[1] * groups != shape[1]
+        or weight[0] % groups
+        or attributes.get("kernel_shape", kernel) != kernel
+    ):
         raise UnfitGraphError(f"Conv of {shape} with a weight of {weight} in {groups} groups")
     return _windows(call, kernel, weight[0])
 
@@ -301,6 +306,12 @@ def _dynamic_quantize(call: Call) -> list[Shape]:
     return [call.shape(0), (), ()]
 
 
+ATTRIBUTE_TYPES: dict[str, type] = (
+    dict.fromkeys(("axes", "dilations", "kernel_shape", "pads", "perm", "strides"), tuple)
+    | dict.fromkeys(("alpha", "beta", "epsilon", "scale"), float)
+    | dict.fromkeys(("approximate", "auto_pad", "mode"), str)
+)
+"""Of those that are no integer."""
 _AXIS = ("axis",)
 _WINDOW = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 _REDUCE = ("axes", "keepdims", "noop_with_empty_axes")

@@ -263,7 +263,7 @@ class FitTask:
         )
         key = scan.name or id(scan)
         self.missing.add(key, loaded.missing_values, loaded.missing_share)
-        return loaded.without(self.missing.record().points)
+        return loaded.without(self.missing.record(request.missing).points)
 
     def prepare(self, scan: ScanFile | Scan) -> PreparedScan:
         """The scan as the detector reads it.

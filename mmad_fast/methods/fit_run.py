@@ -209,7 +209,7 @@ def fit_scans(
                 "num_train_scans": len(train_store),
                 "num_validation_scans": len(held_out_store),
             }
-        missing_values = task.missing.record()
+        missing_values = task.missing.record(request.missing)
         if str(missing_values):
             logger.warning("taken as missing, not as points: %s", missing_values)
         return write_artifact(
@@ -278,6 +278,12 @@ def training_scans(
         InvalidInputError: fewer training scans than shots.
     """
     if "train" not in dataset.splits(category):
+        if dataset.layout == "folder":
+            raise DataError(
+                f"{dataset.root} is a folder of scans, which `infer` reads; a fit needs a "
+                "category: a folder with train/good/rgb and train/good/xyz in it. Name that one, "
+                "or move the scans of good parts there"
+            )
         raise DataError(
             f"{dataset.root}: category {category!r} has no training scans; put nominal scans into "
             "train/good/rgb and train/good/xyz"
@@ -328,9 +334,9 @@ def _without_validation(
         chosen = order[: num_scans // SCANS_PER_SET_ASIDE].tolist()
         scans, source = train.set_aside(chosen), SET_ASIDE
     logger.warning(
-        "no validation scan: the threshold comes from %d %s; %s",
-        len(scans),
+        "no validation scan: the threshold rests on %s (%d of them); %s",
         SOURCES[source],
+        len(scans),
         MORE_SCANS,
     )
     return scans, source
@@ -361,7 +367,7 @@ def _threshold(
     if source and image_scores:
         return Threshold.of_scores(image_scores, request.threshold_quantile, source)
     logger.warning(
-        "no validation scan, and %d of training are too few for a threshold: the detector scores "
+        "no validation scan, and too few training scans for a threshold (%d): the detector scores "
         "parts, but decides nothing; %s",
         len(store),
         MORE_SCANS,

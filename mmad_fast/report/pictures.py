@@ -88,9 +88,9 @@ def overlay_image(
         rgb: (H, W, 3) uint8.
         anomaly_map: (H, W) float at the same resolution, finite
             (`Result.native_anomaly_map`).
-        value_range: (lowest, highest) value of the colours, None for the map's own extremes. Give
-            the same range to pictures that are to be compared.
-        threshold: Regions with a value above it get a white contour and the legend a mark.
+        value_range: (lowest, highest) value of the colours; None: the map's own extremes, the
+            highest at least the threshold. Give the same range to pictures that are to be compared.
+        threshold: Finite. Regions with a value above it get a white contour and the legend a mark.
         caption: Text below the picture, e.g. name, score and decision.
 
     Raises:
@@ -99,6 +99,8 @@ def overlay_image(
     """
     _check(rgb, anomaly_map)
     low, high = _checked_range(anomaly_map, value_range)
+    if value_range is None and threshold is not None:
+        high = max(high, threshold)  # a good part must not look as hot as an anomalous one
     scaled = np.clip((anomaly_map.astype(np.float64) - low) / (high - low), 0, 1)
     heat = color_map()[np.round(scaled * 255).astype(np.uint8)]  # (H, W, 3)
     opacity = (_OPACITY[0] + (_OPACITY[1] - _OPACITY[0]) * scaled)[..., None]

@@ -86,10 +86,19 @@ def test_without_faults_the_exit_code_is_0(settings: Path) -> None:
 
 
 @pytest.mark.own_process
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_keeps_its_rows(settings: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "first"),
+    [(signal.SIGINT, ""), (signal.SIGTERM, ""), (signal.SIGTERM, "trap '' INT; ")],
+    ids=["INT", "TERM", "TERM in the background"],
+)
+def test_an_interrupted_run_keeps_its_rows(settings: Path, number: int, first: str) -> None:
     command = [sys.executable, fuzz.__file__, *arguments(settings, "fine", "waits", "faulty")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        ["sh", "-c", f'{first}exec "$@"', "sh", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line == "waiting\n":

@@ -17,7 +17,7 @@ from cli.conftest import Call
 from cli.test_commands import write_scan
 
 import mmad_fast.report.pictures
-from mmad_fast.cli.interrupts import Interrupted, interruptible, uninterrupted
+from mmad_fast.cli.interrupts import Interrupted, finish, interruptible, uninterrupted
 from mmad_fast.cli.json_lines import json_lines
 from mmad_fast.detector import Detector
 from mmad_fast.errors import InvalidInputError
@@ -207,6 +207,7 @@ def test_wrong_usage_of_json_lines(tiny_artifact: Path, scans: Path, call: Call)
     [
         ('{"scan": "a"}\n{"scan": "b", "ima', '{"scan": "a"}\n'),  # killed while it wrote
         ('{"scan": "a', ""),
+        ('{"scan": "a"}', '{"scan": "a"}\n'),  # all but the line's end was written
         ('{"other": 1}', '{"other": 1}\n'),  # somebody else's file
         ("", ""),
     ],
@@ -270,14 +271,12 @@ def test_what_was_decided_is_printed_after_a_signal(
     code: int,
     options: tuple[str, ...],
 ) -> None:
-    before = signal.getsignal(number)
     at_scan("c", lambda: os.kill(os.getpid(), number))
     file = tmp_path / "rows.jsonl"
     done = call("infer", tiny_artifact, scans, "--jsonl", file, *options)
     assert done.returncode == code
     assert names(file.read_text()) == ["a", "b", "c"]
     assert f"interrupted by {number.name}: 1 of 4 scans were not reached" in done.stderr
-    assert signal.getsignal(number) is before
     if options:
         content = json.loads(done.stdout)
         assert [row["scan"] for row in content["scans"]] == ["a", "b", "c"]
@@ -310,6 +309,40 @@ def test_signals_wait_until_the_rows_are_printed(
     done = call("infer", tiny_artifact, scans, "--json")
     assert done.returncode == code
     assert len(json.loads(done.stdout)["scans"]) == (4 if first is None else 3)
+
+
+def test_a_signal_while_the_lines_are_closed_costs_no_row(
+    tiny_artifact: Path,
+    scans: Path,
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mmad_fast.cli import json_lines as module
+
+    close = module._File.close
+
+    def close_interrupted(lines: module._File) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(lines)
+
+    monkeypatch.setattr(module._File, "close", close_interrupted)
+    done = call("infer", tiny_artifact, scans, "--jsonl", tmp_path / "rows.jsonl")
+    assert (done.returncode, num_good(done.stdout)) == (143, 4)
+    assert "interrupted by SIGTERM: 0 of 4 scans were not reached" in done.stderr
+
+
+def test_a_signal_after_all_is_printed_changes_nothing(
+    tiny_artifact: Path, scans: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish_late() -> None:
+        finish()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("mmad_fast.cli.infer.finish", finish_late)
+    done = call("infer", tiny_artifact, scans, "--json")
+    assert done.returncode == 0
+    assert len(json.loads(done.stdout)["scans"]) == 4  # one object, and no error behind it
 
 
 def test_who_insists_is_not_kept_waiting() -> None:
@@ -498,3 +531,13 @@ def test_exit_codes_are_in_the_help(call: Call) -> None:
             "143 ended by",
         ):
             assert words in text
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--jsonl", "/dev/full"), 1)])
+def test_a_log_on_a_full_disk_costs_no_row(
+    tiny_artifact: Path, scans: Path, options: tuple[str, ...], code: int
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        process = start("infer", tiny_artifact, scans, *options, stderr=full)
+    printed, _ = process.communicate()
+    assert (process.returncode, num_good(printed)) == (code, 4)

@@ -103,6 +103,12 @@ def test_a_folder_of_other_images_says_what_it_holds(tmp_path: Path) -> None:
     alone, _ = open_dataset(tmp_path).scans_as_found(tmp_path.name, "test")
     assert "xyz/a.tiff: no file of the same name in" in alone.problem
     assert "(*.png) (a.jpg is none); every scan needs both" in alone.problem
+    for file in (*(tmp_path / "rgb").iterdir(), *(tmp_path / "xyz").iterdir()):
+        file.rename(tmp_path / file.name)
+    for name in ("rgb", "xyz"):
+        (tmp_path / name).rmdir()
+    alone, _ = open_dataset(tmp_path).scans_as_found(tmp_path.name, "test")
+    assert "(*.png) (a.jpg is none); every scan needs both" in alone.problem
 
 
 @pytest.mark.parametrize("part", ["rgb", "xyz"])
@@ -199,3 +205,8 @@ def test_the_rendered_set_is_recognised() -> None:
     mask = dataset.scans("gear", "test")[-1].load_ground_truth()
     assert mask is not None
     assert 0 < mask.mean() < 0.1
+
+
+def test_a_pipe_among_the_scans_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a_map.tiff")
+    assert own_pictures([tmp_path]) == ()

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmad_fast.engines import graph_check
 from mmad_fast.engines.graph_check import check_onnx_graph
 from mmad_fast.engines.onnx_file import read_onnx_graph
-from mmad_fast.engines.operators import RULES
+from mmad_fast.engines.operators import ATTRIBUTE_TYPES, RULES
 from mmad_fast.errors import ArtifactError
 
 FLOAT = np.float32
@@ -136,6 +136,10 @@ def test_every_rule_is_of_an_operator_that_onnx_knows() -> None:
         schema = onnx.defs.get_schema(name, max_inclusive_version=23)
         unknown = set(RULES[name].attributes) - set(schema.attributes) - {"axes"}
         assert not unknown, name
+        for attribute in set(RULES[name].attributes) - {"axes"}:
+            types = {int: "INT", float: "FLOAT", str: "STRING", tuple: "INTS"}
+            wanted = types[ATTRIBUTE_TYPES.get(attribute, int)]
+            assert schema.attributes[attribute].type.name == wanted, (name, attribute)
 
 
 def test_the_reader_reads_what_onnx_wrote(tiny_artifact: Path) -> None:
@@ -233,9 +237,37 @@ def _split_of_many(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Split", ["x"], ["z"], axis=1, num_outputs=2**40))
 
 
+def _attribute_of_another_type(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Transpose", ["x"], ["z"], perm=1))
+
+
+def _axis_as_text(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Softmax", ["x"], ["z"], axis="last"))
+
+
+def _conv_of_a_vector(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Conv", ["c", "c"], ["z"]))
+
+
+def _conv_without_channels(model: onnx.ModelProto) -> None:
+    for name, shape in (("image", (1, 1, 2, 2)), ("weight", (0, 1, 1, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, FLOAT), name))
+    model.graph.node.append(helper.make_node("Conv", ["image", "weight"], ["z"]))
+
+
+def _negative_axis(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-(2**40), 4]), "shape"))
+    model.graph.node.append(helper.make_node("Expand", ["x", "shape"], ["z"]))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (_attribute_of_another_type, "Transpose has the perm 1"),
+        (_axis_as_text, "Softmax has the axis 'last'"),
+        (_conv_of_a_vector, "Conv of"),
+        (_conv_without_channels, "Conv of"),
+        (_negative_axis, "'z' has an axis of -1099511627776"),
         (_external, r"weights in another file \(external data\), which none of ours has"),
         (_located_only, "the constant 'c' lies in another file"),
         (_value_attribute, "an array inside, which none of ours has"),
@@ -261,6 +293,21 @@ def test_what_is_refused(
     change(model)
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ArtifactError, match=f"g.onnx: cannot be loaded as a detector's.*({words})"):
+        check_onnx_graph(path)
+
+
+def test_an_integer_beyond_its_type_is_refused(tmp_path: Path) -> None:
+    """Protobuf's own reader cuts it to 32 bits: the engine would see another number."""
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    path = save(tmp_path / "g.onnx", nodes, [1, 4], [1, 4])
+    model = onnx.load(path)
+    model.graph.initializer.append(helper.make_tensor("k", TensorProto.INT32, [1], [2**30]))
+    onnx.save(model, path)
+    check_onnx_graph(path)
+    content, varint = path.read_bytes(), b"\x80\x80\x80\x80"
+    assert content.count(varint + b"\x04") == 1
+    path.write_bytes(content.replace(varint + b"\x04", varint + b"\x14"))
+    with pytest.raises(ArtifactError, match="'k' holds 5368709120, which is no int32"):
         check_onnx_graph(path)
 
 

@@ -19,7 +19,7 @@ import pytest
 import safetensors.numpy
 from conftest import RGB_DIM, TINY_PARAMETERS, make_arrays
 from numpy.typing import NDArray
-from robustness.replacing import replacements, write_other
+from robustness.replacing import replacements, write_other, writer_arguments
 from test_artifact import rewrite_manifest
 
 from mmad_fast import load
@@ -121,20 +121,7 @@ def field(printed: str, name: str) -> str:
 
 def rewritten(artifact: Path, target: Path, **changes: Any) -> Path:
     """The artifact with other arguments of write_artifact."""
-    given = read_artifact(artifact)
-    manifest = given.manifest
-    arguments = {
-        "method": manifest.method,
-        "family": manifest.family,
-        "preprocess": manifest.preprocess,
-        "parameters": manifest.parameters,
-        "threshold": manifest.threshold,
-        "weights": manifest.weights,
-        "graphs": {name: given.graph_path(name) for name in manifest.graphs},
-        "tensors": given.tensors(),
-        "golden": given.golden(),
-    }
-    return write_artifact(target, **{**arguments, **changes})
+    return write_artifact(target, **{**writer_arguments(artifact), **changes})
 
 
 def save_scan(file: Path, rgb: NDArray[np.uint8], xyz: NDArray) -> Path:
@@ -392,6 +379,20 @@ def test_a_damaged_threshold_is_refused(
     assert key in run(program, artifact, code=REFUSED)
 
 
+def test_links_and_files_that_nobody_listed_are_refused(
+    program: Path, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    linked = Path(shutil.copytree(tiny_artifact, tmp_path / "linked"))
+    (linked / "rgb.onnx").unlink()
+    (linked / "rgb.onnx").symlink_to(tiny_artifact / "rgb.onnx")
+    assert "rgb.onnx is a symbolic link" in run(program, linked, code=REFUSED)
+    added = Path(shutil.copytree(tiny_artifact, tmp_path / "added"))
+    (added / ".DS_Store").touch()
+    run(program, added)
+    (added / "weights.bin").touch()
+    assert "weights.bin is not in the manifest" in run(program, added, code=REFUSED)
+
+
 def test_parts_that_do_not_fit_are_refused(
     program: Path, tiny_artifact: Path, tmp_path: Path
 ) -> None:
@@ -416,6 +417,10 @@ def test_parts_that_do_not_fit_are_refused(
             "rotated.rgb_to_point.weight is F32 (5, 7); it must be F32 (6, 7)",
         ),
         ({"tensors": {k: v for k, v in tensors.items() if "group_bias" not in k}}, "group_bias"),
+        (
+            {"missing_values": MissingRecord((MissingValue((None, None, None), 0.1),))},
+            "a missing value without a number would take away every pixel",
+        ),
     ):
         artifact = rewritten(tiny_artifact, tmp_path / "artifact", **changes)
         assert message in run(program, artifact, code=REFUSED)

@@ -205,6 +205,14 @@ def test_memory_for_lines_that_cannot_be_written_is_bounded(example, tmp_path, m
     assert (list(written.read()), written.num_unsaved) == ([2, 3, 4], 2)
 
 
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(example, tmp_path):
+    (tmp_path / "a").write_bytes(b'{"scan": 1}\n{"sca')
+    written = example.json_lines.JsonLines(tmp_path / "a", max_bytes=1000)
+    written.append({"scan": 2})
+    written.append({"scan": 3})
+    assert [line["scan"] for line in written.read()] == [1, 2, 3]
+
+
 KILLED_WHILE_EJECTING = """
 import sys
 sys.path.insert(0, {examples!r})

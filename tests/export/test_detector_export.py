@@ -19,6 +19,7 @@ import pytest
 import tifffile
 from conftest import make_arrays
 from PIL import Image
+from robustness.replacing import writer_arguments
 from test_artifact import rewrite_manifest
 
 import mmad_fast
@@ -315,21 +316,9 @@ def test_what_another_process_exported_meanwhile_is_kept(
 
 def refit(path: Path) -> None:
     """Another detector in the same place."""
-    artifact = read_artifact(path)
-    manifest = artifact.manifest
-    golden = replace(artifact.golden(), expected_score=0.25)
-    write_artifact(
-        path,
-        method=manifest.method,
-        family=manifest.family,
-        preprocess=manifest.preprocess,
-        parameters=manifest.parameters,
-        threshold=manifest.threshold,
-        weights=manifest.weights,
-        graphs={name: artifact.graph_path(name) for name in manifest.graphs},
-        tensors=artifact.tensors(),
-        golden=golden,
-    )
+    arguments = writer_arguments(path)
+    golden = replace(arguments["golden"], expected_score=0.25)
+    write_artifact(path, **{**arguments, "golden": golden})
 
 
 def test_a_detector_fitted_again_meanwhile_is_not_touched(

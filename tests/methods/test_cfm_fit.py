@@ -144,7 +144,7 @@ def test_scans_without_foreground_and_without_validation(
     training = read_artifact(path).manifest.parameters["training"]
     assert (training["num_train_scans"], training["num_validation_scans"]) == (1, 0)
     assert read_artifact(path).manifest.threshold is None
-    assert "1 of training are too few for a threshold" in caplog.text
+    assert "too few training scans for a threshold (1)" in caplog.text
 
 
 def test_without_validation_one_scan_in_five_is_not_trained_on(

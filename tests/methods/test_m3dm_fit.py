@@ -169,7 +169,7 @@ def test_without_validation_a_training_scan_is_scored_by_the_others_rows(
     threshold = detector.artifact.manifest.threshold
     assert threshold is not None
     assert (threshold.source, threshold.num_scans) == (OWN_LEFT_OUT, 3)
-    assert "no validation scan: the threshold comes from 3 training scans, each sc" in caplog.text
+    assert "no validation scan: the threshold rests on training scans, each scored" in caplog.text
 
     banks = {name: detector.artifact.tensors()[BANK_PREFIX + name] for name in ("point", "rgb")}
     rows_of_scans = [scaled_rows(detector, scan) for scan in scans]
@@ -349,7 +349,7 @@ def test_scans_without_foreground_and_without_validation(
         path = fit_scans([empty, domes[1]], [], tmp_path / "one", request_of("m3dm-3d"))
     assert "skipped scan 'fixture'" in caplog.text
     assert "no validation scan" in caplog.text
-    assert "no validation scan, and 1 of training are too few for a threshold" in caplog.text
+    assert "no validation scan, and too few training scans for a threshold (1)" in caplog.text
     np.testing.assert_array_equal(read_artifact(path).golden().rgb, domes[1].rgb)
     detector = load(path)
     assert detector.artifact.manifest.threshold is None

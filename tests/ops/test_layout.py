@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmad_fast import _kernels, validation
 from mmad_fast.ops import STEMS
 
 ROOT = Path(__file__).parents[2]
@@ -37,3 +38,8 @@ def test_the_reference_imports_nothing_fast(stem: str) -> None:
     for word in ("_kernels", "backends", "onnxruntime", "torch"):
         assert f"import {word}" not in source
         assert f".{word}" not in source
+
+
+def test_the_kernels_have_the_limits_that_are_named_in_refusals() -> None:
+    limits = (_kernels.MAX_SIDE, _kernels.MAX_CENTERS)
+    assert limits == (validation.MAX_SIDE, validation.MAX_CENTERS)

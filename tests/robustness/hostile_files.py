@@ -1,28 +1,16 @@
-"""Damaged PNG and TIFF files through every reader, in one process.
-
-    python tests/robustness/hostile_files.py --count 2000 --seed 0
-
-prints a JSON line with what came of them. Right are an image or a DataError; a crash ends the
-process: the caller looks for it.
-"""
+"""Damaged PNG and TIFF files through every reader: right are an image or a DataError that names the
+file."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import signal
-import sys
 import tempfile
-import time
-import traceback
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import tifffile
 from PIL import Image
+from robustness.attack import ANSWER, REFUSAL, WRONG_EXCEPTION, Outcome, Work, run_guarded
 
 from mmad_fast.data.image_files import (
     image_size,
@@ -33,8 +21,8 @@ from mmad_fast.data.image_files import (
 )
 from mmad_fast.errors import DataError
 
-MEMORY_LIMIT = 8 << 30
-SECONDS_PER_FILE = 20
+LIMIT_S = 20.0
+LIMIT_MIB = 1024.0
 WORDS = (0, 1, 255, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**20, 100_000)
 
 
@@ -95,49 +83,38 @@ def damaged(rng: np.random.Generator, content: bytes) -> bytes:
     return bytes(data)
 
 
-def outcome_of(reader: Callable[[Path], object], path: Path) -> str:
+def run(count: int, seed: int) -> Iterator[Outcome]:
+    """What became of `count` damaged files."""
+    with tempfile.TemporaryDirectory(prefix="hostile-files-") as folder:
+        yield from run_guarded(
+            reader_of_files,
+            (Path(folder), seed),
+            range(count),
+            limit_s=LIMIT_S,
+            limit_mib=LIMIT_MIB,
+        )
+
+
+def reader_of_files(folder: Path, seed: int) -> Work:
+    """Reads the damaged file of a number."""
+    contents = write_files(folder)
+    path = folder / "damaged"
+
+    def work(case: int) -> Outcome:
+        content, reader = contents[case % len(contents)]
+        path.write_bytes(damaged(np.random.default_rng([seed, case]), content))
+        return outcome_of(reader, path)._replace(case=f"{case}: {reader.__name__}")
+
+    return work
+
+
+def outcome_of(reader: Callable[[Path], object], path: Path) -> Outcome:
     try:
         reader(path)
     except DataError as error:
-        return "refused" if path.name in str(error) else "refused without the file's name"
+        if path.name in str(error):
+            return Outcome(REFUSAL)
+        return Outcome(WRONG_EXCEPTION, what=f"without the file's name: {error}")
     except Exception as error:
-        traceback.print_exc(limit=-3)
-        return type(error).__name__
-    return "read"
-
-
-def out_of_time(_number: int, _frame: object) -> None:
-    raise TimeoutError("a file took too long")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    signal.signal(signal.SIGALRM, out_of_time)
-    rng = np.random.default_rng(options.seed)
-    counts: Counter[str] = Counter()
-    slowest_s = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        contents = write_files(Path(folder))
-        path = Path(folder) / "damaged"
-        for number in range(options.count):
-            content, reader = contents[number % len(contents)]
-            path.write_bytes(damaged(rng, content))
-            signal.alarm(SECONDS_PER_FILE)
-            start = time.perf_counter()
-            outcome = outcome_of(reader, path)
-            signal.alarm(0)
-            slowest_s = max(slowest_s, time.perf_counter() - start)
-            if outcome not in ("read", "refused"):
-                outcome = f"{reader.__name__}: {outcome}"
-                print(f"file {number} of seed {options.seed}: {outcome}", file=sys.stderr)
-            counts[outcome] += 1
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"counts": counts, "slowest_s": slowest_s, "peak_mib": peak_mib}))
-
-
-if __name__ == "__main__":
-    main()
+        return Outcome(WRONG_EXCEPTION, what=f"{type(error).__name__}: {error}")
+    return Outcome(ANSWER)

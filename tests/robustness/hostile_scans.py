@@ -69,8 +69,16 @@ def run(count: int, seed: int) -> Iterator[Outcome]:
             open_detectors, (folder, seed), range(count), limit_s=LIMIT_S, limit_mib=LIMIT_MIB
         )
         for case, outcome in enumerate(outcomes):
-            family, scan, _ = draw(seed, case)
-            yield outcome._replace(case=f"{case}: {family}, {scan.kind}")
+            if outcome.case == str(
+                case
+            ):  # it ended its process, which so could not say what it was
+                family, scan, _ = draw(seed, case)
+                outcome = outcome._replace(case=_label(case, family, scan))
+            yield outcome
+
+
+def _label(case: int, family: str, scan: HostileScan) -> str:
+    return f"{case}: {family}, {scan.kind}"
 
 
 def draw(seed: int, case: int) -> tuple[str, HostileScan, Rng]:
@@ -95,8 +103,10 @@ def open_detectors(folder: str, seed: int) -> Work:
         family, scan, rng = draw(seed, case)
         chosen, way = detectors[family], rng.random()
         if way < 0.03:
-            return judge_rewritten(chosen, scan, rng)
-        return judge(chosen, scan, asks_two_threads=way < 0.3, asks_at_once=way > 0.95)
+            outcome = judge_rewritten(chosen, scan, rng)
+        else:
+            outcome = judge(chosen, scan, asks_two_threads=way < 0.3, asks_at_once=way > 0.95)
+        return outcome._replace(case=_label(case, family, scan))
 
     return work
 
@@ -135,7 +145,7 @@ def judge_rewritten(
     detectors: dict[int, mmad_fast.Detector], scan: HostileScan, rng: Rng
 ) -> Outcome:
     """What becomes of a scan whose arrays another thread writes into during the call."""
-    if not isinstance(scan.xyz, np.ndarray) or scan.xyz.dtype.kind != "f":
+    if scan.is_nonsense or not isinstance(scan.xyz, np.ndarray) or scan.xyz.dtype.kind != "f":
         return judge(detectors, scan)
     with np.errstate(all="ignore"):
         xyz = np.array(scan.xyz, np.float32, order="C")  # which is read in place

@@ -41,7 +41,8 @@ START_S = 1.5
 """About what the process needs until the first scan; some are ended in this time."""
 # What runs in the attacked process: the command line, with a note of each decision.
 COMMAND = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
 notes = int(sys.argv.pop(1))
 from mmad_fast.detector import Detector
 infer_scan = Detector.infer_scan

@@ -16,7 +16,7 @@ from robustness.damaged_artifacts import HOSTILE_GRAPHS, reseal
 from mmad_fast import load
 from mmad_fast.errors import ArtifactError
 
-COUNT = 150
+COUNT = 100
 MAX_SECONDS = 2.0
 
 

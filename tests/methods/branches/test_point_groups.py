@@ -75,7 +75,7 @@ def test_the_weights_are_those_of_the_groups_centres(
 
 
 def test_a_graph_that_does_not_fit_the_manifest(artifact: Artifact, choice: EngineChoice):
-    words = r"'tokens' has shape \(1, 24, 384\).*need \(1, 25, 384\)"
+    words = r"'tokens': \(1, 24, 384\).*need {'tokens': \(1, 25, 384\)"
     with pytest.raises(ArtifactError, match=words):
         PointExtractor.from_artifact(artifact, choice, replace(TINY_PARAMETERS, num_groups=25))
 

@@ -59,7 +59,7 @@ def test_only_the_own_graph_is_opened(artifact: Artifact, choice: EngineChoice):
 
 
 def test_a_graph_that_does_not_fit_the_manifest(artifact: Artifact, choice: EngineChoice):
-    words = r"'image' has shape \(1, 3, 56, 56\).*need \(1, 3, 64, 64\); fit the"
+    words = r"inputs {'image': \(1, 3, 56, 56\)}.*need {'image': \(1, 3, 64, 64\)}; fit the"
     with pytest.raises(ArtifactError, match=words):
         RgbExtractor.from_artifact(artifact, choice, replace(TINY_PARAMETERS, rgb_size=64))
 
