@@ -19,7 +19,7 @@ from typing import Any
 
 from settings import BENCH, ROOT, read_toml
 
-from mmad_fast.measure.generated_pages import with_section
+from mmad_fast.measure.generated_pages import with_section, write_changed
 
 
 def load_pages() -> dict[str, dict[str, Any]]:
@@ -60,17 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("pages", nargs="*", choices=[*load_pages(), []], metavar="PAGE")
     parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
     options = parser.parse_args(arguments)
-    changed = {
-        file: text
-        for file, text in render_pages(options.pages).items()
-        if not file.is_file() or file.read_text(encoding="utf-8") != text
-    }
-    for file, text in changed.items():
+    changed = write_changed(render_pages(options.pages), check=options.check)
+    for file in changed:
         if options.check:
             print(f"{file.relative_to(ROOT)} is not what its rows say: python bench/pages.py")
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
     return int(options.check and bool(changed))
 
 

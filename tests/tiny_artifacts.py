@@ -24,30 +24,19 @@ from mmad_fast.threshold import VALIDATION, Threshold
 
 RGB_SIZE, TOKEN_GRID, RGB_DIM = 56, 7, 8
 NUM_GROUPS, GROUP_SIZE, POINT_DIM = 24, 16, 6
-TINY_PARAMETERS = CfmOptions(
-    rgb_backbone="dino-vitb8",
-    rgb_size=RGB_SIZE,
-    token_grid=TOKEN_GRID,
-    rgb_layers=1,
-    point_layers=(0,),
-    grid_size=56,
-    num_groups=NUM_GROUPS,
-    group_size=GROUP_SIZE,
-)
+TINY_BRANCHES: dict[str, Any] = {
+    "rgb_backbone": "dino-vitb8",
+    "rgb_size": RGB_SIZE,
+    "token_grid": TOKEN_GRID,
+    "rgb_layers": 1,
+    "point_layers": (0,),
+    "grid_size": 56,
+    "num_groups": NUM_GROUPS,
+    "group_size": GROUP_SIZE,
+}
+TINY_PARAMETERS = CfmOptions(**TINY_BRANCHES)
 BANK_ROWS = 64
-TINY_BANKS = M3dmOptions(
-    rgb_backbone="dino-vitb8",
-    rgb_size=RGB_SIZE,
-    token_grid=TOKEN_GRID,
-    rgb_layers=1,
-    point_layers=(0,),
-    grid_size=56,
-    num_groups=NUM_GROUPS,
-    group_size=GROUP_SIZE,
-    point_patches="28x28",
-    decision="sum",
-    uses_uff=False,
-)
+TINY_BANKS = M3dmOptions(**TINY_BRANCHES, point_patches="28x28", decision="sum", uses_uff=False)
 
 
 def make_arrays(seed: int = 0, size: int = 96) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

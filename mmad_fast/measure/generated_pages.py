@@ -22,18 +22,29 @@ def write_pages(description: str, render: Callable[[], Mapping[Path, str]]) -> i
     )
     parser.add_argument("--check", action="store_true", help="change nothing, report a difference")
     options = parser.parse_args()
-    changed = {
-        file: text
-        for file, text in render().items()
-        if not file.is_file() or file.read_text(encoding="utf-8") != text
-    }
-    for file, text in changed.items():
+    changed = write_changed(render(), check=options.check)
+    for file in changed:
         if options.check:
             print(f"{file.name} is out of date; write it with: python {parser.prog}")
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
     return int(options.check and bool(changed))
+
+
+def write_changed(texts: Mapping[Path, str], *, check: bool) -> list[Path]:
+    """The files whose text is another one by now. They are written, unless `check`.
+
+    Args:
+        texts: The whole text of each file.
+        check: Change nothing.
+    """
+    changed = [
+        file
+        for file, text in texts.items()
+        if not file.is_file() or file.read_text(encoding="utf-8") != text
+    ]
+    for file in () if check else changed:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(texts[file], encoding="utf-8")
+    return changed
 
 
 def with_section(page: str, begin: str, end: str, section: str) -> str:
