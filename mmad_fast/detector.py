@@ -363,7 +363,8 @@ def open_detector(artifact: Artifact, choice: EngineChoice) -> Detector:
         # What is given beside the artifact has been checked: it is the artifact that does not fit.
         if str(error).startswith(str(artifact.path)):
             raise
-        advice = "" if " again" in str(error) else f"; {REFIT}"  # some bring their own
+        # An ArtifactError brings its own advice.
+        advice = "" if isinstance(error, ArtifactError) else f"; {REFIT}"
         raise ArtifactError(f"{artifact.path}: {error}{advice}") from error
     return_freed_memory()
     return detector

@@ -121,7 +121,8 @@ class Recipe:
         """
         if not isinstance(record, Mapping):
             raise ArtifactError(
-                f"preprocessing recipe is a {type(record).__name__}; it must be an object"
+                f"preprocessing recipe is a {type(record).__name__}; it must be an object: fit it "
+                "again"
             )
         known = {field.name for field in fields(cls)}
         missing, unknown = sorted(known - set(record)), sorted(set(record) - known)
