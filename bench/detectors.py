@@ -20,7 +20,7 @@ from mmad_fast.data.dataset import Dataset
 from mmad_fast.data.scan_file import ScanFile, Split
 from mmad_fast.detector import Detector, load
 from mmad_fast.measure.evaluation import Accuracy
-from mmad_fast.methods.family import Reference, Scores, get_method
+from mmad_fast.methods.family import Reference, Scores, families, get_method
 from mmad_fast.methods.fit_request import FitRequest, Progress, resolve_options, silent
 from mmad_fast.scan import PreparedScan, Scan, Unit
 from mmad_fast.stage_clock import StageClock
@@ -35,8 +35,17 @@ def fit_request(settings: Mapping[str, Any]) -> FitRequest:
     branch that the method does not run are left out."""
     family, variant = get_method(settings["method"])
     absent = tuple(f"{b.key}_" for b in family.branches if b.key not in variant.branches)
-    given = {name: value for name, value in settings.items() if value is not None}
-    return FitRequest.of(**{n: v for n, v in given.items() if not n.startswith(absent)})
+    weights = {f"{branch.key}_weights" for one in families() for branch in one.branches}
+    own_weights = {f"{key}_weights" for key in variant.branches}
+    return FitRequest.of(
+        **{
+            name: value
+            for name, value in settings.items()
+            if value is not None
+            and not name.startswith(absent)
+            and name not in weights - own_weights
+        }
+    )
 
 
 def train_shared(

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,16 @@ class Sweep:
         return f"{self.dataset.root.resolve().name}{repeated}"
 
     def settings(self) -> Iterator[Setting]:
-        """The settings of the groups that are asked for; with `shots`, one for each number of
-        training scans, 0 being all."""
+        """The settings of the groups that are asked for; one for each of its `seeds`, and for each
+        number of training scans in its `shots`, 0 being all."""
         for entry in self.content.get("settings", [{}]):
             if self.options.group and entry.get("group") not in self.options.group:
                 continue
-            more = {k: v for k, v in entry.items() if k not in ("row", "fit", "shots")}
-            for shots in entry.get("shots", [0]):
+            more = {k: v for k, v in entry.items() if k not in ("row", "fit", "shots", "seeds")}
+            seeds = entry.get("seeds", [self.fit.get("seed", 0)])
+            for shots, seed in product(entry.get("shots", [0]), seeds):
                 fit = {**self.fit, **entry.get("fit", {}), "shots": shots or None}
-                row = {"shots": shots or None, "seed": fit.get("seed", 0), **entry.get("row", {})}
+                row = {"shots": shots or None, "seed": seed, **entry.get("row", {})}
                 yield Setting(row, {**fit, "seed": row["seed"]}, more)
 
 

@@ -86,3 +86,16 @@ def test_repeated_scans_are_other_scans_of_the_same_kind(data):
     again = replace(scans[0])
     assert isinstance(again, MovedScan)
     assert (again.load().rgb == first.rgb).all()
+
+
+def test_a_setting_is_fitted_for_each_of_its_seeds(data):
+    asked = opened(data, "m3dm_configurations")
+    entry = {"row": {"setting": "m3dm-rgb"}, "fit": {"method": "m3dm-rgb"}, "seeds": [0, 1, 2]}
+    found = list(replace(asked, content={"settings": [entry]}).settings())
+    assert [(one.row["seed"], one.fit["seed"]) for one in found] == [(0, 0), (1, 1), (2, 2)]
+    assert len({asked.results.key_of({**one.row, "category": "a"}) for one in found}) == 3
+
+
+def test_weights_of_a_branch_that_the_family_does_not_have_are_left_out():
+    weights = {"rgb_weights": "random", "point_weights": "random"}
+    assert fit_request({"method": "m3dm-rgb", **weights}).weights == {"rgb": "random"}

@@ -1,0 +1,85 @@
+"""Accuracy of methods over seeds and categories with its range, by category and by defect type, and
+their speed beside the published pipelines."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from rendering.configurations import published, published_name
+from rendering.detectors import speed_tables
+from rendering.tables import Page, Row, grouped, rows_of
+
+from mmad_fast.measure.generated_pages import measured_on, table_header, table_line
+from mmad_fast.measure.tables import ACCURACY_COLUMNS, NOT_MEASURED
+
+
+def render(page: Page) -> str:
+    """The sections of a page; one whose rows are not there is left out."""
+    lines, shown = [page["title"]], []
+    for section in page["sections"]:
+        rows = rows_of(section)
+        if not rows:
+            continue
+        shown += rows
+        is_speed = "columns" in section
+        lines += speed_tables(rows, section) if is_speed else accuracy_tables(rows, section)
+    return "\n".join([*lines, *measured_on(shown), ""])
+
+
+def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
+    """Means over categories and seeds with their range, then each category and defect type."""
+    settings = grouped(rows, "setting", "weights")
+    lines = [section["title"]]
+    header = ("setting", "weights", "categories x seeds", *ACCURACY_COLUMNS.values())
+    lines += table_header(*header, "published I-AUROC, AUPRO@30%, P-AUROC")
+    for group in settings:
+        by_seed = grouped(group, "seed")
+        fits = f"{len({row['category'] for row in group})} x {len(by_seed)}"
+        figures = [spread([mean(fits_, name) for fits_ in by_seed]) for name in ACCURACY_COLUMNS]
+        figures.append(published(published_name(group[0]["setting"], section)))
+        lines.append(table_line(group[0]["setting"], weights(group[0]), fits, *figures))
+    lines += ["", section["category_note"]]
+    categories = sorted({row["category"] for row in rows})
+    lines += table_header("setting", "weights", *categories)
+    for group in settings:
+        figures = [pair([row for row in group if row["category"] == one]) for one in categories]
+        lines.append(table_line(group[0]["setting"], weights(group[0]), *figures))
+    lines += ["", section["defect_note"]]
+    defects = sorted({defect for row in rows for defect in row["defects"]})
+    lines += table_header("setting", "weights", *defects)
+    for group in settings:
+        figures = [
+            pair([{**row, **row["defects"][one]} for row in group if one in row["defects"]])
+            for one in defects
+        ]
+        lines.append(table_line(group[0]["setting"], weights(group[0]), *figures))
+    return [*lines, ""]
+
+
+def weights(row: Row) -> str:
+    """Where the weights of each branch came from."""
+    return ", ".join(f"{role}: {kind}" for role, kind in row["weights"].items()) or "none needed"
+
+
+def mean(rows: Sequence[Row], metric: str) -> float | None:
+    values = [row[metric] for row in rows]
+    return None if None in values else statistics.mean(values)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """The mean over the seeds, and where there are several the smallest and largest."""
+    found = [value for value in values if value is not None]
+    if not found or len(found) < len(values):
+        return NOT_MEASURED
+    text = f"{statistics.mean(found):.3f}"
+    return f"{text} ({min(found):.3f}–{max(found):.3f})" if len(found) > 1 else text
+
+
+def pair(rows: Sequence[Row]) -> str:
+    """Mean I-AUROC over fits, with its range, and mean AUPRO."""
+    if not rows:
+        return NOT_MEASURED
+    aupro = mean(rows, "aupro_30")
+    aupro_text = NOT_MEASURED if aupro is None else f"{aupro:.3f}"
+    return f"{spread([row['i_auroc'] for row in rows])} / {aupro_text}"

@@ -1,0 +1,56 @@
+"""The page of accuracies over seeds and categories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import load_pages, text_of
+from rendering import tables
+
+ENVIRONMENT = {
+    **{"cpu": "a processor", "cores": 2, "versions": {"torch": "2.0"}, "mmad_fast": "0.1.0"},
+    **{"commit": "0123456789abcdef", "date": "2026-01-02T03:04:05+00:00"},
+}
+
+
+def row(category: str, seed: int, i_auroc: float | None, **changes: Any) -> dict[str, Any]:
+    return {
+        **{"setting": "cfm-s", "shots": None, "category": category, "seed": seed},
+        "weights": {"rgb": "random"},
+        **{"i_auroc": i_auroc, "p_auroc": 0.9, "aupro_30": 0.8},
+        **{"aupro_10": 0.7, "aupro_5": 0.6, "aupro_1": 0.5},
+        "defects": {"dent": {"i_auroc": 0.25, "aupro_30": 0.125}},
+        "environment": ENVIRONMENT,
+        **changes,
+    }
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The text of the page, made of these rows."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+    def make(*rows: dict[str, Any]) -> str:
+        text = "".join(json.dumps(one) + "\n" for one in rows)
+        (tmp_path / "cfm_geometry.jsonl").write_text(text)
+        return text_of(load_pages()["baselines"])
+
+    return make
+
+
+def test_the_range_is_that_of_the_seeds_means_over_the_categories(page) -> None:
+    fits = [("a", 0, 0.5), ("b", 0, 0.7), ("a", 1, 0.6), ("b", 1, 0.8)]
+    text = page(*(row(*fit) for fit in fits))
+    assert "| cfm-s | rgb: random | 2 x 2 | 0.650 (0.600–0.700) | 0.900 (0.900–0.900) |" in text
+    assert "| cfm-s | rgb: random | 0.550 (0.500–0.600) / 0.800 | 0.750 (0.700–0.800) / 0" in text
+    assert "| cfm-s | rgb: random | 0.250 (0.250–0.250) / 0.125 |" in text
+    assert "## BTF" not in text  # a section without rows is left out
+
+
+def test_one_fit_has_no_range_and_what_was_not_measured_is_no_number(page) -> None:
+    text = page(row("a", 0, 0.5), row("a", 0, None, setting="cfm-t", weights={}))
+    assert "| cfm-s | rgb: random | 1 x 1 | 0.500 | 0.900 |" in text
+    assert "| cfm-t | none needed | 1 x 1 | – | 0.900 |" in text
