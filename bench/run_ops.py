@@ -38,7 +38,7 @@ from mmad_fast.measure.generated_pages import read_rows
 from mmad_fast.measure.timing import time_interleaved
 from mmad_fast.threads import set_num_threads
 
-PEER_PACKAGES = ("fpsample", "pykdtree", "faiss-cpu", "open3d-cpu", "openvino")
+PEER_PACKAGES = ("fpsample", "pykdtree", "faiss-cpu", "open3d-cpu", "openvino", "small_gicp")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 OPENBLAS_CORES = {"AVX512": "SkylakeX", "AVX2": "Haswell"}
 WARM_AGAIN_BELOW_MS = 200.0

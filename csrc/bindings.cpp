@@ -11,6 +11,7 @@
 #include <exception>
 #include <initializer_list>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -22,8 +23,11 @@
 #include "common/gemm.h"
 #include "common/parallel.h"
 #include "common/point_index.h"
+#include "common/point_neighbors.h"
 #include "farthest_point_sampling/op.h"
 #include "foreground/op.h"
+#include "fpfh/op.h"
+#include "fpfh/pair_bins.h"
 #include "inverse_distance_interpolation/op.h"
 #include "k_center_greedy/op.h"
 #include "knn_grouping/op.h"
@@ -35,6 +39,7 @@
 #include "run/bilinear_rows.h"
 #include "run/network_input.h"
 #include "run/scan_points.h"
+#include "surface_normals/op.h"
 
 namespace py = pybind11;
 
@@ -364,6 +369,103 @@ void bind_knn_grouping(py::module_& m) {
       },
       py::arg("index"), py::arg("center_indices").noconvert(), py::arg("num_neighbors"),
       py::arg("indices").noconvert(), py::arg("groups").noconvert());
+}
+
+// point_neighbors: indices (N, K) int32, squared_distances (N, K) float32 and counts (N,) int32;
+// the search writes them. surface_normals: normals (N, 3) float64 are written. fpfh: features (N,
+// 33) float32 are written.
+void bind_point_neighbors(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  using Doubles = py::array_t<double, py::array::c_style>;
+  using Indices = py::array_t<int32_t, py::array::c_style>;
+  const auto require_rows = [](const Indices& indices, const Floats& squared_distances,
+                               const Indices& counts, float squared_radius, int64_t num_points) {
+    require(num_points < std::numeric_limits<int32_t>::max() && indices.ndim() == 2 &&
+                has_shape(squared_distances, {num_points, indices.shape(1)}) &&
+                has_shape(indices, {num_points, indices.shape(1)}) &&
+                has_shape(counts, {num_points}),
+            "neighbours that are not (N, K), (N, K) and (N,)");
+    require(squared_radius > 0, "a radius that is not positive");
+  };
+  const auto rows_of = [require_rows](const Floats& points, const Indices& indices,
+                                      const Floats& squared_distances, const Indices& counts,
+                                      int64_t max_neighbors, float squared_radius) {
+    const int64_t num_points = points.size() / 3;
+    require(has_shape(points, {num_points, 3}), "points that are not (N, 3)");
+    require_rows(indices, squared_distances, counts, squared_radius, num_points);
+    require(max_neighbors >= 1 && max_neighbors <= std::numeric_limits<int32_t>::max(),
+            "a number of neighbours out of range");
+    const mmad_fast::NeighborRows rows{indices.data(),
+                                       squared_distances.data(),
+                                       counts.data(),
+                                       indices.shape(1),
+                                       static_cast<int32_t>(max_neighbors),
+                                       squared_radius};
+    bool in_range = true;
+    for (int64_t i = 0; i < num_points; ++i) {
+      const int32_t* row = rows.indices + i * rows.row_length;
+      in_range &= rows.counts[i] >= 0 && rows.counts[i] <= rows.row_length;
+      for (int64_t k = 0; in_range && k < rows.counts[i]; ++k) {
+        in_range = row[k] >= 0 && row[k] < num_points;
+      }
+    }
+    require(in_range, "a neighbour out of range");
+    return rows;
+  };
+  m.def(
+      "point_neighbors",
+      [require_rows](const mmad_fast::PointIndex& index, float squared_radius, Indices& indices,
+                     Floats& squared_distances, Indices& counts) {
+        require_rows(indices, squared_distances, counts, squared_radius, index.num_points);
+        const int64_t row_length = indices.shape(1);
+        require(row_length <= index.num_points && (row_length >= 1 || index.num_points == 0),
+                "a number of neighbours out of range");
+        int32_t *index_target = indices.mutable_data(), *count_target = counts.mutable_data();
+        float* distance_target = squared_distances.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::find_point_neighbors(index, row_length, squared_radius, index_target,
+                                        distance_target, count_target);
+      },
+      py::arg("index"), py::arg("squared_radius"), py::arg("indices").noconvert(),
+      py::arg("squared_distances").noconvert(), py::arg("counts").noconvert());
+  m.def(
+      "surface_normals",
+      [rows_of](const Floats& points, const Indices& indices, const Floats& squared_distances,
+                const Indices& counts, int64_t max_neighbors, float squared_radius,
+                bool faces_camera, Doubles& normals) {
+        const mmad_fast::NeighborRows rows =
+            rows_of(points, indices, squared_distances, counts, max_neighbors, squared_radius);
+        const int64_t num_points = points.shape(0);
+        require(has_shape(normals, {num_points, 3}), "normals that are not (N, 3)");
+        const float* source = points.data();
+        double* target = normals.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::surface_normals(source, num_points, rows, faces_camera, target);
+      },
+      py::arg("points").noconvert(), py::arg("indices").noconvert(),
+      py::arg("squared_distances").noconvert(), py::arg("counts").noconvert(),
+      py::arg("max_neighbors"), py::arg("squared_radius"), py::arg("faces_camera"),
+      py::arg("normals").noconvert());
+  m.def(
+      "fpfh",
+      [rows_of](const Floats& points, const Doubles& normals, const Indices& indices,
+                const Floats& squared_distances, const Indices& counts, int64_t max_neighbors,
+                float squared_radius, Floats& features) {
+        const mmad_fast::NeighborRows rows =
+            rows_of(points, indices, squared_distances, counts, max_neighbors, squared_radius);
+        const int64_t num_points = points.shape(0);
+        require(has_shape(normals, {num_points, 3}) &&
+                    has_shape(features, {num_points, mmad_fast::kNumChannels}),
+                "normals that are not (N, 3), or features that are not (N, 33)");
+        const float* source = points.data();
+        const double* normal_source = normals.data();
+        float* target = features.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::fpfh(source, normal_source, num_points, rows, target);
+      },
+      py::arg("points").noconvert(), py::arg("normals").noconvert(), py::arg("indices").noconvert(),
+      py::arg("squared_distances").noconvert(), py::arg("counts").noconvert(),
+      py::arg("max_neighbors"), py::arg("squared_radius"), py::arg("features").noconvert());
 }
 
 // inverse_distance_interpolation: centers (G, 3) float32; indices (N, 3) int64 and weights (N, 3)
@@ -848,6 +950,7 @@ PYBIND11_MODULE(_kernels, m) {
   bind_point_index(m);
   bind_farthest_point_sampling(m);
   bind_knn_grouping(m);
+  bind_point_neighbors(m);
   bind_inverse_distance_interpolation(m);
   bind_gemm(m);
   bind_nearest_neighbor_scoring(m);

@@ -9,8 +9,10 @@
 
 #include "common/cuda_device.h"
 #include "farthest_point_sampling/op.h"
+#include "fpfh/op.h"
 #include "inverse_distance_interpolation/op.h"
 #include "knn_grouping/op.h"
+#include "surface_normals/op.h"
 
 #ifndef MMAD_FAST_CUDA_MODULE
 #define MMAD_FAST_CUDA_MODULE _cuda_kernels
@@ -18,6 +20,7 @@
 
 namespace py = pybind11;
 namespace cuda = mmad_fast::cuda;
+using mmad_fast::NeighborRows;
 
 namespace {
 
@@ -84,8 +87,24 @@ void bind_farthest_point_sampling(py::module_& m) {
       py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_neighbor_rows(py::module_& m) {
+  py::class_<NeighborRows>(m, "NeighborRows")
+      .def(py::init([](uintptr_t indices, uintptr_t squared_distances, uintptr_t counts,
+                       int64_t row_length, int32_t max_neighbors, float squared_radius) {
+             return NeighborRows{at<const int32_t>(indices),
+                                 at<const float>(squared_distances),
+                                 at<const int32_t>(counts),
+                                 row_length,
+                                 max_neighbors,
+                                 squared_radius};
+           }),
+           py::kw_only(), py::arg("indices"), py::arg("squared_distances"), py::arg("counts"),
+           py::arg("row_length"), py::arg("max_neighbors"), py::arg("squared_radius"));
+}
+
 // points (N, 3) float32, center_indices (G,) int64; indices (G, K) int64 and groups (G, K, 3)
-// float32 are written.
+// float32 are written. Of every point as a centre: indices (N, K) int32, squared_distances (N, K)
+// float32 and counts (N,) int32.
 void bind_knn_grouping(py::module_& m) {
   m.def("knn_grouping_workspace", &cuda::knn_grouping_workspace, py::arg("num_points"),
         py::arg("num_centers"), py::arg("num_neighbors"));
@@ -102,6 +121,59 @@ void bind_knn_grouping(py::module_& m) {
       py::arg("device"), py::arg("points"), py::arg("num_points"), py::arg("center_indices"),
       py::arg("num_centers"), py::arg("num_neighbors"), py::arg("indices"), py::arg("groups"),
       py::arg("workspace"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "point_neighbors",
+      [](int device, uintptr_t points, int64_t num_points, int64_t num_neighbors,
+         float squared_radius, uintptr_t indices, uintptr_t squared_distances, uintptr_t counts,
+         uintptr_t workspace, uintptr_t stream) {
+        const cuda::DeviceGuard guard(device);
+        cuda::point_neighbors(at<const float>(points), num_points, num_neighbors, squared_radius,
+                              at<int32_t>(indices), at<float>(squared_distances),
+                              at<int32_t>(counts), at<void>(workspace), at<void>(stream));
+      },
+      py::arg("device"), py::arg("points"), py::arg("num_points"), py::arg("num_neighbors"),
+      py::arg("squared_radius"), py::arg("indices"), py::arg("squared_distances"),
+      py::arg("counts"), py::arg("workspace"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
+// points (N, 3) float32 and the rows of their neighbours; normals (N, 3) float32 or float64 are
+// written.
+void bind_surface_normals(py::module_& m) {
+  m.def(
+      "surface_normals",
+      [](int device, uintptr_t points, int64_t num_points, const NeighborRows& neighbors,
+         bool faces_camera, bool is_double, uintptr_t normals, uintptr_t stream) {
+        const cuda::DeviceGuard guard(device);
+        const auto run = [&](auto* target) {
+          cuda::surface_normals(at<const float>(points), num_points, neighbors, faces_camera,
+                                target, at<void>(stream));
+        };
+        is_double ? run(at<double>(normals)) : run(at<float>(normals));
+      },
+      py::arg("device"), py::arg("points"), py::arg("num_points"), py::arg("neighbors"),
+      py::arg("faces_camera"), py::arg("is_double"), py::arg("normals"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
+// points (N, 3) float32, normals (N, 3) float32 or float64 and the rows of the points' neighbours;
+// features (N, 33) float32 are written.
+void bind_fpfh(py::module_& m) {
+  m.def("fpfh_workspace", &cuda::fpfh_workspace, py::arg("num_points"));
+  m.def(
+      "fpfh",
+      [](int device, uintptr_t points, uintptr_t normals, bool is_double, int64_t num_points,
+         const NeighborRows& neighbors, uintptr_t features, uintptr_t workspace, uintptr_t stream) {
+        const cuda::DeviceGuard guard(device);
+        const auto run = [&](const auto* source) {
+          cuda::fpfh(at<const float>(points), source, num_points, neighbors, at<float>(features),
+                     at<void>(workspace), at<void>(stream));
+        };
+        is_double ? run(at<const double>(normals)) : run(at<const float>(normals));
+      },
+      py::arg("device"), py::arg("points"), py::arg("normals"), py::arg("is_double"),
+      py::arg("num_points"), py::arg("neighbors"), py::arg("features"), py::arg("workspace"),
+      py::arg("stream"), py::call_guard<py::gil_scoped_release>());
 }
 
 // points (N, 3) and centers (G, 3) float32; indices (N, 3) int64 and weights (N, 3) float32 are
@@ -126,7 +198,10 @@ void bind_inverse_distance_interpolation(py::module_& m) {
 PYBIND11_MODULE(MMAD_FAST_CUDA_MODULE, m) {
   bind_device(m);
   bind_farthest_point_sampling(m);
+  bind_neighbor_rows(m);
   bind_knn_grouping(m);
+  bind_surface_normals(m);
+  bind_fpfh(m);
   bind_inverse_distance_interpolation(m);
 #ifdef MMAD_FAST_CUDA_EMULATION
   cuda_emulation::bind_controls(m);  // tests/cuda_emulation

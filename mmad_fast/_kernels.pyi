@@ -148,6 +148,16 @@ def farthest_point_sampling(
 def find_background_plane(
     xyz: numpy.typing.NDArray[numpy.float32], recipe: PlaneRecipe
 ) -> tuple[tuple[float, float, float, float] | None, int, int, str]: ...
+def fpfh(
+    points: numpy.typing.NDArray[numpy.float32],
+    normals: numpy.typing.NDArray[numpy.float64],
+    indices: numpy.typing.NDArray[numpy.int32],
+    squared_distances: numpy.typing.NDArray[numpy.float32],
+    counts: numpy.typing.NDArray[numpy.int32],
+    max_neighbors: typing.SupportsInt | typing.SupportsIndex,
+    squared_radius: typing.SupportsFloat | typing.SupportsIndex,
+    features: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def gelu(
     values: numpy.typing.NDArray[numpy.float32], result: numpy.typing.NDArray[numpy.float32]
 ) -> None: ...
@@ -240,6 +250,13 @@ def point_embedding(
     embedder: PackedEmbedder,
     tokens: numpy.typing.NDArray[numpy.float32],
 ) -> bool: ...
+def point_neighbors(
+    index: PointIndex,
+    squared_radius: typing.SupportsFloat | typing.SupportsIndex,
+    indices: numpy.typing.NDArray[numpy.int32],
+    squared_distances: numpy.typing.NDArray[numpy.float32],
+    counts: numpy.typing.NDArray[numpy.int32],
+) -> None: ...
 def pooled_interpolation_rows(
     indices: numpy.typing.NDArray[numpy.int64],
     weights: numpy.typing.NDArray[numpy.float32],
@@ -297,3 +314,13 @@ def select_rows(
 ) -> tuple: ...
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 def smooth_map(smoothing: str, map: numpy.typing.NDArray[numpy.float32]) -> None: ...
+def surface_normals(
+    points: numpy.typing.NDArray[numpy.float32],
+    indices: numpy.typing.NDArray[numpy.int32],
+    squared_distances: numpy.typing.NDArray[numpy.float32],
+    counts: numpy.typing.NDArray[numpy.int32],
+    max_neighbors: typing.SupportsInt | typing.SupportsIndex,
+    squared_radius: typing.SupportsFloat | typing.SupportsIndex,
+    faces_camera: bool,
+    normals: numpy.typing.NDArray[numpy.float64],
+) -> None: ...

@@ -222,6 +222,21 @@ struct Search {
     __syncwarp();
     return leaf;
   }
+
+  // Leaves the num_neighbors smallest keys of the cloud, ascending.
+  __device__ __forceinline__ void run(Key* keys, int capacity, int num_neighbors) const {
+    const Key leaf = nearest_leaves(keys);
+    const Key last_leaf = __shfl_sync(kAllLanes, leaf, kNumFirstLeaves - 1);
+    SmallestKeys found{keys, capacity, num_neighbors, lane};
+    search_leaves(leaf, found);
+    if (last_leaf <= found.limit) {
+      for (uint32_t first = 0; first < num_leaves; first += kLanes) {
+        const Key other = leaf_key(first + lane);
+        search_leaves(other > last_leaf ? other : kNoKey, found);
+      }
+    }
+    found.sort();
+  }
 };
 
 __global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
@@ -267,20 +282,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
   const int64_t given = center_indices[g];
   const int64_t center = given < 0 ? 0 : given > last_index ? last_index : given;
   const float x = points[3 * center], y = points[3 * center + 1], z = points[3 * center + 2];
-  const Search search{points, num_points, boxes, num_leaves, x, y, z, lane};
   Key* const keys = buffers + static_cast<size_t>(warp) * capacity;
-
-  const Key leaf = search.nearest_leaves(keys);
-  const Key last_leaf = __shfl_sync(kAllLanes, leaf, kNumFirstLeaves - 1);
-  SmallestKeys found{keys, capacity, num_neighbors, lane};
-  search.search_leaves(leaf, found);
-  if (last_leaf <= found.limit) {
-    for (uint32_t first = 0; first < num_leaves; first += kLanes) {
-      const Key other = search.leaf_key(first + lane);
-      search.search_leaves(other > last_leaf ? other : kNoKey, found);
-    }
-  }
-  found.sort();
+  Search{points, num_points, boxes, num_leaves, x, y, z, lane}.run(keys, capacity, num_neighbors);
 
   for (int k = lane; k < num_neighbors; k += kLanes) {
     const uint32_t neighbor = static_cast<uint32_t>(keys[k]);
@@ -291,6 +294,38 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
     groups[3 * at + 1] = __fsub_rn(point[1], y);
     groups[3 * at + 2] = __fsub_rn(point[2], z);
   }
+}
+
+// As find_neighbors, for every point as a centre.
+__global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
+    list_neighbors(const float* __restrict__ points, uint32_t num_points,
+                   const float* __restrict__ boxes, uint32_t num_leaves, int num_neighbors,
+                   float squared_radius, int capacity, int32_t* __restrict__ indices,
+                   float* __restrict__ squared_distances, int32_t* __restrict__ counts) {
+  MMAD_FAST_DYNAMIC_SHARED(Key, buffers);
+  const int lane = threadIdx.x % kLanes;
+  const int warp = threadIdx.x / kLanes;
+  const uint32_t n = blockIdx.x * (blockDim.x / kLanes) + warp;
+  if (n >= num_points) return;
+  const float* point = points + 3 * static_cast<size_t>(n);
+  Key* const keys = buffers + static_cast<size_t>(warp) * capacity;
+  Search{points, num_points, boxes, num_leaves, point[0], point[1], point[2], lane}.run(
+      keys, capacity, num_neighbors);
+
+  const size_t row = static_cast<size_t>(n) * num_neighbors;
+  int count = 0;
+  for (int first = 0; first < num_neighbors; first += kLanes) {
+    const int k = first + lane;
+    const bool is_there = k < num_neighbors;
+    const Key key = is_there ? keys[k] : kNoKey;
+    const bool is_inside = is_there && distance_of(key) < squared_radius;
+    count += __popc(__ballot_sync(kAllLanes, is_inside));
+    if (is_there) {
+      indices[row + k] = is_inside ? static_cast<int32_t>(static_cast<uint32_t>(key)) : -1;
+      squared_distances[row + k] = is_inside ? distance_of(key) : INFINITY;
+    }
+  }
+  if (lane == 0) counts[n] = count;
 }
 
 int64_t ceil_divide(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -311,6 +346,26 @@ cudaLaunchConfig_t launch_config(int64_t num_warps, int warps_per_block, size_t 
   return config;
 }
 
+cudaLaunchConfig_t search_config(int64_t num_centers, int capacity, void* stream) {
+  const int warps_per_block = capacity <= 1024 ? kWarpsPerBlock : kWarpsPerBlock / 2;
+  return launch_config(num_centers, warps_per_block, sizeof(Key) * warps_per_block * capacity,
+                       stream);
+}
+
+struct Boxes {
+  const float* corners;  // (6, L)
+  uint32_t num_leaves;
+};
+
+Boxes make_boxes(const float* points, int64_t num_points, void* workspace, void* stream) {
+  const auto num_leaves = static_cast<uint32_t>(ceil_divide(num_points, kLeafSize));
+  float* corners = static_cast<float*>(workspace);
+  const cudaLaunchConfig_t per_leaf = launch_config(num_leaves, kWarpsPerBlock, 0, stream);
+  MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&per_leaf, find_boxes, points,
+                                          static_cast<uint32_t>(num_points), num_leaves, corners));
+  return {corners, num_leaves};
+}
+
 }  // namespace
 
 int64_t knn_grouping_workspace(int64_t num_points, int64_t, int64_t) {
@@ -320,21 +375,25 @@ int64_t knn_grouping_workspace(int64_t num_points, int64_t, int64_t) {
 void knn_grouping(const float* points, int64_t num_points, const int64_t* center_indices,
                   int64_t num_centers, int64_t num_neighbors, int64_t* indices, float* groups,
                   void* workspace, void* stream) {
-  const int64_t num_leaves = ceil_divide(num_points, kLeafSize);
-  float* boxes = static_cast<float*>(workspace);
-  const cudaLaunchConfig_t per_leaf = launch_config(num_leaves, kWarpsPerBlock, 0, stream);
-  MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(&per_leaf, find_boxes, points,
-                                          static_cast<uint32_t>(num_points),
-                                          static_cast<uint32_t>(num_leaves), boxes));
-
+  const Boxes boxes = make_boxes(points, num_points, workspace, stream);
   const int capacity = buffer_capacity(num_neighbors);
-  const int warps_per_block = capacity <= 1024 ? kWarpsPerBlock : kWarpsPerBlock / 2;
-  const cudaLaunchConfig_t per_center =
-      launch_config(num_centers, warps_per_block, sizeof(Key) * warps_per_block * capacity, stream);
-  MMAD_FAST_CHECK_CUDA(cudaLaunchKernelEx(
-      &per_center, find_neighbors, points, static_cast<uint32_t>(num_points),
-      static_cast<const float*>(boxes), static_cast<uint32_t>(num_leaves), center_indices,
-      num_centers, static_cast<int>(num_neighbors), capacity, indices, groups));
+  const cudaLaunchConfig_t per_center = search_config(num_centers, capacity, stream);
+  MMAD_FAST_CHECK_CUDA(
+      cudaLaunchKernelEx(&per_center, find_neighbors, points, static_cast<uint32_t>(num_points),
+                         boxes.corners, boxes.num_leaves, center_indices, num_centers,
+                         static_cast<int>(num_neighbors), capacity, indices, groups));
+}
+
+void point_neighbors(const float* points, int64_t num_points, int64_t num_neighbors,
+                     float squared_radius, int32_t* indices, float* squared_distances,
+                     int32_t* counts, void* workspace, void* stream) {
+  const Boxes boxes = make_boxes(points, num_points, workspace, stream);
+  const int capacity = buffer_capacity(num_neighbors);
+  const cudaLaunchConfig_t per_point = search_config(num_points, capacity, stream);
+  MMAD_FAST_CHECK_CUDA(
+      cudaLaunchKernelEx(&per_point, list_neighbors, points, static_cast<uint32_t>(num_points),
+                         boxes.corners, boxes.num_leaves, static_cast<int>(num_neighbors),
+                         squared_radius, capacity, indices, squared_distances, counts));
 }
 
 }  // namespace cuda

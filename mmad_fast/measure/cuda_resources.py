@@ -22,7 +22,7 @@ from mmad_fast.gpu.architectures import ARCHITECTURES, WARP_SIZE
 from mmad_fast.scratch_folder import temporary_folder
 from mmad_fast.whole_folder import whole_file
 
-FLAGS = ("-std=c++17", "-O3", "--Werror", "all-warnings", "-Xptxas", "-v", "-cubin")
+FLAGS = ("-std=c++17", "-O3", "-fmad=false", "--Werror", "all-warnings", "-Xptxas", "-v", "-cubin")
 HEADERS = ("*.h", "*.cuh", "*.inc")
 _FUNCTION = re.compile(
     r"Compiling entry function '(\w+)' for '\w+'\n"
@@ -52,6 +52,7 @@ LAUNCHES = {
     "sample_leaves<1>": Launch(None),
     "sample_leaves<8>": Launch(None, needs_clusters=True),
     "find_neighbors": Launch(4 * 256 * 8),  # warps, keys of each for K = 128, bytes of a key
+    "list_neighbors": Launch(4 * 256 * 8),
 }
 """By kernel; one that is not here has no dynamic shared memory and runs everywhere."""
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 STEMS = (
     "farthest_point_sampling",
     "knn_grouping",
+    "surface_normals",
+    "fpfh",
     "point_embedding",
     "inverse_distance_interpolation",
     "nearest_neighbor_scoring",

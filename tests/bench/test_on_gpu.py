@@ -411,6 +411,7 @@ def test_kernel_table(untimed, rows, tiny, budget):
         *("farthest_point_sampling", "knn_grouping", "inverse_distance_weights"),
         *("inverse_distance_interpolation", "pooled_interpolation_rows"),
         *("nearest_neighbor_scoring", "k_center_greedy", "pixel_mapping", "point_embedding"),
+        *("surface_normals", "fpfh"),
     }
     for op in ops:
         timed = [row for row in rows.rows if row["what"] == op and row["status"] == "ok"]
@@ -584,6 +585,7 @@ def test_a_graph_with_another_answer_is_refused(device, rows):
 def test_cases_see_wrong_answers(device, tiny):
     """The measure of every geometric case grows when a result is spoilt."""
     geometric = {"farthest_point_sampling", "knn_grouping", "inverse_distance_interpolation"}
+    geometric |= {"surface_normals", "fpfh"}
     seen = set()
     for op in geometric:
         for make in op_modules()[op].gpu_cases(tiny, device):
@@ -620,6 +622,11 @@ def test_the_work_of_a_call_by_hand():
     assert (sampling.plain_flop, sampling.device_bytes) == (3 * 7 * 10, 7 * 12 + 3 * 8)
     # A bitonic sort of 4: (1 + 2) rounds of 2 comparisons.
     assert modules["knn_grouping"].work(10, 2, 4).plain_flop == 2 * (2 * 10 * 9 + 6)
+    normals, features = modules["surface_normals"].work(10, 4), modules["fpfh"].work(10, 4)
+    search = modules["knn_grouping"].work(10, 10, 4).plain_flop
+    assert normals.plain_flop == search + 10 * (4 * 15 + 200)
+    assert features.plain_flop == search + 10 * (30 * 15 + 200 + 4 * (100 + 66))
+    assert (normals.device_bytes, features.device_bytes) == (10 * 24, 10 * 144)
     assert interpolation.work_of_weights(10, 4).device_bytes == 14 * 12 + 10 * 36
     assert interpolation.work_of_rows(10, 6, 2).plain_flop == 36
     scoring = modules["nearest_neighbor_scoring"].work(5, 7, 3)

@@ -61,6 +61,13 @@ BUDGETS = {
     "three_nearest_centers": Budget(40, 0.75),
     "find_boxes": Budget(32, 1.0),
     "find_neighbors": Budget(56, 0.5),
+    "list_neighbors": Budget(56, 0.5),
+    # float64 takes two registers a number.
+    "fit_normals<float>": Budget(64, 0.5),
+    "fit_normals<double>": Budget(64, 0.5),
+    "count_pairs<float>": Budget(64, 0.5),
+    "count_pairs<double>": Budget(64, 0.5),
+    "weigh_histograms": Budget(40, 0.65),
 }
 
 

@@ -28,6 +28,7 @@ from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.gpu import cuda_kernels as found_kernels
 from mmad_fast.ops import all_tables
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
     InterpolationWeights,
     inverse_distance_interpolation,
@@ -43,8 +44,10 @@ from mmad_fast.ops.pixel_mapping import pixel_mapping
 from mmad_fast.ops.pixel_mapping import reference as mapping_reference
 from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
 from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.point_neighbors import find_neighbors
 from mmad_fast.ops.registry import Op
 from mmad_fast.ops.sparse_rows import SparseRows
+from mmad_fast.ops.surface_normals import surface_normals
 
 on_device = pytest.mark.usefixtures("pretend_device")
 POINTS = uniform_cloud(130)
@@ -102,6 +105,50 @@ def test_grouping(dtype: type) -> None:
     expected = nearest_in_float32(POINTS, centers, 7)
     np.testing.assert_array_equal(to_host(indices), expected)
     np.testing.assert_array_equal(to_host(groups), POINTS[expected] - POINTS[centers][:, None])
+
+
+NEIGHBORHOODS = {
+    "usual": {},
+    "few": {"max_neighbors": 7},
+    "more than there are points": {"max_neighbors": 140},
+    "radius": {"radius": 0.05},
+}
+"""Of a cloud of 130 points in a cube of 0.2."""
+
+
+@on_device
+@pytest.mark.parametrize("orientation", ["camera", "open3d"])
+@pytest.mark.parametrize("options", NEIGHBORHOODS.values(), ids=NEIGHBORHOODS)
+def test_normals(options: dict[str, Any], orientation: str) -> None:
+    found = surface_normals(to_device(POINTS), orientation=orientation, **options)
+    for backend in ("cpu", "reference"):
+        expected = surface_normals(POINTS, orientation=orientation, backend=backend, **options)
+        np.testing.assert_allclose(to_host(found), expected, atol=1e-6)
+
+
+@on_device
+@pytest.mark.parametrize("options", NEIGHBORHOODS.values(), ids=NEIGHBORHOODS)
+@pytest.mark.parametrize(
+    "of_normals",
+    [
+        {"orientation": "open3d"},
+        {"normal_neighbors": 120, "normal_radius": 0.07},
+        {"normal_radius": 0.01},
+        {"normals": np.float32},
+        {"normals": np.float64},
+    ],
+    ids=["open3d", "radius", "no-normals", "float32", "float64"],
+)
+def test_features(options: dict[str, Any], of_normals: dict[str, Any]) -> None:
+    """No pair is counted in another bin: that were 0.8 of 200 and more."""
+    on_host, on_device = dict(of_normals), dict(of_normals)
+    if "normals" in of_normals:
+        given = surface_normals(POINTS).astype(of_normals["normals"])
+        on_host["normals"], on_device["normals"] = given, to_device(given)
+    found = fpfh(to_device(POINTS), **options, **on_device)
+    for backend in ("cpu", "reference"):
+        expected = fpfh(POINTS, backend=backend, **options, **on_host)
+        np.testing.assert_allclose(to_host(found), expected, atol=200 * 1e-5)
 
 
 @on_device
@@ -328,6 +375,8 @@ def test_empty_inputs_give_empty_results() -> None:
     bank = np.eye(6, dtype=np.float32)
     found = nearest_neighbor_scoring(to_device(bank[:0]), to_device(bank))
     assert [len(part) for part in found] == [0, 0]
+    assert surface_normals(nothing).shape == (0, 3)
+    assert fpfh(nothing).shape == (0, 33)
     assert pixel_mapping(*mapping_arguments(mapping_case(0))).shape == (0,)
     assert point_embedding(to_device(np.empty((0, 5, 3), np.float32)), CLOUD).shape == (0, 384)
 
@@ -366,6 +415,25 @@ def map_pixels(**changes: Any) -> Any:
             lambda: knn_grouping(D(uniform_cloud(1100)), D(np.array([1])), 1025),
             "num_neighbors is 1025; on a CUDA device it must be at most 1024",
         ),
+        (lambda: surface_normals(D(POINTS).double()), "points has dtype float64; it must be"),
+        (lambda: surface_normals(D(POINTS), max_neighbors=1025), "max_neighbors is 1025; it mu"),
+        (lambda: surface_normals(D(POINTS), radius=-1.0), "radius is -1.0; it must be a positive"),
+        (
+            lambda: surface_normals(D(POINTS), index=PointIndex(POINTS)),
+            "index= serves NumPy arrays only",
+        ),
+        (
+            lambda: surface_normals(D(POINTS), neighbors=find_neighbors(POINTS, 30)),
+            "neighbors= serves NumPy arrays only and points are on a CUDA device: leave it",
+        ),
+        (
+            lambda: fpfh(D(POINTS), neighbors=find_neighbors(POINTS, 100)),
+            "neighbors= serves NumPy arrays only",
+        ),
+        (lambda: fpfh(D(POINTS), normals=POINTS), "normals is a numpy.ndarray and points is on"),
+        (lambda: fpfh(D(POINTS), normals=D(CENTERS)), r"\(15, 3\); it must be \(130, 3\)"),
+        (lambda: fpfh(D(POINTS), normals=D(POINTS).half()), "must be float32 or float64"),
+        (lambda: find_neighbors(D(POINTS), 3), "use no PointIndex"),
         (lambda: inverse_distance_weights(D(POINTS), CENTERS), "centers is a numpy.ndarray and"),
         (lambda: inverse_distance_weights(D(POINTS), D(CENTERS[:2])), "centers has 2 rows"),
         (

@@ -18,6 +18,7 @@ from ops.feature_cases import mapping_case, queries_and_bank
 
 from mmad_fast import _kernels
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
     inverse_distance_weights,
     pooled_interpolation_rows,
@@ -26,6 +27,7 @@ from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.ops.nearest_neighbor_scoring import nearest_neighbor_scoring
 from mmad_fast.ops.pixel_mapping import pixel_mapping
+from mmad_fast.ops.surface_normals import surface_normals
 
 RECORD = os.environ.get("MMAD_FAST_RECORDED_OUTPUTS")
 RELATIVE_ROUNDING = 1e-5
@@ -56,6 +58,8 @@ def point_outputs(name: str, points: NDArray[np.float32]) -> dict[str, NDArray]:
         "groups": groups.groups,
         "nearest centres": weights.indices,
         "weights": weights.weights,
+        "normals": surface_normals(points),
+        "fpfh": fpfh(points, max_neighbors=40, orientation="open3d"),
         "pooled pixels": pooled.pixel_indices,
         "pooled columns": pooled.rows.columns,
         "pooled values": pooled.rows.values,

@@ -19,6 +19,7 @@ from ops.cases import (
     integer_cloud,
     uniform_cloud,
 )
+from ops.neighbor_kernels import find_neighbors
 from ops.plain_float32 import nearest_in_float32
 
 from mmad_fast.ops.knn_grouping import reference
@@ -259,3 +260,39 @@ def test_the_order_of_threads_does_not_matter(cuda_kernels: ModuleType, seed: in
 def test_the_workspace_holds_the_boxes(cuda_kernels: ModuleType) -> None:
     for num_points, num_leaves in ((1, 1), (32, 1), (33, 2), (200_000, 6250)):
         assert cuda_kernels.knn_grouping_workspace(num_points, 1024, 128) == 24 * num_leaves
+
+
+@pytest.mark.parametrize(
+    "cloud", [cloud for cloud in ADVERSARIAL_CLOUDS if len(cloud.points) < 1000], ids=by_name
+)
+@pytest.mark.parametrize("share", [np.inf, 0.05], ids=["all", "radius"])
+def test_neighbors_of_every_point(cuda_kernels: ModuleType, cloud: Cloud, share: float) -> None:
+    """As plain float32 has them, up to the radius and not beyond."""
+    points = cloud.points
+    k = min(20, len(points))
+    radius = share * float(np.ptp(points, axis=0).max(initial=1))
+    found = find_neighbors(cuda_kernels, points, k, radius)
+    nearest = nearest_in_float32(points, np.arange(len(points)), k)
+    offsets = points[nearest] - points[:, None]
+    squares = offsets * offsets
+    squared = (squares[..., 0] + squares[..., 1]) + squares[..., 2]
+    is_within = squared < np.float32(radius * radius)
+    np.testing.assert_array_equal(found.indices.read(), np.where(is_within, nearest, -1))
+    distances = np.where(is_within, squared, np.inf)
+    np.testing.assert_array_equal(found.squared_distances.read(), distances)
+    np.testing.assert_array_equal(found.counts.read(), is_within.sum(axis=1))
+
+
+def test_neighbors_that_are_not_finite_are_none(cuda_kernels: ModuleType) -> None:
+    points = uniform_cloud(70, seed=2)
+    points[[3, 40]] = np.nan
+    points[9, 1] = np.inf
+    found = find_neighbors(cuda_kernels, points, 70)
+    counts = found.counts.read()
+    is_finite = np.isfinite(points).all(axis=1)
+    np.testing.assert_array_equal(counts, np.where(is_finite, 67, 0))
+    indices = found.indices.read()
+    assert (indices[:, 67:] == -1).all()
+    assert (indices[~is_finite] == -1).all()
+    assert set(indices[is_finite, :67].ravel()) == set(np.flatnonzero(is_finite))
+    assert np.isinf(found.squared_distances.read()[:, 67:]).all()

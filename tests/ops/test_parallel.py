@@ -18,12 +18,14 @@ from ops.cases import depth_frame, uniform_cloud
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
     inverse_distance_weights,
     pooled_interpolation_rows,
 )
 from mmad_fast.ops.k_center_greedy import k_center_greedy
 from mmad_fast.ops.knn_grouping import knn_grouping
+from mmad_fast.ops.surface_normals import surface_normals
 from mmad_fast.threads import get_num_threads, set_num_threads
 
 
@@ -51,6 +53,8 @@ def run_all_ops(seed: int, num_points: int = 35_000) -> list[NDArray]:
     rows = pooled.rows
     coreset = k_center_greedy(uniform_cloud(num_points // 10, seed=seed), 40)
     return [
+        fpfh(frame.points, max_neighbors=40),
+        surface_normals(cloud),
         coreset,
         samples,
         *groups,

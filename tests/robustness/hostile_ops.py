@@ -14,6 +14,7 @@ from robustness.attack import ANSWER, REFUSAL, WRONG_EXCEPTION, Outcome, Work, r
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
+from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
     InterpolationWeights,
     inverse_distance_interpolation,
@@ -31,7 +32,9 @@ from mmad_fast.ops.pixel_mapping import MappingNetwork, bilinear_rows, pixel_map
 from mmad_fast.ops.point_embedding import EmbedderWeights, point_embedding
 from mmad_fast.ops.point_embedding.weights import SHAPES
 from mmad_fast.ops.point_index import PointIndex
+from mmad_fast.ops.point_neighbors import PointNeighbors, find_neighbors
 from mmad_fast.ops.sparse_rows import SparseRows
+from mmad_fast.ops.surface_normals import surface_normals
 from mmad_fast.preprocess.clean_up import density_clusters
 from mmad_fast.threads import set_num_threads
 
@@ -173,6 +176,12 @@ def changed_rows_in_use(*, place, value, chosen, features, **arrays) -> None:
     rows.apply(features)
 
 
+def neighbors_in_use(*, points, **arrays) -> None:
+    neighbors = PointNeighbors(**arrays)
+    surface_normals(points, max_neighbors=3, neighbors=neighbors)
+    fpfh(points, normal_neighbors=3, max_neighbors=2, neighbors=neighbors)
+
+
 def embedded(*, groups, **arrays) -> None:
     point_embedding(groups, EmbedderWeights(**arrays))
 
@@ -209,6 +218,43 @@ def public_calls(rng: np.random.Generator) -> list[tuple[Callable[..., Any], Arg
                 "num_neighbors": 3,
                 "index": None,
                 "backend": backend,
+            },
+        ),
+        (
+            surface_normals,
+            {
+                "points": points,
+                "max_neighbors": 5,
+                "radius": 0.7,
+                "orientation": "open3d",
+                "neighbors": find_neighbors(points, 6),
+                "index": None,
+                "backend": backend,
+            },
+        ),
+        (
+            fpfh,
+            {
+                "points": points,
+                "normals": None if rng.random() < 0.5 else surface_normals(points),
+                "normal_neighbors": 4,
+                "normal_radius": 0.9,
+                "max_neighbors": 6,
+                "radius": None,
+                "orientation": "camera",
+                "backend": backend,
+            },
+        ),
+        (find_neighbors, {"points": points, "max_neighbors": 5, "radius": 0.7, "index": None}),
+        (
+            neighbors_in_use,
+            {
+                "points": points,
+                "indices": np.tile(np.arange(3, dtype=np.int32), (len(points), 1)),
+                "squared_distances": np.tile(np.arange(3, dtype=np.float32), (len(points), 1)),
+                "counts": np.full(len(points), 3, np.int32),
+                "max_neighbors": 3,
+                "radius": None,
             },
         ),
         (inverse_distance_weights, {"points": points, "centers": centers, "backend": backend}),
@@ -290,6 +336,11 @@ def kernel_calls(rng: np.random.Generator) -> list[tuple[Callable[..., Any], Arg
     points, centers = cloud(rng), floats(rng, 5, 3)
     n = len(points)
     index = _kernels.PointIndex(points)
+    rows_of_neighbors = [
+        rng.integers(0, n, (n, 4)).astype(np.int32),
+        floats(rng, n, 4),
+        np.full(n, 4, np.int32),
+    ]
     bank = _kernels.Bank(floats(rng, 9, 6), np.zeros(6), np.zeros((6, 0)))
     xyz, states = floats(rng, 6, 5, 3), np.ones(30, np.uint8)
     best = _kernels.best_instruction_set()
@@ -314,6 +365,15 @@ def kernel_calls(rng: np.random.Generator) -> list[tuple[Callable[..., Any], Arg
         (
             _kernels.knn_grouping,
             [index, np.array([0, 2]), 3, np.zeros((2, 3), np.int64), np.zeros((2, 3, 3), "f4")],
+        ),
+        (
+            _kernels.point_neighbors,
+            [index, 0.5, np.zeros((n, 3), np.int32), np.zeros((n, 3), "f4"), np.zeros(n, "i4")],
+        ),
+        (_kernels.surface_normals, [points, *rows_of_neighbors, 3, 0.5, True, np.zeros((n, 3))]),
+        (
+            _kernels.fpfh,
+            [points, np.zeros((n, 3)), *rows_of_neighbors, 3, 0.5, np.zeros((n, 33), np.float32)],
         ),
         (
             _kernels.inverse_distance_weights,
