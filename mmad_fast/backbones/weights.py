@@ -23,9 +23,9 @@ class OfficialFile:
         file_name: What the owner calls it; its name in the cache.
         url: Where the owner serves it.
         size_bytes: Its size, None where it is not known for certain.
-        sha256: Its published sha256; None where none is published. Such a file is checked key by
-            key and shape by shape when it is loaded, and against the sha256 that was recorded
-            when it was downloaded.
+        sha256: Its published sha256, or the first characters where only these are published, in the
+            file's name; None where none is. Such a file is checked key by key and shape by shape
+            when it is loaded, and against the sha256 that was recorded when it was downloaded.
         licence: Terms of the weights.
         option: The command line option that takes a local copy.
     """
@@ -41,6 +41,8 @@ class OfficialFile:
 
 # Source: the owners' download pages. The sha256 values are those that independent projects pin
 # for the same addresses (anomalib for Point-MAE, refiners for DINOv2); none was found for DINO.
+# torchvision and timm write the first 8 characters of the sha256 into their files' names.
+# EfficientNet's name ends likewise, but its owner never says so nor checks it.
 OFFICIAL_FILES: dict[str, OfficialFile] = {
     file.name: file
     for file in (
@@ -68,6 +70,35 @@ OFFICIAL_FILES: dict[str, OfficialFile] = {
             "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
             346_378_731,
             "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+            "Apache-2.0",
+            "--rgb-weights",
+        ),
+        OfficialFile(
+            "wide-resnet50-2-timm",
+            "wide_resnet50_racm-8234f177.pth",
+            "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+            "wide_resnet50_racm-8234f177.pth",
+            None,
+            "8234f177",
+            "Apache-2.0",
+            "--rgb-weights",
+        ),
+        OfficialFile(
+            "wide-resnet50-2",
+            "wide_resnet50_2-95faca4d.pth",
+            "https://download.pytorch.org/models/wide_resnet50_2-95faca4d.pth",
+            None,
+            "95faca4d",
+            "BSD-3-Clause",
+            "--rgb-weights",
+        ),
+        OfficialFile(
+            "efficientnet-b5",
+            "efficientnet-b5-b6417697.pth",
+            "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
+            "efficientnet-b5-b6417697.pth",
+            None,
+            None,
             "Apache-2.0",
             "--rgb-weights",
         ),
@@ -156,7 +187,7 @@ def resolve_weights(
     """Where the weights are, downloaded if that was asked for and the cache lacks them.
 
     Args:
-        name: Backbone: "dino-vitb8", "dinov2-vits14", "dinov2-vitb14" or "point-mae".
+        name: Backbone: a name in OFFICIAL_FILES.
         spec: "auto" (the cache, else the owner's download), "random", or the path of a file.
         offline: With "auto": look into the cache only.
         seed: Seed of random weights, for the record.
@@ -167,8 +198,8 @@ def resolve_weights(
     Raises:
         InvalidInputError: no weights are known by that name.
         MissingDependencyError: a download is needed and pooch is not installed.
-        WeightsError: the file is missing or empty, the download failed, or the cached file has
-            another sha256 than it should.
+        WeightsError: the file is missing, empty or another backbone's official file, the download
+            failed, or the cached file has another sha256 than it should.
     """
     official = official_file(name)
     if spec == "random":
@@ -176,7 +207,9 @@ def resolve_weights(
     if spec != "auto":
         path = Path(spec).expanduser()
         _check_local_file(path, official)
-        return WeightsSource("file", path.name, fingerprint(path)["sha256"], path)
+        sha256 = fingerprint(path)["sha256"]
+        _check_not_of_another(path, sha256, official)
+        return WeightsSource("file", path.name, sha256, path)
     path = cached_path(name)
     if not path.is_file():
         if offline:
@@ -198,25 +231,36 @@ def _check_local_file(path: Path, official: OfficialFile) -> None:
         raise WeightsError(f"{official.name} weights: {path} is empty (0 bytes); {advice}")
 
 
+def _check_not_of_another(path: Path, sha256: str, official: OfficialFile) -> None:
+    """Raises WeightsError for the official file of another backbone, whose keys and shapes may be
+    the same."""
+    for other in OFFICIAL_FILES.values():
+        if other.sha256 and other.name != official.name and sha256.startswith(other.sha256):
+            raise WeightsError(
+                f"{official.name} weights: {path} is the official file of {other.name}; choose "
+                f"that backbone, or give {official.option} the path of {official.file_name} "
+                f"({official.url})"
+            )
+
+
 def _checked_sha256(official: OfficialFile, path: Path) -> str:
-    """The file's sha256, equal to the published one or to the one recorded at the download."""
+    """The file's sha256, which fits what is published and equals what was recorded at the
+    download."""
     found = fingerprint(path)["sha256"]
     record = _record_path(path)
     recorded = (
         record.read_text(encoding="ascii", errors="replace").split() if record.is_file() else []
     )
-    if official.sha256 is not None:
-        expected, origin = official.sha256, "published"
-    elif recorded:
-        expected, origin = recorded[0], "recorded at download"
-    else:  # none, or an empty one, left by a machine that stopped while it was written
+    expected = {"published": official.sha256, "recorded at download": next(iter(recorded), None)}
+    for origin, sha256 in expected.items():
+        if sha256 is not None and not found.startswith(sha256):
+            raise WeightsError(
+                f"{official.name} weights: {path} has sha256 {found}, {origin} is {sha256}: the "
+                "file is damaged or another one; delete it and run again to download it"
+            )
+    # An empty record was left by a machine that stopped while it was written.
+    if not recorded and found != official.sha256:
         _write_record(path, found)
-        return found
-    if found != expected:
-        raise WeightsError(
-            f"{official.name} weights: {path} has sha256 {found}, {origin} is {expected}: the file "
-            "is damaged or another one; delete it and run again to download it"
-        )
     return found
 
 
@@ -258,25 +302,23 @@ def _download(official: OfficialFile, path: Path) -> None:
         with DownloadProgress(official.file_name) as progress, whole_file(path) as partial:
             pooch.retrieve(
                 official.url,
-                known_hash=f"sha256:{official.sha256}" if official.sha256 else None,
+                known_hash=None,
                 fname=partial.name,
                 path=partial.parent,
                 downloader=pooch.HTTPDownloader(
                     progressbar=progress, chunk_size=DOWNLOAD_CHUNK_BYTES, timeout=CONNECT_TIMEOUT_S
                 ),
             )
+            if not fingerprint(partial)["sha256"].startswith(official.sha256 or ""):
+                raise WeightsError(
+                    f"{official.name} weights: what {official.url} served has another sha256 than "
+                    f"the published {official.sha256}; nothing was kept. Get the file from "
+                    f"elsewhere and pass {official.option} PATH"
+                )
     except (requests.ConnectionError, requests.Timeout) as error:
         reason = f"no connection, this machine seems to be offline: {type(error).__name__}"
         raise WeightsError(_unavailable_message(official, reason)) from error
     except requests.RequestException as error:
         raise WeightsError(_unavailable_message(official, str(error))) from error
-    except ValueError as error:  # pooch: the sha256 differs; it has removed what it fetched
-        raise WeightsError(
-            f"{official.name} weights: what {official.url} served has another sha256 than the "
-            f"published {official.sha256}; nothing was kept. Get the file from elsewhere and pass "
-            f"{official.option} PATH"
-        ) from error
     except OSError as error:
         raise WeightsError(_unavailable_message(official, f"writing failed: {error}")) from error
-    if official.sha256 is None:
-        _write_record(path, fingerprint(path)["sha256"])

@@ -23,11 +23,11 @@ _TELEMETRY = "openvino_telemetry"
 OPERATORS = frozenset(
     {
         "Abs", "Add", "AvgPool", "Broadcast", "Clamp", "Concat", "Constant", "Convert",
-        "ConvertLike", "Convolution", "Divide", "Erf", "FakeQuantize", "Gelu", "MVN", "MatMul",
-        "MaxPool", "Multiply", "Negative", "Pad", "Parameter", "Power", "Range", "ReLU",
-        "ReduceMax", "ReduceMean", "ReduceMin", "Reshape", "Result", "Round",
+        "ConvertLike", "Convolution", "Divide", "Erf", "FakeQuantize", "Gelu", "GroupConvolution",
+        "MVN", "MatMul", "MaxPool", "Multiply", "Negative", "Pad", "Parameter", "Power", "Range",
+        "ReduceMax", "ReduceMean", "ReduceMin", "Relu", "Reshape", "Result", "Round",
         "ScaledDotProductAttention", "ShapeOf", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt",
-        "Squeeze", "StridedSlice", "Subtract", "Tanh", "Transpose", "Unsqueeze",
+        "Squeeze", "StridedSlice", "Subtract", "Swish", "Tanh", "Transpose", "Unsqueeze",
         "VariadicSplit",
     }
 )  # fmt: skip

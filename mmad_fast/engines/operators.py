@@ -265,6 +265,8 @@ def _pool(call: Call) -> list[Shape]:
     shape = call.shape(0)
     if len(shape) < 3:
         raise UnfitGraphError(f"{call.node.op_type} does not fit {shape}")
+    if call.node.attributes.get("ceil_mode", 0):
+        raise UnfitGraphError(f"{call.node.op_type} has windows beyond the edge")
     return _windows(call, call.node.attributes.get("kernel_shape", ()), shape[1])
 
 
@@ -314,11 +316,12 @@ ATTRIBUTE_TYPES: dict[str, type] = (
 """Of those that are no integer."""
 _AXIS = ("axis",)
 _WINDOW = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
+_POOL = (*_WINDOW, "ceil_mode")
 _REDUCE = ("axes", "keepdims", "noop_with_empty_axes")
 _ELEMENTWISE = Rule(_broadcast)
 RULES: dict[str, Rule] = {
     "Attention": Rule(_attention, ("scale",), _attention_products, _attention_weights),
-    "AveragePool": Rule(_pool, (*_WINDOW, "count_include_pad"), _kernel_products),
+    "AveragePool": Rule(_pool, (*_POOL, "count_include_pad"), _kernel_products),
     "Cast": Rule(_cast, ("to", "saturate")),
     "Concat": Rule(_concat, _AXIS),
     "Conv": Rule(_conv, (*_WINDOW, "group"), _kernel_products, _unfolded_windows),
@@ -331,7 +334,7 @@ RULES: dict[str, Rule] = {
     "LayerNormalization": Rule(_same, ("axis", "epsilon", "stash_type")),
     "MatMul": Rule(_matmul, (), _inner_product),
     "MatMulInteger": Rule(_matmul, (), _inner_product),
-    "MaxPool": Rule(_pool, _WINDOW, _kernel_products),
+    "MaxPool": Rule(_pool, (*_POOL, "storage_order"), _kernel_products),
     "Pad": Rule(_pad, ("mode",)),
     "QuantizeLinear": Rule(_same, (*_AXIS, "saturate")),
     "ReduceMax": Rule(_reduce, _REDUCE),

@@ -14,6 +14,7 @@ from mmad_fast.errors import InvalidInputError
 from mmad_fast.export.attention import fuse_attention, merge_heads
 from mmad_fast.export.batch import SINGLE, Batch, set_batch
 from mmad_fast.export.folding import fold_constants
+from mmad_fast.export.graph_cost import graph_cost
 from mmad_fast.export.opset import import_onnx, require_opset
 from mmad_fast.export.precision import to_precision
 
@@ -58,12 +59,15 @@ def deployment_graph(
 
     Raises:
         InvalidInputError: an unknown name; a source that is quantised already, not of batch 1 or
-            not written by `export_graph`; no calibration inputs; weights beyond fp16.
+            not written by `export_graph`; int8 or fp8 for a network of convolutions; no calibration
+            inputs; weights beyond fp16.
         MissingDependencyError: onnx is not installed.
         ArtifactError: the source is not a graph that a detector can have.
     """
     _check_request(target, precision, calibration)
     model = _load(source)
+    if precision in QUANTIZED_PRECISIONS:
+        _check_products(model, source.name, precision)
     fold_constants(model)
     set_batch(model, batch)
     is_tensorrt = target in ("tensorrt-rtx", "tensorrt")
@@ -102,6 +106,17 @@ def _check_request(
         raise InvalidInputError(
             f"precision {precision!r} needs the inputs of some scans to find the ranges of "
             "activations, and there are none; give calibration scans"
+        )
+
+
+def _check_products(model: onnx.ModelProto, name: str, precision: str) -> None:
+    """Raises InvalidInputError where most of the work would stay as it is: that of convolutions."""
+    cost = graph_cost(model)
+    if 2 * cost.convolution_multiply_adds > cost.multiply_adds:
+        share = cost.convolution_multiply_adds / cost.multiply_adds
+        raise InvalidInputError(
+            f"{name} is a network of convolutions ({share:.0%} of its multiply-adds), which "
+            f"{precision} leaves as they are; export with precision 'fp16', 'bf16' or 'fp32'"
         )
 
 

@@ -17,11 +17,13 @@ class GraphCost:
     Attributes:
         multiply_adds: Multiplications with addition in all products and convolutions, attention's
             included, for one input of the batch; half of what is often called FLOPs.
+        convolution_multiply_adds: Those of the convolutions.
         parameters: Numbers in the weights. Shapes, single factors (of GELU, say), and the scales
             and zero points of quantised tensors do not count.
     """
 
     multiply_adds: int
+    convolution_multiply_adds: int
     parameters: int
 
 
@@ -43,6 +45,9 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
     ]
     return GraphCost(
         multiply_adds=sum(_multiply_adds(node, shapes) for node in model.graph.node),
+        convolution_multiply_adds=sum(
+            _multiply_adds(node, shapes) for node in model.graph.node if node.op_type == "Conv"
+        ),
         parameters=sum(math.prod(tensor.dims) for tensor in weights),
     )
 

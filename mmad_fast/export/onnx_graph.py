@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,11 @@ CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def export_graph(
-    module: nn.Module, example_inputs: Mapping[str, Tensor], path: str | Path, *, output_name: str
+    module: nn.Module,
+    example_inputs: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    output_name: str | Sequence[str],
 ) -> Path:
     """The path of the module's ONNX graph, written when it has passed its checks.
 
@@ -50,11 +54,11 @@ def export_graph(
 
     Args:
         module: In evaluation mode; takes the tensors in the order of `example_inputs` and returns
-            one tensor.
+            one tensor, or a tuple of them.
         example_inputs: Tensor by the name it gets in the graph, float32. Their shapes are the
             graph's.
         path: Where to write; an existing file is replaced.
-        output_name: Name of the output.
+        output_name: Name of the output; of a tuple, one for each.
 
     Raises:
         InvalidInputError: the module draws random numbers, has weights of over 2 GiB, or an input
@@ -64,7 +68,14 @@ def export_graph(
     """
     onnx = _import_onnx()
     target = Path(path)
-    expected = _run_torch(module, example_inputs)
+    names = (output_name,) if isinstance(output_name, str) else tuple(output_name)
+    outputs = _run_torch(module, example_inputs)
+    if len(outputs) != len(names):
+        raise InvalidInputError(
+            f"the module returns {len(outputs)} tensors, and the names of {len(names)} are given; "
+            "one for each is needed"
+        )
+    expected = dict(zip(names, outputs, strict=True))
     weights_bytes = sum(
         tensor.numel() * tensor.element_size()
         for tensor in (*module.parameters(), *module.buffers())
@@ -74,7 +85,7 @@ def export_graph(
             f"the module's weights take {weights_bytes / 2**30:.1f} GiB; a graph in one file holds "
             "2 GiB. Export it in parts"
         )
-    model = _to_model(module, example_inputs, output_name)
+    model = _to_model(module, example_inputs, names)
     _clean(model)
     fold_constants(model)
     _check_static(model)
@@ -103,25 +114,29 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def _run_torch(module: nn.Module, example_inputs: Mapping[str, Tensor]) -> np.ndarray:
+def _run_torch(module: nn.Module, example_inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
     for name, tensor in example_inputs.items():
         if tensor.dtype != torch.float32:
             raise InvalidInputError(f"input {name!r} has dtype {tensor.dtype}; float32 is needed")
     with torch.inference_mode():
-        output = module(*example_inputs.values())
-    if not isinstance(output, Tensor) or output.dtype != torch.float32:
-        found = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidInputError(f"the module returns {found}; one float32 tensor is needed")
-    return output.numpy()
+        returned = module(*example_inputs.values())
+    outputs = returned if isinstance(returned, tuple) else (returned,)
+    for output in outputs:
+        if not isinstance(output, Tensor) or output.dtype != torch.float32:
+            found = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise InvalidInputError(f"the module returns {found}; a float32 tensor is needed")
+    return [output.numpy() for output in outputs]
 
 
-def _to_model(module: nn.Module, example_inputs: Mapping[str, Tensor], output_name: str) -> Any:
+def _to_model(
+    module: nn.Module, example_inputs: Mapping[str, Tensor], output_names: Sequence[str]
+) -> Any:
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             tuple(example_inputs.values()),
             input_names=list(example_inputs),
-            output_names=[output_name],
+            output_names=output_names,
             opset_version=OPSET,
             dynamo=True,
             optimize=True,
@@ -218,16 +233,21 @@ def _check_static(model: Any) -> None:
             raise MmadFastError(f"{value.name!r} of the graph has shape {shown}; all must be fixed")
 
 
-def _check_outputs(path: Path, example_inputs: Mapping[str, Tensor], expected: np.ndarray) -> None:
+def _check_outputs(
+    path: Path, example_inputs: Mapping[str, Tensor], expected: Mapping[str, np.ndarray]
+) -> None:
     from mmad_fast.engines.onnx_runtime import OnnxRuntimeEngine
 
     engine = OnnxRuntimeEngine(path, num_threads=torch.get_num_threads())
-    (output,) = engine.run({name: x.numpy() for name, x in example_inputs.items()}).values()
-    scale = max(1.0, float(np.abs(expected).max()))
-    difference = float(np.abs(output - expected).max()) / scale
-    if output.shape != expected.shape or not difference <= TOLERANCE:
-        raise MmadFastError(
-            f"the exported graph gives {output.shape} where torch gives {expected.shape}, and "
-            f"differs by {difference:.2g} of the largest value (at most {TOLERANCE:g} is accepted);"
-            " nothing was written. Check that the module is deterministic and in evaluation mode"
-        )
+    outputs = engine.run({name: x.numpy() for name, x in example_inputs.items()})
+    for name, wanted in expected.items():
+        output = outputs[name]
+        scale = max(1.0, float(np.abs(wanted).max()))
+        difference = float(np.abs(output - wanted).max()) / scale
+        if output.shape != wanted.shape or not difference <= TOLERANCE:
+            raise MmadFastError(
+                f"the exported graph gives {output.shape} where torch gives {wanted.shape}, and "
+                f"differs by {difference:.2g} of the largest value (at most {TOLERANCE:g} is "
+                "accepted); nothing was written. Check that the module is deterministic and in "
+                "evaluation mode"
+            )

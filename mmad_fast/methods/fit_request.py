@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mmad_fast.data.scan_file import ScanFile
-from mmad_fast.errors import InvalidInputError
+from mmad_fast.errors import EmptyScanError, InvalidInputError
 from mmad_fast.methods.family import (
     Family,
     Variant,
@@ -37,6 +37,9 @@ Progress = Callable[[str, int, int], None]
 
 Weights = Mapping[str, str | Path]
 """By branch: "auto" (cache or download), "random" (seeded) or a checkpoint's path."""
+
+CALIBRATION_SCANS = 16
+"""Training scans, about, that statistics and ranges of a network's activations are taken from."""
 
 MAX_SEED = 2**32 - 1
 AUTO, RANDOM = "auto", "random"
@@ -275,6 +278,28 @@ class FitTask:
         check_resolution(loaded)
         options = self.options
         return prepare(loaded, self.recipe, rgb_size=options.rgb_size, grid_size=options.grid_size)
+
+    def calibration_scans(self, *, min_points: int = 1) -> Iterator[PreparedScan]:
+        """Some training scans, evenly chosen, as the detector reads them; those with fewer
+        foreground points are left out.
+
+        Raises:
+            EmptyScanError: that is all of them.
+        """
+        num_used = 0
+        for scan in self.train[:: max(1, len(self.train) // CALIBRATION_SCANS)]:
+            try:
+                prepared = self.prepare(scan)
+            except EmptyScanError:
+                continue
+            if len(prepared.points) >= min_points:
+                num_used += 1
+                yield prepared
+        if not num_used:
+            raise EmptyScanError(
+                f"none of the training scans used for calibration has {min_points} foreground "
+                "points; check the unit and the background plane"
+            )
 
 
 def silent(stage: str, done: int, total: int) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mmad_fast.backbones.table import CNN_BACKBONES
+
 torch = pytest.importorskip("torch", reason="the backbones need the fit extra")
+from official_cnns import official_shapes  # noqa: E402
 
 
 def vit_shapes(dim: int, patch: int, grid: int, *, layer_scale: bool) -> dict[str, tuple]:
@@ -105,7 +108,9 @@ def fake_state() -> Callable[[str], dict]:
     """State dictionaries whose tensors are one repeated number each: full shape, few bytes."""
 
     def make(name: str) -> dict:
-        if name == "dino-vitb8":
+        if name in CNN_BACKBONES:
+            shapes = official_shapes(name)
+        elif name == "dino-vitb8":
             shapes = vit_shapes(768, 8, 28, layer_scale=False)
         elif name == "dinov2-vits14":
             shapes = vit_shapes(384, 14, 37, layer_scale=True)

@@ -78,6 +78,32 @@ def test_unpublished_sha256_is_recorded_at_download_and_checked_later(server, mo
         resolve_weights("dino-vitb8", "auto")
 
 
+def test_a_published_beginning_of_the_sha256_is_checked(server, monkeypatch):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    publish(monkeypatch, "wide-resnet50-2", f"{server}/official.pth", "0" * 8)
+    with pytest.raises(WeightsError, match=r"another sha256 than the published 0{8};"):
+        resolve_weights("wide-resnet50-2", "auto")
+    assert not weights.cached_path("wide-resnet50-2").exists()
+    publish(monkeypatch, "wide-resnet50-2", f"{server}/official.pth", digest[:8])
+    source = resolve_weights("wide-resnet50-2", "auto")
+    record = source.path.with_name(source.path.name + ".sha256")
+    assert record.read_text() == f"{digest}  {source.path.name}\n"
+    source.path.write_bytes(CONTENT + b"!")
+    with pytest.raises(WeightsError, match=f"published is {digest[:8]}: the file is damaged"):
+        resolve_weights("wide-resnet50-2", "auto")
+
+
+def test_the_official_file_of_another_backbone_is_refused(monkeypatch, tmp_path):
+    """timm's and torchvision's WideResNet50-2 have the same keys and shapes."""
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    publish(monkeypatch, "wide-resnet50-2-timm", "https://timm", digest[:8])
+    (tmp_path / "mine.pth").write_bytes(CONTENT)
+    assert resolve_weights("wide-resnet50-2-timm", tmp_path / "mine.pth").sha256 == digest
+    words = r"mine\.pth is the official file of wide-resnet50-2-timm; choose .* --rgb-weights"
+    with pytest.raises(WeightsError, match=words):
+        resolve_weights("wide-resnet50-2", tmp_path / "mine.pth")
+
+
 @pytest.mark.parametrize("content", ["", " \n"])
 def test_an_empty_record_is_no_record(server, monkeypatch, content):
     publish(monkeypatch, "dino-vitb8", f"{server}/official.pth", None)
@@ -152,7 +178,8 @@ def test_known_weights_are_listed_without_torch():
     code = (
         "import sys; from mmad_fast.backbones import known_weights; "
         "assert [w.name for w in known_weights()] == "
-        "['dino-vitb8', 'dinov2-vits14', 'dinov2-vitb14', 'point-mae']; "
+        "['dino-vitb8', 'dinov2-vits14', 'dinov2-vitb14', 'wide-resnet50-2-timm', "
+        "'wide-resnet50-2', 'efficientnet-b5', 'point-mae']; "
         "assert not {'torch', 'pooch', 'onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,6 +21,7 @@ from PIL import Image
 from test_artifact import rewrite_manifest
 
 from mmad_fast import __version__, cli
+from mmad_fast.backbones.table import CNN_BACKBONES, RGB_BACKBONES
 from mmad_fast.cli.options import parse_shots
 from mmad_fast.whole_folder import fingerprint
 
@@ -323,7 +324,7 @@ def _names_of_tables() -> list[str]:
 
 def test_weights_lists_every_checkpoint() -> None:
     names = {row["name"] for row in run_json("weights")["weights"]}
-    assert names == {"dino-vitb8", "dinov2-vits14", "dinov2-vitb14", "point-mae"}
+    assert names == {*RGB_BACKBONES, *CNN_BACKBONES, "point-mae"}
 
 
 def test_threads_must_be_positive(tiny_artifact: Path, tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ CASES: dict[str, tuple[list[int], dict[str, Any], dict[str, Any]]] = {
     ),
     "AveragePool": (IMAGE, {"kernel_shape": [3, 2], "strides": [2, 2]}, {}),
     "MaxPool": (IMAGE, {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, {}),
+    "MaxPool as torch writes it": (
+        IMAGE,
+        {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 0, "storage_order": 0},
+        {},
+    ),
 }
 
 
@@ -255,6 +260,13 @@ def _conv_without_channels(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Conv", ["image", "weight"], ["z"]))
 
 
+def _pool_beyond_the_edge(model: onnx.ModelProto) -> None:
+    image = numpy_helper.from_array(np.ones((1, 1, 4, 4), FLOAT), "image")
+    model.graph.initializer.append(image)
+    attributes = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}
+    model.graph.node.append(helper.make_node("MaxPool", ["image"], ["z"], **attributes))
+
+
 def _negative_axis(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([-(2**40), 4]), "shape"))
     model.graph.node.append(helper.make_node("Expand", ["x", "shape"], ["z"]))
@@ -267,6 +279,7 @@ def _negative_axis(model: onnx.ModelProto) -> None:
         (_axis_as_text, "Softmax has the axis 'last'"),
         (_conv_of_a_vector, "Conv of"),
         (_conv_without_channels, "Conv of"),
+        (_pool_beyond_the_edge, "MaxPool has windows beyond the edge"),
         (_negative_axis, "'z' has an axis of -1099511627776"),
         (_external, r"weights in another file \(external data\), which none of ours has"),
         (_located_only, "the constant 'c' lies in another file"),

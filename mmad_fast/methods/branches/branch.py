@@ -79,6 +79,9 @@ class Place(Protocol):
     def run(self, engine: Any, **inputs: Any) -> Any:
         """The one output of a graph, from arrays that lie there."""
 
+    def run_all(self, engine: Any, **inputs: Any) -> Mapping[str, Any]:
+        """All outputs of a graph by name, from arrays that lie there."""
+
     def current(self) -> AbstractContextManager[None]:
         """In which a scan is worked on."""
 
@@ -98,8 +101,12 @@ class Host:
 
     def run(self, engine: Engine, **inputs: NDArray) -> NDArray:
         """See Place."""
-        (output,) = engine.run(inputs).values()
+        (output,) = self.run_all(engine, **inputs).values()
         return output
+
+    def run_all(self, engine: Engine, **inputs: NDArray) -> Mapping[str, NDArray]:
+        """See Place."""
+        return engine.run(inputs)
 
     def current(self) -> AbstractContextManager[None]:
         """See Place."""
@@ -111,15 +118,15 @@ HOST = Host()
 
 @dataclass(frozen=True)
 class GraphOptions(MethodOptions):
-    """What the branches with graphs of matrix products share.
+    """What the branches with graphs of matrix products or convolutions share.
 
     Attributes:
-        precision: Of the products: "fp32", or "int8", which approximates.
+        precision: Of these: "fp32", or "int8", which approximates.
     """
 
     precision: Literal["fp32", "int8"] = option(
         "fp32",
-        "Of the backbones' matrix products; int8 approximates.",
+        "Of the backbones' products; int8 approximates.",
         in_rows=True,
         earlier_names={"float32": "fp32"},
     )

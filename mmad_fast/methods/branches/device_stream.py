@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -71,6 +71,11 @@ class DeviceStream:
 
     def run(self, engine: DeviceEngine, **inputs: Tensor) -> Tensor:
         """The one output of a graph."""
+        (output,) = self.run_all(engine, **inputs).values()
+        return output
+
+    def run_all(self, engine: DeviceEngine, **inputs: Tensor) -> Mapping[str, Tensor]:
+        """All outputs of a graph by name."""
         outputs = {
             name: torch.empty(shape, dtype=torch.float32, device=self.device)
             for name, shape in engine.output_shapes.items()
@@ -80,8 +85,7 @@ class DeviceStream:
             {name: tensor.data_ptr() for name, tensor in contiguous.items()},
             {name: tensor.data_ptr() for name, tensor in outputs.items()},
         )
-        (output,) = outputs.values()
-        return output
+        return outputs
 
     def upload_scan(self, prepared: PreparedScan, clock: StageClock) -> tuple[Tensor, Tensor]:
         """(image (1, 3, R, R), points (N, 3)) of a scan, on the device."""

@@ -118,5 +118,5 @@ def test_calibrated_statistics_are_kept_for_the_reference(
     prepared = make_prepared_dome(1, rgb_size=56, grid_size=56)
     assert part.extractor.groups(prepared.points, StageClock()).features.shape == (32, 384)
     for scans in ([], [empty]):
-        with pytest.raises(EmptyScanError, match="none of the training scans used for batch_norm"):
+        with pytest.raises(EmptyScanError, match="none of the training scans used for calib"):
             build_point_groups(make_task(scans, batch_norm="calibrated"))

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from mmad_fast.backbones.point_mae import PointTransformer
 from mmad_fast.engines import open_graph
-from mmad_fast.errors import EmptyScanError
 from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.export.quantization import quantize_graph
 from mmad_fast.methods.branches.branch import BranchPart
@@ -30,9 +29,6 @@ from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
 
 if TYPE_CHECKING:
     from mmad_fast.backbones.point_mae import PointMae
-
-CALIBRATION_SCANS = 16
-"""Training scans whose groups give the statistics of batch_norm="calibrated"."""
 
 
 def build_point_groups(task: FitTask) -> BranchPart[PointExtractor]:
@@ -85,29 +81,16 @@ def _statistics(network: PointMae) -> dict[str, NDArray]:
 
 
 def _calibration_groups(task: FitTask) -> Iterator[torch.Tensor]:
-    """Groups (1, G, K, 3) of some training scans, evenly chosen; those without foreground left out.
+    """Groups (1, G, K, 3) of some training scans.
 
     Raises:
         EmptyScanError: none of them has enough foreground.
     """
     options: PointGroupOptions = task.options
-    step = max(1, len(task.train) // CALIBRATION_SCANS)
-    num_used = 0
-    for scan in task.train[::step]:
-        try:
-            points = task.prepare(scan).points
-        except EmptyScanError:
-            continue
-        if len(points) < options.group_size:
-            continue
+    for prepared in task.calibration_scans(min_points=options.group_size):
+        points = prepared.points
         center_indices = farthest_point_sampling(
             points, options.num_groups, skip_near_origin=options.skip_near_origin
         )
         groups = knn_grouping(points, center_indices, options.group_size).groups
-        num_used += 1
         yield torch.from_numpy(groups)[None]
-    if not num_used:
-        raise EmptyScanError(
-            f"none of the training scans used for batch_norm='calibrated' has "
-            f"{options.group_size} foreground points; check the unit and the background plane"
-        )
