@@ -14,10 +14,13 @@ from ops.embedding_cases import embedder_weights
 
 from mmad_fast.artifact import Golden, write_artifact
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX
+from mmad_fast.methods.btf.options import BANK, BtfOptions
 from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.methods.family import get_method
-from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
+from mmad_fast.methods.m3dm.options import M3dmOptions
+from mmad_fast.methods.memory_bank.options import BANK_PREFIX
 from mmad_fast.methods.options import MethodOptions
+from mmad_fast.ops.fpfh import NUM_CHANNELS
 from mmad_fast.ops.pixel_mapping import MappingNetwork
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS
 from mmad_fast.threshold import VALIDATION, Threshold
@@ -89,6 +92,7 @@ def write_small_artifacts(folder: Path) -> dict[str, Path]:
     writers = {
         "cfm": lambda path: write_tiny_cfm(path, replace(TINY_PARAMETERS, **few)),
         "m3dm": lambda path: write_tiny_m3dm(path, replace(TINY_BANKS, **few)),
+        "btf": write_tiny_btf,
         "patch_color": write_tiny_patch_color,
     }
     paths = {name: folder / name for name in writers}
@@ -96,6 +100,13 @@ def write_small_artifacts(folder: Path) -> dict[str, Path]:
         if not paths[name].is_dir():
             write(paths[name])
     return paths
+
+
+def write_tiny_btf(path: Path) -> Path:
+    """A BTF artifact of histograms alone, which has no graph, in a folder that is not there yet."""
+    options = BtfOptions(grid_size=56, features=("fpfh",), fpfh_neighbors=30)
+    bank = np.random.default_rng(0).uniform(0, 60, (BANK_ROWS, NUM_CHANNELS)).astype(np.float32)
+    return _write(path, "btf-fpfh", options, {}, {BANK_PREFIX + BANK: bank})
 
 
 def write_tiny_patch_color(path: Path) -> Path:
@@ -140,7 +151,7 @@ def _write(
         "family": family.name,
         "preprocess": family.recipe.to_dict(),
         "parameters": options.to_manifest(),
-        "weights": {"rgb": {"kind": "random"}, "point": {"kind": "random"}},
+        "weights": {b.key: {"kind": "random"} for b in family.weighted_branches},
         "graphs": {
             name: _save(model, path.parent / f"{name}.onnx") for name, model in graphs.items()
         },

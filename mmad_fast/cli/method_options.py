@@ -135,7 +135,7 @@ def _flags_of(method: str) -> dict[str, Any]:
     family, variant = get_method(method)
     panel = f"Options of {method}"
     flags: dict[str, Any] = {}
-    for branch in family.branches:
+    for branch in family.weighted_branches:
         flags[f"{branch.key}_weights"] = Annotated[
             str | None,
             typer.Option(

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from mmad_fast.backbones.table import get_rgb_spec
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.methods.branches.branch import require_points
 from mmad_fast.methods.branches.point_groups.extractor import GRAPH as POINT_GRAPH
 from mmad_fast.methods.branches.point_groups.extractor import (
     PointBackends,
     embed_groups,
-    require_points,
 )
 from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
 from mmad_fast.methods.branches.vit_tokens.extractor import GRAPH as RGB_GRAPH

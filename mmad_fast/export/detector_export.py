@@ -154,7 +154,8 @@ def export_detector(
 
     Raises:
         InvalidInputError: an argument there is not, or that does not go with the others; the
-            detector was fitted with precision="int8"; the calibration scans are unusable.
+            detector has no networks, or was fitted with precision="int8"; the calibration scans
+            are unusable.
         DataError: the calibration data set is missing or unreadable.
         ArtifactError: the artifact is missing or damaged, or cannot be written.
         MissingDependencyError: onnx is not installed.
@@ -241,7 +242,7 @@ def _base_and_target(
     """(the artifact that gets the engine, where it will be), both checked before hours of work.
 
     Raises:
-        InvalidInputError: no path, or a detector whose graphs are int8 already.
+        InvalidInputError: no path, or a detector without graphs, or whose graphs are int8 already.
         ArtifactError: see export_detector.
     """
     source = read_artifact(artifact, renewed=key)
@@ -250,6 +251,11 @@ def _base_and_target(
             f"{source.path}: the detector was fitted with precision='int8', so its graphs are "
             "rounded already; fit it again without --precision int8 (and without --speed fast), "
             "then export that one in the precision you need"
+        )
+    if not source.manifest.graphs:
+        raise InvalidInputError(
+            f"{source.path}: a {source.manifest.method} detector has no networks, so there is "
+            "nothing to export: it runs as it is, on the CPU with NumPy and the compiled kernels"
         )
     target = source.path if output is None else as_path(output, KIND)
     if (target / MANIFEST_FILE).is_file() and not target.samefile(source.path):

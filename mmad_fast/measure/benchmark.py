@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 from mmad_fast.backbones.weights import resolve_weights
 from mmad_fast.data.dataset import Dataset, open_dataset
 from mmad_fast.data.selection import pick_category
+from mmad_fast.engines.selection import AUTO as AUTO_ENGINE
 from mmad_fast.errors import InvalidInputError, WeightsError
 from mmad_fast.measure.built_in_set import built_in_set
 from mmad_fast.measure.detector_row import MeasureRequest, measure_artifact, reference_row
 from mmad_fast.measure.engine_of_fit import check_engine_of_fit, on_engine
 from mmad_fast.measure.tables import BenchRow, mean_row
-from mmad_fast.methods.family import SpeedOnlyFit, get_method
+from mmad_fast.methods.family import SpeedOnlyFit, get_method, method_without_weights
 from mmad_fast.methods.fit_request import (
     AUTO,
     RANDOM,
@@ -56,7 +57,8 @@ def run_benchmark(
     on_row: Callable[[BenchRow], None] | None = None,
 ) -> list[BenchRow]:
     """One row per category and number of training scans, mean rows where there are several
-    categories, and rows of the reference if asked.
+    categories, and rows of the reference if asked. Where weights cannot be had, rows of a method
+    that needs none are added.
 
     Args:
         data: Data set; None: the procedural set, made in the user's cache at the first use.
@@ -86,15 +88,21 @@ def run_benchmark(
     names = [pick_category(dataset, name) for name in categories] or list(dataset.categories())
     for name in names:
         training_scans(dataset, name, shots=max(request.few_shot, default=fit_request.shots))
-    fit_request = _with_available_weights(fit_request, say)
+    available = _with_available_weights(fit_request, say)
+    extra = () if available == fit_request else _without_weights(fit_request, request, say)
     measured, of_reference = [], []
     with ExitStack() as stack:
         folder = output or stack.enter_context(temporary_folder("bench"))
-        run = _Run(dataset, tuple(names), fit_request, request, folder, progress, on_row or _forget)
-        for shots in (*request.few_shot, fit_request.shots):
-            rows, reference_rows = _measure(run, shots)
-            measured += rows
-            of_reference += reference_rows
+        keep = on_row or _forget
+        runs = [_Run(dataset, tuple(names), available, request, folder, progress, keep)]
+        runs += [
+            replace(runs[0], fit_request=f, request=r, folder=folder / f.method) for f, r in extra
+        ]
+        for run in runs:
+            for shots in (*request.few_shot, fit_request.shots):
+                rows, reference_rows = _measure(run, shots)
+                measured += rows
+                of_reference += reference_rows
     return [*measured, *of_reference]
 
 
@@ -184,6 +192,8 @@ def _with_available_weights(request: FitRequest, say: Callable[[str], None]) -> 
     family, variant = get_method(request.method)
     options, weights = resolve_options(request), dict(request.weights)
     for branch in family.branches_of(variant):
+        if branch.checkpoint is None:
+            continue
         name = branch.checkpoint(options)
         if request.weights_of(branch.key) == AUTO:
             try:
@@ -194,6 +204,25 @@ def _with_available_weights(request: FitRequest, say: Callable[[str], None]) -> 
         if weights.get(branch.key) == RANDOM:
             say(f"NOTE: {name} runs on seeded random weights: its accuracy means nothing")
     return replace(request, weights=weights)
+
+
+def _without_weights(
+    fit_request: FitRequest, request: MeasureRequest, say: Callable[[str], None]
+) -> tuple[tuple[FitRequest, MeasureRequest], ...]:
+    """What to fit and measure beside a method whose weights cannot be had, whose accuracy means
+    nothing: a method that needs none, on the engine of its fit. Nothing where no accuracy is asked
+    for, or there is no such method on the device."""
+    name = method_without_weights()
+    if request.speed_only or name is None or request.device not in get_method(name)[0].pipelines:
+        return ()
+    say(f"NOTE: {name} needs no weights; its rows, whose accuracy is real, are added")
+    common = {
+        one.name: getattr(fit_request, one.name)
+        for one in fields(FitRequest)
+        if one.name not in ("method", "weights", "speed", "options")
+    }
+    own_engine = replace(request, engine=AUTO_ENGINE, engine_precision=None)
+    return ((FitRequest(method=name, **common), own_engine),)
 
 
 def _nested(progress: Progress, prefix: str) -> Progress:

@@ -293,7 +293,7 @@ def _published(method: str | None, category: str) -> tuple[PublishedRow, ...] | 
 
 def _describe_weights(detector: Detector) -> str:
     sources = detector.weight_sources.items()
-    return ", ".join(f"{role}: {source['kind']}" for role, source in sources)
+    return ", ".join(f"{role}: {source['kind']}" for role, source in sources) or "none"
 
 
 def _test_scans(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:

@@ -320,8 +320,11 @@ def _accuracy_table(rows: Sequence[BenchRow]) -> Table | None:
         table.add_row(
             *_identity(row), *(_number(getattr(row, name), 3) for name in ACCURACY_COLUMNS)
         )
-    if any(row.weights and "random" in row.weights for row in judged):
+    random = dict.fromkeys(row.method for row in judged if row.weights and "random" in row.weights)
+    if random and all(row.method in random for row in judged):
         table.caption = "Random weights: the accuracy means nothing."
+    elif random:
+        table.caption = f"Random weights ({', '.join(random)}): that accuracy means nothing."
     table.add_section()
     for label, values in _published_lines(judged, tuple(ACCURACY_COLUMNS)):
         cells = [values.get(name, NOT_MEASURED) for name in ACCURACY_COLUMNS]

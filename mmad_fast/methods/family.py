@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FAMILIES: tuple[str, ...] = (
     "cfm",
     "m3dm",
+    "btf",
 )
 """The folders beside this file whose family.py holds a record, FAMILY. Where no method is named, it
 is the first family's default."""
@@ -272,6 +273,11 @@ class Family:
     speed_only: SpeedOnlyFit = SpeedOnlyFit()
     published_name: Callable[[Variant, Mapping[str, Any]], str] = _variants_own_name
 
+    @property
+    def weighted_branches(self) -> tuple[Branch, ...]:
+        """The branches that have weights."""
+        return tuple(branch for branch in self.branches if branch.checkpoint is not None)
+
     def branches_of(self, variant: Variant) -> tuple[Branch, ...]:
         """The branches that a variant runs."""
         return tuple(branch for branch in self.branches if branch.key in variant.branches)
@@ -305,6 +311,16 @@ def method_names() -> tuple[str, ...]:
 def default_method() -> str:
     """What is fitted where no method is named."""
     return families()[0].default
+
+
+def method_without_weights() -> str | None:
+    """The first method whose features are computed by formula, so that it is what it is without any
+    checkpoint; None where there is none."""
+    for family in families():
+        for variant in family.variants:
+            if all(branch.checkpoint is None for branch in family.branches_of(variant)):
+                return variant.name
+    return None
 
 
 def find_method(name: Any) -> tuple[Family, Variant] | None:

@@ -101,7 +101,9 @@ class FitRequest:
         """
         method = default_method() if method is None else method
         family, _ = get_method(method)
-        of_branch = {branch.key + _WEIGHTS_SUFFIX: branch.key for branch in family.branches}
+        of_branch = {
+            branch.key + _WEIGHTS_SUFFIX: branch.key for branch in family.weighted_branches
+        }
         common = {one.name for one in fields(cls)} - {"method", "weights", "options"}
         chosen = {
             name: value
@@ -158,7 +160,7 @@ def resolve_options(request: FitRequest) -> MethodOptions:
 def common_options(family: Family) -> tuple[str, ...]:
     """What may be asked of every method, and the weights of the family's branches, as keywords."""
     own = [one.name for one in fields(FitRequest) if one.name not in ("weights", "options")]
-    return (*own, *(branch.key + _WEIGHTS_SUFFIX for branch in family.branches))
+    return (*own, *(branch.key + _WEIGHTS_SUFFIX for branch in family.weighted_branches))
 
 
 def _check_branches(request: FitRequest, family: Family, variant: Variant) -> None:
@@ -185,7 +187,7 @@ def _check_request(request: FitRequest) -> None:
     if request.recipe is not None:
         _require(isinstance(request.recipe, str), request, "recipe", "a recipe's name")
         get_recipe(request.recipe)
-    keys = [branch.key for branch in family.branches]
+    keys = [branch.key for branch in family.weighted_branches]
     is_mapping = isinstance(request.weights, Mapping)
     _require(is_mapping, request, "weights", f"a dictionary by branch: {', '.join(keys) or 'none'}")
     for key, value in request.weights.items():

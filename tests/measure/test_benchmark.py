@@ -19,13 +19,15 @@ from mmad_fast.errors import (
     DataError,
     InvalidInputError,
     MmadFastError,
+    WeightsError,
 )
 from mmad_fast.measure import benchmark, built_in_set, detector_row
 from mmad_fast.measure.benchmark import run_benchmark
 from mmad_fast.measure.detector_row import MeasureRequest
 from mmad_fast.measure.engine_of_fit import check_engine_of_fit, on_engine
-from mmad_fast.measure.tables import BenchRow
-from mmad_fast.methods.fit_request import FitRequest
+from mmad_fast.measure.tables import BenchRow, render_rows
+from mmad_fast.methods.family import get_method, method_without_weights
+from mmad_fast.methods.fit_request import FitRequest, common_options
 from mmad_fast.threads import get_num_threads, set_num_threads
 
 torch = pytest.importorskip("torch", reason="the published pipeline needs torch")
@@ -206,3 +208,86 @@ def test_a_precision_that_cannot_be_had_is_refused_before_the_fit() -> None:
     with pytest.raises(BackendUnavailableError, match="it has no bf16 kernels for device 'cpu'"):
         check_engine_of_fit("onnxruntime", "cpu", "bf16")
     check_engine_of_fit("auto", "cpu", "fp16")
+
+
+@pytest.fixture
+def fitted_methods(
+    detector: Detector, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> list[FitRequest]:
+    """The requests of the fits of a benchmark on a machine where no weights can be had."""
+
+    def refuse(name: str, spec: str) -> None:
+        raise WeightsError(f"{name} cannot be had")
+
+    requests: list[FitRequest] = []
+    row = detector_row.blank_row(detector, dataset, "disc", MeasureRequest(), engine="x")
+    monkeypatch.setattr(benchmark, "resolve_weights", refuse)
+    monkeypatch.setattr(
+        benchmark, "fit_detector", lambda *_, request, **__: requests.append(request)
+    )
+    monkeypatch.setattr(benchmark, "on_engine", lambda *_, **__: detector)
+    monkeypatch.setattr(
+        benchmark,
+        "measure_artifact",
+        lambda *_, **__: replace(row, method=requests[-1].method, i_auroc=0.7),
+    )
+    return requests
+
+
+def test_where_no_weights_can_be_had_a_method_without_weights_is_added(
+    dataset: Dataset, fitted_methods: list[FitRequest]
+) -> None:
+    said: list[str] = []
+    request = FitRequest(seed=3, recipe="none", speed="fast", options={"pixel_stride": 4})
+    without = method_without_weights()
+    rows = run_benchmark(
+        dataset.root, ("disc",), request, MeasureRequest(few_shot=(1,)), notice=said.append
+    )
+    assert [row.method for row in rows] == [request.method] * 2 + [without] * 2
+    first, *_, last = fitted_methods
+    assert set(first.weights.values()) == {"random"}
+    assert last == FitRequest(method=str(without), seed=3, recipe="none")
+    assert sum("its accuracy means nothing" in line for line in said) == 2
+    assert (
+        said[-1] == f"NOTE: {without} needs no weights; its rows, whose accuracy is real, are added"
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "measure"),
+    [
+        ({"weights": {"rgb": "random", "point": "random"}}, {}),  # asked for
+        ({}, {"speed_only": True}),
+        ({"method": method_without_weights()}, {}),
+    ],
+)
+def test_it_is_not_added_where_it_says_nothing_new(
+    dataset: Dataset,
+    fitted_methods: list[FitRequest],
+    request_: dict[str, Any],
+    measure: dict[str, Any],
+) -> None:
+    request = FitRequest(**request_)
+    run_benchmark(dataset.root, ("disc",), request, MeasureRequest(**measure))
+    assert [fitted.method for fitted in fitted_methods] == [request.method]
+
+
+def test_a_method_without_weights_has_none() -> None:
+    method = method_without_weights()
+    family, variant = get_method(method)
+    assert [branch.checkpoint for branch in family.branches_of(variant)] == [None]
+    for flag in common_options(family):
+        assert flag != f"{variant.branches[0]}_weights"
+
+
+def test_tables_say_which_accuracy_means_nothing(dataset: Dataset, detector: Detector) -> None:
+    row = detector_row.blank_row(detector, dataset, "disc", MeasureRequest(), engine="x")
+    row = replace(row, i_auroc=0.5, weights="rgb: random")
+    real = replace(row, method="formula", weights="none")
+    for rows, caption in (
+        ([row], "Random weights: the accuracy means nothing."),
+        ([row, real], f"Random weights ({row.method}): that accuracy means nothing."),
+        ([real], None),
+    ):
+        (table,) = [t for t in render_rows(rows) if str(t.title).startswith("Accuracy (")]
+        assert table.caption == caption

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from mmad_fast.errors import ArtifactError
 from mmad_fast.methods.branches.point_groups.extractor import PointGroups
-from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, distinct_rows
 from mmad_fast.methods.m3dm.detector import (
     BankScores,
@@ -26,6 +25,7 @@ from mmad_fast.methods.m3dm.detector import (
     read_banks,
 )
 from mmad_fast.methods.m3dm.options import BANKS, M3dmOptions
+from mmad_fast.methods.memory_bank import scoring
 from mmad_fast.ops.inverse_distance_interpolation import inverse_distance_weights
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
 from mmad_fast.stage_clock import StageClock

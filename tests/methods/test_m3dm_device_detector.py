@@ -26,13 +26,11 @@ from mmad_fast.methods.branches import device_stream
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, PointGroupOptions
 from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
 from mmad_fast.methods.family import get_recipe
-from mmad_fast.methods.m3dm import device_detector
-from mmad_fast.methods.m3dm.device_detector import (
-    distances_to_neighbors,
-    mixed,
-    upload_bank,
-)
-from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
+from mmad_fast.methods.m3dm.device_detector import mixed
+from mmad_fast.methods.m3dm.options import M3dmOptions
+from mmad_fast.methods.memory_bank import device_search
+from mmad_fast.methods.memory_bank.device_search import distances_to_neighbors, upload_bank
+from mmad_fast.methods.memory_bank.options import BANK_PREFIX
 from mmad_fast.ops import nearest_neighbor_scoring
 from mmad_fast.ops.sparse_rows import SparseRows
 
@@ -228,7 +226,7 @@ def test_without_a_bank_of_points_none_are_needed(
 def neighbor_distances(
     query: NDArray, nearest: int, rows: NDArray, monkeypatch: pytest.MonkeyPatch
 ) -> NDArray[np.float64]:
-    monkeypatch.setattr(device_detector, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(device_search, "BLOCK_ROWS", 32)
     tensors = (torch.from_numpy(array).to(TEST_DEVICE) for array in (query[None], rows))
     query_tensor, row_tensor = tensors
     index = torch.tensor([nearest], device=TEST_DEVICE)
@@ -289,7 +287,7 @@ def test_mixing_is_the_sparse_product_with_repeated_columns() -> None:
 def test_a_bank_on_disk_is_uploaded_block_by_block(
     dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_detector, "BLOCK_ROWS", 32)
+    monkeypatch.setattr(device_search, "BLOCK_ROWS", 32)
     rows = np.random.default_rng(0).normal(0, 1, (65, 3)).astype(dtype)
     rows.tofile(tmp_path / "bank")
     on_disk = np.memmap(tmp_path / "bank", dtype, "r", shape=rows.shape)

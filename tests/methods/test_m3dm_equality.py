@@ -21,7 +21,7 @@ from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
 from mmad_fast.methods.branches.vit_tokens.graph import build_vit_tokens
 from mmad_fast.methods.fit_request import FitRequest, FitTask, silent
 from mmad_fast.methods.fit_run import fit_scans
-from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries
 from mmad_fast.methods.m3dm.detector import (
     M3dmPipeline,
     M3dmScores,
@@ -43,6 +43,7 @@ from mmad_fast.methods.m3dm.reference import (
     score_bank,
 )
 from mmad_fast.methods.m3dm.reference_banks import bank_scales, reference_banks, reference_decision
+from mmad_fast.methods.memory_bank.search import normalize_rows
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbor_scoring
 from mmad_fast.scan import PreparedScan, Scan
 from mmad_fast.stage_clock import StageClock

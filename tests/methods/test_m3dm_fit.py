@@ -26,10 +26,12 @@ from mmad_fast.methods.family import get_method
 from mmad_fast.methods.fit_request import FitRequest, FitTask, resolve_options, silent
 from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.methods.m3dm import fit as fit_module
-from mmad_fast.methods.m3dm.bank_queries import bank_queries, normalize_rows
+from mmad_fast.methods.m3dm.bank_queries import bank_queries
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, save_uff
-from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
+from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.methods.m3dm.reference import reference_pipeline
+from mmad_fast.methods.memory_bank.options import BANK_PREFIX
+from mmad_fast.methods.memory_bank.search import normalize_rows
 from mmad_fast.scan import Scan
 from mmad_fast.stage_clock import StageClock
 from mmad_fast.threshold import OWN_LEFT_OUT, VALIDATION, Threshold
@@ -247,7 +249,7 @@ def test_rows_of_the_detector_can_name_the_options_of_its_fit(fused: Detector):
     )
     found = configuration_of(fused.artifact.manifest.parameters)
     assert {name: found[name] for name in told} == {name: getattr(own, name) for name in told}
-    assert describe_configuration("m3dm", found).endswith("point_patches 28x28; blur float")
+    assert describe_configuration("m3dm", found).endswith("blur float; point_patches 28x28")
 
 
 def test_artifact_equals_the_published_pipeline(fused: Detector, domes: list[Scan]):

@@ -22,10 +22,12 @@ from mmad_fast.methods.branches.vit_tokens import network as vit_tokens_network
 from mmad_fast.methods.m3dm import reference, reference_banks
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock, export_uff_graphs
 from mmad_fast.methods.m3dm.options import M3dmOptions
-from mmad_fast.methods.m3dm.reference import BankScores, DensePatches, ReferenceOptions
+from mmad_fast.methods.m3dm.reference import DensePatches, ReferenceOptions
+from mmad_fast.methods.memory_bank import reference as memory_bank
+from mmad_fast.methods.memory_bank.reference import BankScores
 
 REFERENCES = (
-    *(reference, reference_banks, point_groups_reference),
+    *(reference, reference_banks, memory_bank, point_groups_reference),
     *(point_groups_network, vit_tokens_network),
 )
 
@@ -44,6 +46,7 @@ def test_references_import_nothing_of_the_fast_code(module: ModuleType):
         ),
         *(f"methods.branches.point_groups.{part}" for part in ("network", "options", "reference")),
         *(f"methods.branches.vit_tokens.{part}" for part in ("network", "options")),
+        *(f"methods.memory_bank.{part}" for part in ("options", "reference")),
         *("methods.m3dm.networks", "methods.m3dm.options", "methods.m3dm.reference"),
     }
     tree = ast.parse(Path(module.__file__).read_text())
@@ -139,8 +142,8 @@ def test_image_score_is_the_farthest_distance_re_weighted(switches: dict):
     """Written out in NumPy float64, loops and all."""
     rows, bank = random_rows(40, 5).double(), random_rows(30, 5, seed=1).double()
     distances, nearest = torch.cdist(rows, bank).min(dim=1)
-    options = ReferenceOptions.of(parameters_of(**switches))
-    score = float(reference.image_score(rows, bank, distances, nearest, options))
+    options = parameters_of(**switches)
+    score = float(memory_bank.image_score(rows, bank, distances, nearest, options))
 
     best = [
         min((np.linalg.norm(f - m), j) for j, m in enumerate(bank.numpy())) for f in rows.numpy()
@@ -168,8 +171,8 @@ def test_the_row_itself_is_no_neighbour_but_its_duplicate_is():
     rows = torch.tensor([[3.0, 5]])
     distances, nearest = torch.cdist(rows, bank).min(dim=1)
     assert nearest.tolist() == [1]
-    options = ReferenceOptions.of(parameters_of())
-    score = float(reference.image_score(rows, bank, distances, nearest, options))
+    options = parameters_of()
+    score = float(memory_bank.image_score(rows, bank, distances, nearest, options))
     exps = [math.exp(d / math.sqrt(2)) for d in (1, 1, math.sqrt(34))]
     assert score == pytest.approx(1 - exps[0] / (exps[1] + exps[2]))
 
@@ -177,8 +180,8 @@ def test_the_row_itself_is_no_neighbour_but_its_duplicate_is():
 def test_weights_of_large_distances_do_not_overflow_as_in_the_paper():
     bank, rows = random_rows(30, 5, seed=1), 1e4 * random_rows(40, 5)
     distances, nearest = torch.cdist(rows, bank).min(dim=1)
-    options = ReferenceOptions.of(parameters_of(reweighting="paper"))
-    score = float(reference.image_score(rows, bank, distances, nearest, options))
+    options = parameters_of(reweighting="paper")
+    score = float(memory_bank.image_score(rows, bank, distances, nearest, options))
     assert 2 / 3 * float(distances.max()) <= score <= float(distances.max())
 
 
@@ -208,11 +211,11 @@ def test_distances_are_upsampled_bilinearly_before_the_blur():
 def test_8_bit_blur_keeps_256_levels_of_the_maximum():
     line = torch.linspace(0, 6, 64)
     image = 7 * torch.sin(line)[:, None] ** 2 * torch.cos(line) ** 2
-    blurred = reference.blur_8bit(image)
+    blurred = memory_bank.blur_8bit(image)
     levels = blurred / image.max() * 255
     torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
     inside = slice(12, -12)
-    difference = (blurred - reference.blur_float(image))[inside, inside]
+    difference = (blurred - memory_bank.blur_float(image))[inside, inside]
     assert 0 < difference.abs().max() < 0.02 * image.max()
 
 
@@ -220,24 +223,24 @@ def test_8_bit_blur_rounds_down_first():
     """A flat picture of 99.9 % of one level below the maximum, save one far pixel."""
     image = torch.full((96, 96), (199.9 / 255) * 2.0)
     image[0, 0] = 2.0
-    assert float(reference.blur_8bit(image)[90, 90]) == pytest.approx(199 / 255 * 2.0)
+    assert float(memory_bank.blur_8bit(image)[90, 90]) == pytest.approx(199 / 255 * 2.0)
 
 
 def test_blurs_of_nothing_are_nothing():
     nothing = torch.zeros(20, 20)
-    assert torch.equal(reference.blur_8bit(nothing), nothing)
-    assert torch.equal(reference.blur_float(nothing), nothing)
+    assert torch.equal(memory_bank.blur_8bit(nothing), nothing)
+    assert torch.equal(memory_bank.blur_float(nothing), nothing)
 
 
 def test_float_blur_is_a_gaussian_of_sigma_4():
     impulse = torch.zeros(65, 65, dtype=torch.float64)
     impulse[32, 32] = 1
-    profile = reference.blur_float(impulse).sum(dim=0)
+    profile = memory_bank.blur_float(impulse).sum(dim=0)
     offsets = torch.arange(65) - 32.0
     assert float(profile.sum()) == pytest.approx(1)
     assert float((profile * offsets**2).sum()) == pytest.approx(16, rel=0.01)
     flat = torch.full((40, 40), 3.0)
-    torch.testing.assert_close(reference.blur_float(flat), flat)  # edges are repeated
+    torch.testing.assert_close(memory_bank.blur_float(flat), flat)  # edges are repeated
 
 
 def test_decision_is_a_weighted_sum():
@@ -302,15 +305,15 @@ def test_counts_of_the_code_for_bagel():
 
 
 def test_projection_has_the_published_width_or_is_left_out():
-    assert reference_banks.project(random_rows(3136, 500), 0).shape == (3136, 198)
+    assert memory_bank.project(random_rows(3136, 500), 0).shape == (3136, 198)
     narrow = random_rows(3136, 100)
-    assert reference_banks.project(narrow, 0) is narrow
+    assert memory_bank.project(narrow, 0) is narrow
 
 
 def test_greedy_takes_the_farthest_row_and_ends_when_nothing_is_left():
     rows = torch.tensor([[0.0], [1], [10], [4], [10]])
-    assert reference_banks.reference_coreset(rows, 3).tolist() == [0, 2, 3]
-    assert reference_banks.reference_coreset(rows, 5).tolist() == [0, 2, 3, 1]
+    assert memory_bank.reference_coreset(rows, 3).tolist() == [0, 2, 3]
+    assert memory_bank.reference_coreset(rows, 5).tolist() == [0, 2, 3, 1]
 
 
 def test_greedy_is_the_published_loop():
@@ -323,7 +326,7 @@ def test_greedy_is_the_published_loop():
         last = int(nearest.argmax())
         nearest[last] = 0
         chosen.append(last)
-    assert reference_banks.reference_coreset(rows, 50).tolist() == chosen
+    assert memory_bank.reference_coreset(rows, 50).tolist() == chosen
 
 
 def test_the_point_bank_of_several_loses_rows_with_a_zero_and_gains_a_row_of_zeros():

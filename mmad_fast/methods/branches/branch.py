@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
-from mmad_fast.errors import ArtifactError
+from mmad_fast.errors import ArtifactError, EmptyScanError
 from mmad_fast.methods.options import MethodOptions, option
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
@@ -23,21 +23,23 @@ Extractor = TypeVar("Extractor")
 
 @dataclass(frozen=True)
 class Branch:
-    """What is known of a branch without its networks.
+    """What is known of a branch without its networks. One that computes its features by formula has
+    no weights.
 
     Attributes:
         key: Its name in a manifest's weights, and the prefix of its options.
         options: The dataclass of its options, which those of a family that runs it extend.
         identity: Those of its options that say which network it is.
         describe: What a table calls it, given these options of a row.
-        checkpoint: Name of its official weights in mmad_fast.backbones, given the family's options.
+        checkpoint: Name of its official weights in mmad_fast.backbones, given the family's options;
+            None where it has no weights.
     """
 
     key: str
     options: type
     identity: tuple[str, ...]
     describe: Callable[[Mapping[str, Any]], str]
-    checkpoint: Callable[[Any], str]
+    checkpoint: Callable[[Any], str] | None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,20 @@ class GraphOptions(MethodOptions):
         "Of the backbones' products; int8 approximates.",
         in_rows=True,
         earlier_names={"float32": "fp32"},
+    )
+
+
+def require_points(prepared: PreparedScan, minimum: int) -> None:
+    """Raises EmptyScanError where a scan has fewer foreground points."""
+    num_points = len(prepared.points)
+    if num_points >= minimum:
+        return
+    label = f"scan {prepared.name!r}" if prepared.name else "the scan"
+    raise EmptyScanError(
+        f"{label} has {num_points} foreground points on the {prepared.grid_size}x"
+        f"{prepared.grid_size} grid, the detector needs at least {minimum}; check that the part "
+        "is in view (an empty fixture is no scan), that the unit is right (unit='mm' for "
+        "millimetres), and that the background plane is not the part itself"
     )
 
 

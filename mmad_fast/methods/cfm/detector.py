@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError
-from mmad_fast.methods.branches.branch import HOST, Place
+from mmad_fast.methods.branches.branch import HOST, Place, require_points
 from mmad_fast.methods.branches.point_groups.extractor import (
     PointExtractor,
     PointGroups,
     point_channels,
-    require_points,
 )
 from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor, tokens_shape
 from mmad_fast.methods.cfm import scoring

@@ -139,13 +139,3 @@ def tokens_of_patches(patch_grid: int, token_grid: int) -> NDArray[np.int64]:
     the adaptive average over tokens is then an exact replication."""
     line = np.arange(patch_grid) * token_grid // patch_grid
     return (line[:, None] * token_grid + line).ravel()
-
-
-def normalize_rows(rows: NDArray[np.float32], scale: tuple[float, float]) -> NDArray[np.float32]:
-    """(Q, C) float32: (rows - mean) / std, as banks are stored; the rows themselves for (0, 1)."""
-    mean, std = np.float32(scale[0]), np.float32(scale[1])
-    if mean == 0 and std == 1:
-        return rows
-    normalized = rows - mean
-    normalized /= std
-    return normalized

@@ -8,10 +8,8 @@ the formulas.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,51 +17,33 @@ from numpy.typing import NDArray
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
-from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.heap import return_freed_memory
-from mmad_fast.methods.branches.branch import HOST, Place, check_graph
+from mmad_fast.methods.branches.branch import HOST, Place, check_graph, require_points
 from mmad_fast.methods.branches.point_groups.extractor import (
     PointExtractor,
     PointGroups,
     point_channels,
-    require_points,
 )
 from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor, tokens_shape
-from mmad_fast.methods.m3dm import scoring
-from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries, normalize_rows
-from mmad_fast.methods.m3dm.options import (
-    BANK_PREFIX,
-    UFF_POINT_GRAPH,
-    UFF_RGB_GRAPH,
-    M3dmOptions,
+from mmad_fast.methods.m3dm.bank_queries import PatchFeatures, bank_queries
+from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmOptions
+from mmad_fast.methods.memory_bank.search import (
+    BankScores,
+    SearchBackends,
+    normalize_rows,
+    open_bank,
+    search_bank,
+    weigh,
 )
 from mmad_fast.ops.inverse_distance_interpolation import (
     POOLED_ROWS_OP,
     PooledRows,
     pooled_interpolation_rows,
 )
-from mmad_fast.ops.nearest_neighbor_scoring import (
-    NEAREST_ROWS_OP,
-    OP,
-    PreparedBank,
-    nearest_neighbor_scoring,
-    nearest_rows,
-)
+from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
-
-
-class BankScores(NamedTuple):
-    """What one memory bank says of a scan, before it is weighted.
-
-    Attributes:
-        score: The re-weighted largest distance.
-        anomaly_map: (S, S) float32 blurred distances, >= 0.
-    """
-
-    score: float
-    anomaly_map: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -206,8 +186,7 @@ class M3dmPipeline:
         self.extractor = extractor
         self.options = options
         self._banks = {bank: banks[bank] for bank in options.banks}
-        self._scoring_backend = OP.resolve(device=extractor.place.device_kind).name
-        self._neighbors_backend = NEAREST_ROWS_OP.resolve().name
+        self._backends = SearchBackends.resolve(device=extractor.place.device_kind)
 
     @classmethod
     def from_artifact(cls, artifact: Artifact, choice: EngineChoice) -> M3dmPipeline:
@@ -261,63 +240,19 @@ class M3dmPipeline:
     def _score_bank(
         self, name: str, bank: PreparedBank, features: PatchFeatures, clock: StageClock
     ) -> BankScores:
-        options = self.options
-        with clock.stage(f"{name}_bank"):
-            queries, owner = bank_queries(features, options, name)
-            rows = normalize_rows(queries, options.bank_scales[name])  # (Q, C)
-            found = nearest_neighbor_scoring(rows, bank, backend=self._scoring_backend)
-            distances = found.distances[owner]  # (L,), dense
-        with clock.stage("reweighting"):
-            worst = owner[distances.argmax()]  # of equals the first patch
-            query, nearest = rows[worst], int(found.indices[worst])
-            others = nearest_rows(
-                bank.rows[nearest],
-                bank,
-                count=scoring.NUM_NEIGHBORS,
-                exclude=nearest,
-                backend=self._neighbors_backend,
-            ).indices
-            to_neighbors = scoring.distances_to(query, bank.rows[others])
+        stage = f"{name}_bank"
+        with clock.stage(stage):
+            queries, owner = bank_queries(features, self.options, name)
+            rows = normalize_rows(queries, self.options.bank_scales[name])  # (Q, C)
+        found = search_bank(rows, owner, bank, self._backends, clock, stage=stage)
         with clock.stage("maps"):
-            spread = None if name == "rgb" else features.spread
-            values = distances
-            if spread is not None:
-                values = spread.rows.apply(distances[:, None])[:, 0]
-            return self.weigh(float(distances.max()), to_neighbors, values, spread, bank)
+            num_channels, spread = rows.shape[1], spread_of(features, name)
+            return weigh(found, self.options, num_channels=num_channels, spread=spread)
 
-    def weigh(
-        self,
-        largest_distance: float,
-        to_neighbors: NDArray[np.float64],
-        values: NDArray[np.float32],
-        spread: PooledRows | None,
-        bank: PreparedBank,
-    ) -> BankScores:
-        """The score and map of a bank.
 
-        Args:
-            largest_distance: Of a patch to its nearest row.
-            to_neighbors: (K,) of that patch to the neighbours of that row.
-            values: (L,) distances of the patches, or with a spread (P,) of the pixels.
-            spread: Which pixels, where the point groups are the patches.
-            bank: The bank.
-        """
-        options = self.options
-        score = scoring.reweight(
-            largest_distance,
-            to_neighbors,
-            num_channels=bank.rows.shape[1],
-            reweighting=options.reweighting,
-            weight_epsilon=options.weight_epsilon,
-            distance_divisor=options.distance_divisor,
-        )
-        if spread is None:
-            side = math.isqrt(len(values))
-            distance_map = scoring.upsample(values.reshape(side, side), options.grid_size)
-        else:
-            distance_map = np.zeros((options.grid_size, options.grid_size), np.float32)
-            distance_map.ravel()[spread.pixel_indices] = values
-        return BankScores(score, scoring.blur(distance_map, blur=options.blur))
+def spread_of(features: PatchFeatures, bank: str) -> PooledRows | None:
+    """How the pixels of a bank's map mix its distances; None where the patches are a grid."""
+    return None if bank == "rgb" else features.spread
 
 
 def decide(by_bank: Mapping[str, BankScores], options: M3dmOptions) -> M3dmScores:
@@ -337,28 +272,10 @@ def read_banks(artifact: Artifact, options: M3dmOptions) -> dict[str, PreparedBa
     Raises:
         ArtifactError: a bank is missing, of another type than the options say, or damaged.
     """
-    tensors = artifact.tensors()
     banks = {}
     for bank in options.banks:
-        rows = tensors[BANK_PREFIX + bank]
-        if rows.dtype != options.bank_dtype:
-            raise ArtifactError(
-                f"{artifact.path}: the bank {bank!r} is {rows.dtype}, the manifest's parameters "
-                f"say {options.bank_dtype}; fit the detector again"
-            )
         width = (point_channels(artifact) if bank != "rgb" else 0) + (
             tokens_shape(artifact)[2] if bank != "point" else 0
         )
-        if rows.ndim != 2 or rows.shape[1] != width:
-            raise ArtifactError(
-                f"{artifact.path}: the bank {bank!r} has shape {rows.shape}, its patches have "
-                f"{width} channels; fit the detector again"
-            )
-        try:
-            banks[bank] = PreparedBank(rows)
-        except InvalidInputError as error:
-            raise ArtifactError(
-                f"{artifact.path}: the bank {bank!r} cannot be searched ({error}); fit the "
-                "detector again"
-            ) from error
+        banks[bank] = open_bank(artifact, bank, num_channels=width, dtype=options.bank_dtype)
     return banks

@@ -9,12 +9,9 @@ torch, whose tensors hold the arrays.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import DeviceEngine
@@ -22,42 +19,22 @@ from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.methods.branches.device_stream import DeviceStream, Tensor
 from mmad_fast.methods.branches.point_groups.extractor import PointBackends, PointExtractor
 from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
-from mmad_fast.methods.m3dm import scoring
 from mmad_fast.methods.m3dm.bank_queries import DistinctRows, PatchFeatures, distinct_rows
 from mmad_fast.methods.m3dm.detector import (
-    BankScores,
     M3dmPipeline,
     PatchExtractor,
     PatchFusion,
     read_banks,
+    spread_of,
 )
 from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmOptions
+from mmad_fast.methods.memory_bank.device_search import search_device_bank, upload_bank
+from mmad_fast.methods.memory_bank.search import BankScores, Found, weigh
 from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
 from mmad_fast.ops.nearest_neighbor_scoring import OP as SCORING_OP
-from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank, nearest_neighbor_scoring
+from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.stage_clock import StageClock
-
-BLOCK_ROWS = 4096
-"""Bank rows whose differences to one row are in memory at a time."""
-
-NEIGHBOR_CANDIDATES = 16
-"""Nearest rows by float32 distances that are measured again in float64."""
-
-
-class Found(NamedTuple):
-    """What the search in one bank found; tensors on the device.
-
-    Attributes:
-        distances: (L,) float32 of the patches.
-        values: (L,) float32 likewise, or (P,) of the pixels where `spread` says how they mix.
-        neighbor_distances: (K,) float64 distances of the patch that is farthest from the bank to
-            the nearest neighbours of its nearest row.
-    """
-
-    distances: Tensor
-    values: Tensor
-    neighbor_distances: Tensor
 
 
 class DevicePatchFusion(PatchFusion):
@@ -143,30 +120,26 @@ class DeviceM3dmPipeline(M3dmPipeline):
     def bank_scores(self, features: PatchFeatures, clock: StageClock) -> dict[str, BankScores]:
         """What each bank says; all are searched before the host waits for the first."""
         found = {name: self._search(name, features, clock) for name in self._banks}
-        return {name: self._weigh_found(name, found[name], features, clock) for name in self._banks}
+        with clock.stage("maps"):
+            return {name: self._to_host(name, *found[name], features) for name in self._banks}
 
-    def _search(self, name: str, features: PatchFeatures, clock: StageClock) -> Found:
-        """What the bank of that name answers, on the device."""
-        bank = self._banks[name]
-        with clock.stage(f"{name}_bank"):
+    def _search(
+        self, name: str, features: PatchFeatures, clock: StageClock
+    ) -> tuple[Found, Tensor | None]:
+        """What the bank of that name answers, and where the groups are the patches the values (P,)
+        of the pixels; on the device."""
+        stage = f"{name}_bank"
+        with clock.stage(stage):
             wanted = distinct_rows(features.patches, self.options, name)
             owner = self.extractor.place.upload(wanted.owner)  # (L,)
             queries = self._gather(features, wanted, is_fused=name == "fusion")
             mean, std = self.options.bank_scales[name]
             queries = ((queries - mean) / std).contiguous()  # (Q, C)
-            nearest: tuple[Tensor, Tensor] = nearest_neighbor_scoring(
-                queries, bank, backend=self._scoring_backend
-            )
-            distances = nearest[0][owner]  # (L,)
-        with clock.stage("reweighting"):
-            worst = owner.index_select(0, distances.argmax().view(1))  # of equals the first patch
-            neighbor_distances = distances_to_neighbors(
-                queries.index_select(0, worst), nearest[1].index_select(0, worst), bank.rows
-            )
-        values = distances
-        if features.spread is not None and name != "rgb":
-            values = mixed(features.spread.rows, distances[:, None])[:, 0]  # (P,) pixels
-        return Found(distances, values, neighbor_distances)
+        found = search_device_bank(
+            queries, owner, self._banks[name], self._backends, clock, stage=stage
+        )
+        spread = spread_of(features, name)
+        return found, spread and mixed(spread.rows, found.distances[:, None])[:, 0]
 
     def _gather(self, features: PatchFeatures, wanted: DistinctRows, *, is_fused: bool) -> Tensor:
         """(Q, C) the wanted rows, raw; of both modalities side by side where both are wanted."""
@@ -181,15 +154,17 @@ class DeviceM3dmPipeline(M3dmPipeline):
         ]
         return torch.cat(parts, dim=1)
 
-    def _weigh_found(
-        self, name: str, found: Found, features: PatchFeatures, clock: StageClock
+    def _to_host(
+        self, name: str, found: Found, values: Tensor | None, features: PatchFeatures
     ) -> BankScores:
         """The score and map of a bank, on the host."""
-        with clock.stage("maps"):
-            values = found.values.cpu().numpy()
-            largest, to_neighbors = found.distances.max(), found.neighbor_distances.cpu().numpy()
-            spread = None if name == "rgb" else features.spread
-            return self.weigh(float(largest), to_neighbors, values, spread, self._banks[name])
+        return weigh(
+            Found(*(part.cpu().numpy() for part in found)),
+            self.options,
+            num_channels=self._banks[name].rows.shape[1],
+            spread=spread_of(features, name),
+            values=None if values is None else values.cpu().numpy(),
+        )
 
 
 def mixed(rows: SparseRows, features: Tensor) -> Tensor:
@@ -203,33 +178,3 @@ def mixed(rows: SparseRows, features: Tensor) -> Tensor:
         mode="sum",
         per_sample_weights=values.view(rows.num_rows, -1),
     )
-
-
-def distances_to_neighbors(query: Tensor, nearest: Tensor, rows: Tensor) -> Tensor:
-    """(K,) float64 distances of a query (1, C) to the other rows of a bank (M, C) that are nearest
-    to its row `nearest` (1,); K is 2, or less in a bank of fewer others. Does not wait.
-
-    The float32 distances choose candidates, float64 ones among these, of equals the lowest index.
-    """
-    row = rows.index_select(0, nearest).float()
-    squared = torch.cat(
-        [(block.float() - row).square_().sum(dim=1) for block in rows.split(BLOCK_ROWS)]
-    )  # (M,)
-    squared.index_fill_(0, nearest, torch.inf)
-    num_candidates = min(NEIGHBOR_CANDIDATES, len(rows) - 1)
-    candidates = squared.topk(num_candidates, largest=False).indices.sort().values
-    others = rows.index_select(0, candidates).double()
-    from_row = torch.linalg.vector_norm(others - row.double(), dim=1)
-    chosen = from_row.sort(stable=True).indices[: scoring.NUM_NEIGHBORS]
-    from_query = torch.linalg.vector_norm(others - query.double(), dim=1)
-    return from_query.index_select(0, chosen)
-
-
-def upload_bank(rows: NDArray, device: torch.device) -> Tensor:
-    """A copy (M, C) on the device; rows that stay on disk are never in memory as a whole."""
-    dtype = torch.float16 if rows.dtype == np.float16 else torch.float32
-    bank = torch.empty(rows.shape, dtype=dtype, device=device)
-    for first in range(0, len(rows), BLOCK_ROWS):
-        block = np.array(rows[first : first + BLOCK_ROWS])
-        bank[first : first + len(block)] = torch.from_numpy(block)
-    return bank

@@ -26,17 +26,16 @@ from mmad_fast.methods.m3dm.fit_fusion import (
     load_fusion,
     train_fusion,
 )
-from mmad_fast.methods.m3dm.memory_banks import (
+from mmad_fast.methods.m3dm.memory_banks import bank_scales, coreset_sizes, finish_point_bank
+from mmad_fast.methods.m3dm.options import M3dmOptions
+from mmad_fast.methods.memory_bank.bank_rows import (
     ScanRows,
     as_stored,
-    bank_scales,
     build_bank,
-    coreset_sizes,
-    finish_point_bank,
     in_order_of_occurrence,
     without_own,
 )
-from mmad_fast.methods.m3dm.options import BANK_PREFIX, M3dmOptions
+from mmad_fast.methods.memory_bank.options import BANK_PREFIX
 from mmad_fast.ops.nearest_neighbor_scoring import PreparedBank
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
@@ -203,7 +202,7 @@ class Banks(NamedTuple):
 
     Attributes:
         prepared: Of the rows (M, C) as they are stored.
-        scans: (M,) int64 whose rows they are, see memory_banks.BankRows.
+        scans: (M,) int64 whose rows they are, see bank_rows.BankRows.
     """
 
     prepared: dict[str, PreparedBank]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
 from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
+from mmad_fast.methods.memory_bank.options import BankOptions, check_finite
 from mmad_fast.methods.options import constant, option
 
 BANKS = ("point", "rgb", "fusion")
@@ -19,24 +19,15 @@ UFF_POINT_GRAPH = "uff_point"
 UFF_RGB_GRAPH = "uff_rgb"
 """Graphs of the feature fusion."""
 
-BANK_PREFIX = "bank."
-"""Of the tensors that hold the memory banks: "bank.point" (M, C)."""
-
 PATCH_GRIDS: dict[str, int | None] = {"56x56": 56, "28x28": 28, "groups": None}
 """Side of the grid of point patches by `point_patches`; None: the point groups are the patches."""
 
 SINGLE_BANK_EPSILON = 1e-5
 TWO_BANKS_DIVISOR = 1000.0
 
-EIGHT_BIT_STEP = 2 / 255
-"""What rounding differences become in maps that are blurred in 8 bits. They move a bank's blurred
-map by one grey level, not more: 1/255 of the bank's largest distance before the blur. Differences
-are relative to the maximum of the answer, which the blur lowers: peaks of half that height are
-allowed for."""
-
 
 @dataclass(frozen=True)
-class M3dmOptions(VitTokenOptions, PointGroupOptions):
+class M3dmOptions(BankOptions, VitTokenOptions, PointGroupOptions):
     """What an M3DM detector is fitted with.
 
     Attributes:
@@ -47,22 +38,17 @@ class M3dmOptions(VitTokenOptions, PointGroupOptions):
         uff_pairing, uff_schedule, uff_updates: How it is trained, see uff_training.UffRecipe.
         bank_norm: "published" (shared by the banks) or "own", see memory_banks.bank_scales.
         coreset: How many rows the banks keep, see memory_banks.coreset_sizes.
-        reweighting: Of the image score; README.md has the formulas.
-        blur: Of the maps: "pil8bit" (published, 8 bits) or "float".
         dlf_scores: What the decision layer answers: "score_samples" (published) or
             "decision_function", which subtracts the machine's offset.
         dlf_schedule: How it is trained, see decision_layer.DecisionRecipe.
         point_lambda, rgb_lambda, fusion_lambda: Factors of each bank's scores and maps where there
             are several.
-        bank_dtype: Of the banks' rows: "float32", or "float16", which approximates.
         banks: The memory banks that are searched, a part of BANKS in its order.
         decision: How the banks' answers become one: "single" (there is one), "sum", or "svm" (two
             linear one-class SVMs). All three are the weighted sums below.
         uses_uff: The fused patch passes the feature fusion's networks; else it is the plain
             concatenation.
         bank_scales: (mean, std) by bank: a feature x is compared as (x - mean) / std.
-        weight_epsilon: Added to the denominator of the weight, for reweighting="code".
-        distance_divisor: Of the largest distance and the neighbours' distances, likewise.
         score_weights: By bank: the image score is sum_b score_weights[b] s_b + score_offset.
             Lambdas and weights of the SVM in one. A bank that is left out has weight 1.
         map_weights: By bank, of the maps, likewise.
@@ -94,12 +80,6 @@ class M3dmOptions(VitTokenOptions, PointGroupOptions):
     coreset: Literal["code", "paper"] = option(
         "code", "How many rows the banks keep.", fit_only=True, in_rows=True
     )
-    reweighting: Literal["code", "paper", "none"] = option(
-        "code", "Of the image score.", in_rows=True
-    )
-    blur: Literal["pil8bit", "float"] = option(
-        "pil8bit", "Of the maps: in 8 bits as published, or in float.", in_rows=True
-    )
     dlf_scores: Literal["score_samples", "decision_function"] = option(
         "score_samples", "What the decision layer answers.", fit_only=True, in_rows=True
     )
@@ -113,15 +93,10 @@ class M3dmOptions(VitTokenOptions, PointGroupOptions):
     fusion_lambda: float = option(
         1.0, "Factor of the fusion bank.", above=0, fit_only=True, in_rows=True
     )
-    bank_dtype: Literal["float32", "float16"] = option(
-        "float32", "Of the banks; float16 approximates, at half the memory.", in_rows=True
-    )
     banks: tuple[str, ...] = constant(BANKS)
     decision: Literal["single", "sum", "svm"] = constant("svm")
     uses_uff: bool = constant(True, choices=(False, True), in_rows=True)
     bank_scales: Mapping[str, tuple[float, float]] = constant(default_factory=dict)
-    weight_epsilon: float = constant(0.0)
-    distance_divisor: float = constant(1.0)
     score_weights: Mapping[str, float] = constant(default_factory=dict)
     map_weights: Mapping[str, float] = constant(default_factory=dict)
     score_offset: float = constant(0.0)
@@ -169,22 +144,17 @@ class M3dmOptions(VitTokenOptions, PointGroupOptions):
             )
 
     def _check_numbers(self) -> None:
-        positive: dict[str, float] = {"distance_divisor": self.distance_divisor}
-        numbers = {
-            "weight_epsilon": self.weight_epsilon,
-            "score_offset": self.score_offset,
-            "map_offset": self.map_offset,
-        }
+        check_finite({"score_offset": self.score_offset, "map_offset": self.map_offset})
         for bank in self.banks:
-            numbers[f"bank_scales[{bank!r}][0]"], positive[f"bank_scales[{bank!r}][1]"] = (
-                self.bank_scales[bank]
+            mean, std = self.bank_scales[bank]
+            check_finite(
+                {
+                    f"bank_scales[{bank!r}][0]": mean,
+                    f"score_weights[{bank!r}]": self.score_weights[bank],
+                    f"map_weights[{bank!r}]": self.map_weights[bank],
+                }
             )
-            numbers[f"score_weights[{bank!r}]"] = self.score_weights[bank]
-            numbers[f"map_weights[{bank!r}]"] = self.map_weights[bank]
-        for name, value in {**numbers, **positive}.items():
-            if not math.isfinite(value) or (name in positive and value <= 0):
-                wanted = "a finite number above 0" if name in positive else "a finite number"
-                raise InvalidInputError(f"{name} is {value}; it must be {wanted}")
+            check_finite({f"bank_scales[{bank!r}][1]": std}, above_zero=True)
 
     def with_constants(self) -> M3dmOptions:
         """With what is known before the detector is fitted."""
@@ -220,11 +190,6 @@ class M3dmOptions(VitTokenOptions, PointGroupOptions):
     def is_exact(self) -> bool:
         """The detector gives the published pipeline's answer, up to rounding."""
         return self.precision == "fp32" and self.bank_dtype == "float32"
-
-    @property
-    def map_step(self) -> float:
-        """What the anomaly maps of equal answers may differ by beyond rounding."""
-        return EIGHT_BIT_STEP if self.blur == "pil8bit" else 0.0
 
     @property
     def lambdas(self) -> dict[str, float]:

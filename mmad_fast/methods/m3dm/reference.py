@@ -8,7 +8,6 @@ the switches of `ReferenceOptions` choose. How banks are built: reference_banks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from mmad_fast.artifact import Artifact
@@ -38,25 +36,14 @@ from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
 from mmad_fast.methods.family import Reference
 from mmad_fast.methods.fit_request import Weights
 from mmad_fast.methods.m3dm.networks import FeatureFusionBlock
-from mmad_fast.methods.m3dm.options import (
-    BANK_PREFIX,
-    UFF_POINT_GRAPH,
-    UFF_RGB_GRAPH,
-    M3dmOptions,
-)
+from mmad_fast.methods.m3dm.options import UFF_POINT_GRAPH, UFF_RGB_GRAPH, M3dmOptions
+from mmad_fast.methods.memory_bank.options import BANK_PREFIX
+from mmad_fast.methods.memory_bank.reference import BankScores, score_rows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
 if TYPE_CHECKING:
     from mmad_fast.backbones.point_mae import PointMae
-
-_CDIST_MODES = {
-    "direct": "donot_use_mm_for_euclid_dist",
-    "expanded": "use_mm_for_euclid_dist",
-}
-NUM_REWEIGHTING = 3
-"""n_reweight of the public code: nearest bank rows of m*, itself among them."""
-BLUR_RADIUS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,23 +104,6 @@ class DensePatches:
 
     banks: Mapping[str, Tensor]
     geometry: Geometry | None
-
-
-@dataclass(frozen=True)
-class BankScores:
-    """What one bank says of one scan, before any weight of the decision.
-
-    Attributes:
-        score: Re-weighted distance of the patch that is farthest from the bank.
-        map: (S, S) distances, upsampled and blurred.
-        distances: (H * W,) distance of each patch to its nearest row.
-        nearest: (H * W,) int64 that row; the lowest of equals.
-    """
-
-    score: float
-    map: NDArray
-    distances: NDArray
-    nearest: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -254,50 +224,14 @@ def score_bank(
     detector = options.detector
     mean, std = detector.bank_scales[name]
     rows = (patches.banks[name] - mean) / std  # (H * W, C)
-    matrix = torch.cdist(rows, bank, compute_mode=_CDIST_MODES[options.cdist])  # (H * W, M)
-    distances, nearest = matrix.min(dim=1)
-    score = image_score(rows, bank, distances, nearest, options)
-    if name == "point" and detector.point_patches == "groups":
-        patch_map = _group_map(distances, patches.geometry, options, grid_size)
-    else:
-        side = round(len(distances) ** 0.5)
-        patch_map = distances.view(side, side)
-    upsampled = F.interpolate(
-        patch_map[None, None], size=(grid_size, grid_size), mode="bilinear", align_corners=False
-    )[0, 0]
-    blurred = blur_8bit(upsampled) if detector.blur == "pil8bit" else blur_float(upsampled)
-    return BankScores(float(score), blurred.numpy(), distances.numpy(), nearest.numpy())
+    has_groups = name == "point" and detector.point_patches == "groups"
 
+    def to_map(distances: Tensor) -> Tensor:
+        return _group_map(distances, patches.geometry, options, grid_size)
 
-def image_score(
-    rows: Tensor, bank: Tensor, distances: Tensor, nearest: Tensor, options: ReferenceOptions
-) -> Tensor:
-    """s = w s*, s* the largest distance of a row (H * W, C) to the bank (M, C).
-
-    "code": w = 1 - exp(s* / sqrt(C)) / (sum_m exp(|f* - m| / sqrt(C)) + epsilon), over the two
-    rows m nearest to m*, m* itself left out; all distances divided by the divisor first.
-    "paper": w = 1 - exp(s*) / sum_m exp(|f* - m|), over the three rows nearest to m*, which is one
-    of them; the largest exponent is subtracted first, since those of raw distances overflow.
-
-    Source: M3DM equation 6, PatchCore equation 7; method facts 5.4.
-    """
-    detector = options.detector
-    farthest = distances.argmax()
-    s_star = distances[farthest]
-    if detector.reweighting == "none":
-        return s_star
-    m_star = nearest[farthest]
-    from_m_star = torch.cdist(bank[m_star][None], bank, compute_mode=_CDIST_MODES["direct"])[0]
-    from_m_star[m_star] = -1  # first, also where it has duplicates
-    neighbors = bank[from_m_star.sort(stable=True).indices[:NUM_REWEIGHTING]]
-    neighbor_distances = (rows[farthest] - neighbors).norm(dim=1)  # (3,); first: s*
-    if detector.reweighting == "paper":
-        top = neighbor_distances.max()
-        return s_star * (1 - (s_star - top).exp() / (neighbor_distances - top).exp().sum())
-    s_star = s_star / detector.distance_divisor
-    scaled = neighbor_distances[1:] / detector.distance_divisor / math.sqrt(rows.shape[1])
-    numerator = (s_star / math.sqrt(rows.shape[1])).exp()
-    return s_star * (1 - numerator / (scaled.exp().sum() + detector.weight_epsilon))
+    return score_rows(
+        rows, bank, detector, grid_size, cdist=options.cdist, to_map=to_map if has_groups else None
+    )
 
 
 def _group_map(
@@ -314,32 +248,6 @@ def _group_map(
     centers, points, pixels = geometry
     interpolated = interpolate(distances[:, None], centers, points, options)  # (N, 1)
     return point_feature_map(interpolated, pixels, grid_size, grid_size).view(grid_size, grid_size)
-
-
-def blur_8bit(patch_map: Tensor) -> Tensor:
-    """(S, S) blurred as the code does: by PIL, as an 8-bit picture of the map over its maximum.
-
-    A map of zeros stays one, where the code divides by zero.
-
-    Source: method facts 5.4.
-    """
-    top = patch_map.max()
-    if top == 0:
-        return patch_map
-    levels = (patch_map / top).mul(255).to(torch.uint8)  # rounds down
-    picture = Image.fromarray(levels.numpy())
-    blurred = np.array(picture.filter(ImageFilter.GaussianBlur(radius=BLUR_RADIUS)))
-    return torch.from_numpy(blurred).to(patch_map.dtype) / 255 * top
-
-
-def blur_float(patch_map: Tensor) -> Tensor:
-    """(S, S) smoothed by a Gaussian of sigma 4 pixels, edges repeated."""
-    reach = 4 * BLUR_RADIUS
-    offsets = torch.arange(-reach, reach + 1, dtype=patch_map.dtype)
-    taps = torch.exp(-0.5 * (offsets / BLUR_RADIUS) ** 2)
-    taps = taps / taps.sum()
-    padded = F.pad(patch_map[None, None], (reach,) * 4, mode="replicate")
-    return F.conv2d(padded, (taps[:, None] * taps[None])[None, None])[0, 0]
 
 
 def decide(scores: Mapping[str, BankScores], detector: M3dmOptions) -> ReferenceScores:

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import SGDOneClassSVM
-from sklearn.random_projection import SparseRandomProjection, johnson_lindenstrauss_min_dim
 from torch import Tensor
 
 from mmad_fast.methods.m3dm.options import M3dmOptions
-from mmad_fast.methods.m3dm.reference import BankScores, DensePatches
+from mmad_fast.methods.m3dm.reference import DensePatches
+from mmad_fast.methods.memory_bank.reference import (
+    CORESET_FRACTION,
+    BankScores,
+    project,
+    reference_coreset,
+)
 
-CORESET_FRACTION = 0.1
-PROJECTION_EPS = 0.9
 LAMBDAS = {"point": 1.0, "rgb": 0.1, "fusion": 1.0}
 """Weights of the banks' scores and maps before the decision; method facts 5.1."""
 
@@ -95,34 +98,6 @@ def coreset_sizes(num_rows: Mapping[str, int], coreset: str) -> dict[str, int]:
         return tenths
     other = max(1, int(CORESET_FRACTION * tenths["point"]))
     return {name: tenths["point"] if name == "point" else other for name in num_rows}
-
-
-def project(rows: Tensor, seed: int) -> Tensor:
-    """(N, d) the rows (N, C) randomly projected; as they are where d would exceed C, as in the
-    code."""
-    if johnson_lindenstrauss_min_dim(len(rows), eps=PROJECTION_EPS) > rows.shape[1]:
-        return rows
-    projection = SparseRandomProjection(eps=PROJECTION_EPS, random_state=seed)
-    return torch.from_numpy(projection.fit_transform(rows.numpy()))
-
-
-def reference_coreset(rows: Tensor, num_samples: int) -> Tensor:
-    """(n,) int64 greedy k-centre from row 0: the row farthest from those taken, again and again;
-    ties go to the lowest index. Ends early where every row equals one that is taken; the public
-    code then takes row 0 again and again.
-
-    Source: method facts 5.3, in float32 rather than float16.
-    """
-    chosen = [0]
-    nearest = torch.full((len(rows),), torch.inf)
-    while len(chosen) < num_samples:
-        distances = (rows.double() - rows[chosen[-1]].double()).norm(dim=1).float()
-        nearest = torch.minimum(nearest, distances)
-        farthest = int(nearest.argmax())
-        if nearest[farthest] == 0:
-            break
-        chosen.append(farthest)
-    return torch.tensor(chosen)
 
 
 @dataclass(frozen=True)

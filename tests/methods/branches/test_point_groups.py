@@ -13,11 +13,11 @@ from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, WeightsError
+from mmad_fast.methods.branches.branch import require_points
 from mmad_fast.methods.branches.point_groups.extractor import (
     GRAPH,
     PointExtractor,
     point_channels,
-    require_points,
 )
 from mmad_fast.methods.branches.point_groups.graph import build_point_groups
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, POINT_STATISTICS_PREFIX

@@ -8,6 +8,7 @@ from typing import Any
 from mmad_fast.methods.branches.branch import Branch
 from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
 
+CHECKPOINT = "point-mae"
 IDENTITY = ("point_layers",)
 
 
@@ -21,5 +22,5 @@ BRANCH = Branch(
     options=PointGroupOptions,
     identity=IDENTITY,
     describe=_describe,
-    checkpoint=lambda options: "point-mae",
+    checkpoint=lambda options: CHECKPOINT,
 )

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mmad_fast.artifact import Artifact
 from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
-from mmad_fast.errors import EmptyScanError
 from mmad_fast.gpu.device_arrays import is_device_array
 from mmad_fast.methods.branches.branch import HOST, Place, check_graph
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX, PointGroupOptions
@@ -28,7 +27,6 @@ from mmad_fast.ops.knn_grouping import knn_grouping
 from mmad_fast.ops.point_embedding import OP as EMBEDDING_OP
 from mmad_fast.ops.point_embedding import TOKEN_CHANNELS, EmbedderWeights, point_embedding
 from mmad_fast.ops.point_index import PointIndex
-from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
 GRAPH = "points"
@@ -164,7 +162,7 @@ class PointExtractor:
 
     def groups(self, points: Any, clock: StageClock) -> PointGroups:
         """The features of the groups of points (N, 3), where both run; N is at least `group_size`,
-        see require_points."""
+        see branch.require_points."""
         backends = self.backends
         embedded = embed_groups(points, self._embedder, self._options, backends, clock)
         with clock.stage("point_features"):
@@ -174,20 +172,6 @@ class PointExtractor:
                 points, embedded.centers, index=embedded.index, backend=backends.interpolation
             )
         return PointGroups(features, weights)
-
-
-def require_points(prepared: PreparedScan, group_size: int) -> None:
-    """Raises EmptyScanError where a scan has fewer foreground points than one group holds."""
-    num_points = len(prepared.points)
-    if num_points >= group_size:
-        return
-    label = f"scan {prepared.name!r}" if prepared.name else "the scan"
-    raise EmptyScanError(
-        f"{label} has {num_points} foreground points on the {prepared.grid_size}x"
-        f"{prepared.grid_size} grid, the detector needs at least {group_size}; check that the part "
-        "is in view (an empty fixture is no scan), that the unit is right (unit='mm' for "
-        "millimetres), and that the background plane is not the part itself"
-    )
 
 
 def point_channels(artifact: Artifact) -> int:

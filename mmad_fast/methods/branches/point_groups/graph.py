@@ -14,7 +14,7 @@ from mmad_fast.engines import open_graph
 from mmad_fast.export.onnx_graph import export_graph
 from mmad_fast.export.quantization import quantize_graph
 from mmad_fast.methods.branches.branch import BranchPart
-from mmad_fast.methods.branches.point_groups import BRANCH
+from mmad_fast.methods.branches.point_groups import BRANCH, CHECKPOINT
 from mmad_fast.methods.branches.point_groups.extractor import GRAPH, PointExtractor
 from mmad_fast.methods.branches.point_groups.network import build_network
 from mmad_fast.methods.branches.point_groups.options import (
@@ -52,7 +52,7 @@ def build_point_groups(task: FitTask) -> BranchPart[PointExtractor]:
     return BranchPart(
         PointExtractor(open_graph(path), embedder, options),
         {GRAPH: path},
-        network.weights_source.record(BRANCH.checkpoint(options)),
+        network.weights_source.record(CHECKPOINT),
         {**embedder.to_tensors(EMBEDDER_PREFIX), **_statistics(network)},
     )
 

@@ -20,9 +20,7 @@ GAUSSIAN_RADIUS = 16
 """The float Gaussian is cut at 4 sigma: 33 taps, 6e-5 of its mass outside, rescaled to sum to 1."""
 
 
-def distances_to(
-    query: NDArray[np.float32], rows: NDArray[np.float32] | NDArray[np.float16]
-) -> NDArray[np.float64]:
+def distances_to(query: NDArray, rows: NDArray) -> NDArray[np.float64]:
     """(K,) float64 Euclidean distances of query (C,) to rows (K, C)."""
     differences = rows.astype(np.float64) - query
     distances: NDArray[np.float64] = np.sqrt((differences**2).sum(axis=1))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from mmad_fast.methods.m3dm import scoring
+from mmad_fast.methods.memory_bank import scoring
 
 
 def bumps(side: int, *, seed: int = 0) -> np.ndarray:

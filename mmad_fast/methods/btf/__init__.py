@@ -1,0 +1,1 @@
+"""BTF: a memory bank of colour features and point histograms. README.md has the maths."""
