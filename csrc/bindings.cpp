@@ -38,6 +38,7 @@
 #include "run/background_plane.h"
 #include "run/bilinear_rows.h"
 #include "run/network_input.h"
+#include "run/organised_normals.h"
 #include "run/scan_points.h"
 #include "surface_normals/op.h"
 
@@ -296,6 +297,37 @@ void bind_preprocess(py::module_& m) {
       },
       py::arg("xyz").noconvert(), py::arg("states").noconvert(), py::arg("padding"),
       py::arg("grid").noconvert());
+  m.def(
+      "organised_normals",
+      [](const Floats& xyz, double sigma, Floats& smoothed, Floats& normals) {
+        require(xyz.ndim() == 3 && is_side(xyz.shape(0)), "xyz that is not (S, S, 3)");
+        const int64_t side = xyz.shape(0);
+        for (const Floats* array : {&xyz, &std::as_const(smoothed), &std::as_const(normals)}) {
+          require(has_shape(*array, {side, side, 3}), "an array that is not (S, S, 3)");
+        }
+        require(sigma >= 0 && sigma <= static_cast<double>(side), "sigma out of range");
+        const float* source = xyz.data();
+        float *target = smoothed.mutable_data(), *upright = normals.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::organised_normals(source, side, sigma, target, upright);
+      },
+      py::arg("xyz").noconvert(), py::arg("sigma"), py::arg("smoothed").noconvert(),
+      py::arg("normals").noconvert());
+  m.def(
+      "normals_picture",
+      [](const Floats& normals, double contrast, Floats& picture) {
+        require(normals.ndim() == 3 && is_side(normals.shape(0)), "normals that are not (S, S, 3)");
+        require(picture.ndim() == 3 && is_side(picture.shape(1)),
+                "a picture that is not (3, R, R)");
+        const int64_t side = normals.shape(0), size = picture.shape(1);
+        require(has_shape(normals, {side, side, 3}) && has_shape(picture, {3, size, size}),
+                "normals that are not (S, S, 3), or a picture that is not (3, R, R)");
+        const float* source = normals.data();
+        float* target = picture.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::normals_picture(source, side, contrast, size, target);
+      },
+      py::arg("normals").noconvert(), py::arg("contrast"), py::arg("picture").noconvert());
   m.def(
       "density_clusters",
       [](const Floats& points, double radius, int64_t min_points, Labels& labels) {

@@ -232,7 +232,18 @@ def normalise_rgb(
     ],
     image: numpy.typing.NDArray[numpy.float32],
 ) -> None: ...
+def normals_picture(
+    normals: numpy.typing.NDArray[numpy.float32],
+    contrast: typing.SupportsFloat | typing.SupportsIndex,
+    picture: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def num_threads() -> int: ...
+def organised_normals(
+    xyz: numpy.typing.NDArray[numpy.float32],
+    sigma: typing.SupportsFloat | typing.SupportsIndex,
+    smoothed: numpy.typing.NDArray[numpy.float32],
+    normals: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def pixel_mapping(
     source_features: numpy.typing.NDArray[numpy.float32],
     source_offsets: numpy.typing.NDArray[numpy.int64],

@@ -15,6 +15,7 @@ from mmad_fast.engines import Engine
 from mmad_fast.engines.selection import EngineChoice
 from mmad_fast.errors import ArtifactError, EmptyScanError
 from mmad_fast.methods.options import MethodOptions, option
+from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -78,6 +79,12 @@ class Place(Protocol):
     def upload_scan(self, prepared: PreparedScan, clock: StageClock) -> tuple[Any, Any]:
         """(image (1, 3, R, R), points (N, 3)) of a scan, there."""
 
+    def upload(self, array: NDArray) -> Any:
+        """The array, there."""
+
+    def upload_rows(self, rows: SparseRows) -> SparseRows:
+        """The rows with their arrays there."""
+
     def run(self, engine: Any, **inputs: Any) -> Any:
         """The one output of a graph, from arrays that lie there."""
 
@@ -100,6 +107,14 @@ class Host:
     def upload_scan(self, prepared: PreparedScan, clock: StageClock) -> tuple[NDArray, NDArray]:
         """See Place."""
         return prepared.rgb[None], prepared.points
+
+    def upload(self, array: NDArray) -> NDArray:
+        """See Place."""
+        return array
+
+    def upload_rows(self, rows: SparseRows) -> SparseRows:
+        """See Place."""
+        return rows
 
     def run(self, engine: Engine, **inputs: NDArray) -> NDArray:
         """See Place."""

@@ -9,7 +9,7 @@ allows the short way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,15 @@ from mmad_fast.methods.branches.point_groups.extractor import (
 )
 from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor, tokens_shape
 from mmad_fast.methods.cfm import scoring
+from mmad_fast.methods.cfm.features import CfmFeatures
 from mmad_fast.methods.cfm.options import CfmOptions
+from mmad_fast.methods.cfm.token_features import (
+    FPFH_CHANNELS,
+    FpfhTokens,
+    GeometryTokens,
+    NormalsTokens,
+    TokenFeatureExtractor,
+)
 from mmad_fast.ops.inverse_distance_interpolation import (
     POOLED_ROWS_OP,
     PooledRows,
@@ -44,34 +52,6 @@ from mmad_fast.stage_clock import StageClock
 
 
 @dataclass(frozen=True)
-class CfmFeatures:
-    """The features of one scan: few tokens and groups, and how each pixel mixes them.
-
-    Attributes:
-        tokens: (T, C2) float32 RGB tokens, row-major on the token grid.
-        token_rows: (P x T) bilinear weights of each foreground pixel.
-        point_features: (G, C3) float32 features of the point groups.
-        point_rows: (P x G) interpolation and pooling weights of each foreground pixel.
-        pixel_indices: (P,) int64 row-major index on the S x S grid, ascending.
-    """
-
-    tokens: NDArray[np.float32]
-    token_rows: SparseRows
-    point_features: NDArray[np.float32]
-    point_rows: SparseRows
-    pixel_indices: NDArray[np.int64]
-
-    def select(self, pixels: NDArray[np.int64]) -> CfmFeatures:
-        """The same scan with the pixels at these positions (R,) only."""
-        return replace(
-            self,
-            token_rows=self.token_rows.select(pixels),
-            point_rows=self.point_rows.select(pixels),
-            pixel_indices=self.pixel_indices[pixels],
-        )
-
-
-@dataclass(frozen=True)
 class CfmScores:
     """What CFM says of one scan.
 
@@ -84,27 +64,6 @@ class CfmScores:
     image_score: float
 
 
-@dataclass(frozen=True)
-class OpBackends:
-    """The backend of each of CFM's own ops by name, chosen when a detector is made; those of the
-    point groups are in PointBackends."""
-
-    pooled_rows: str
-    mapping: str
-
-    @classmethod
-    def resolve(cls, *, device: str = "cpu") -> OpBackends:
-        """The first of each op that can run on the device ("cpu" or "cuda").
-
-        Raises:
-            BackendUnavailableError: an op has none.
-        """
-        return cls(
-            pooled_rows=POOLED_ROWS_OP.resolve(device=device).name,
-            mapping=MAPPING_OP.resolve(device=device).name,
-        )
-
-
 class FeatureExtractor:
     """Both frozen backbones, and how the pixels mix their features. `extract` is thread-safe."""
 
@@ -113,7 +72,7 @@ class FeatureExtractor:
     ) -> None:
         """Takes the branches, which run in the place."""
         self.place = place
-        self.backends = OpBackends.resolve(device=place.device_kind)
+        self._rows_backend = POOLED_ROWS_OP.resolve(device=place.device_kind).name
         self._rgb = rgb
         self._point = point
         self._options = options
@@ -146,7 +105,7 @@ class FeatureExtractor:
             num_centers=self._options.num_groups,
             grid_size=prepared.grid_size,
             output_size=prepared.grid_size,
-            backend=self.backends.pooled_rows,
+            backend=self._rows_backend,
         )
 
     def _token_rows(self, pixel_indices: NDArray[np.int64], prepared: PreparedScan) -> SparseRows:
@@ -160,13 +119,14 @@ class CfmPipeline:
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | TokenFeatureExtractor,
         networks: Mapping[str, MappingNetwork | PackedMappingNetwork],
         options: CfmOptions,
     ) -> None:
         """Takes the mapping networks by name, see options.MAPPINGS; use `from_artifact`."""
         self.extractor = extractor
         self.options = options
+        self._mapping_backend = MAPPING_OP.resolve(device=extractor.place.device_kind).name
         self._networks = {name: networks[name] for name in options.networks.values()}
 
     @classmethod
@@ -178,13 +138,15 @@ class CfmPipeline:
             BackendUnavailableError: no such engine.
         """
         options = CfmOptions.from_manifest(artifact.manifest.parameters)
-        extractor = FeatureExtractor(
-            RgbExtractor.from_artifact(artifact, choice, options),
-            PointExtractor.from_artifact(artifact, choice, options),
-            options,
-        )
+        rgb = RgbExtractor.from_artifact(artifact, choice, options)
+        extractor: FeatureExtractor | TokenFeatureExtractor
+        if options.geometry == "point":
+            point = PointExtractor.from_artifact(artifact, choice, options)
+            extractor = FeatureExtractor(rgb, point, options)
+        else:
+            extractor = TokenFeatureExtractor(rgb, geometry_tokens(rgb, options), options)
         plain = read_networks(artifact, options)
-        if extractor.backends.mapping != "cpu":
+        if MAPPING_OP.resolve().name != "cpu":
             return cls(extractor, plain, options)
         packed = {name: network.packed for name, network in plain.items()}
         return cls(extractor, packed, options)
@@ -208,7 +170,7 @@ class CfmPipeline:
                 for name, network in self.options.networks.items()
             }
         with clock.stage("scoring"):
-            return score_pixels(psi, features.pixel_indices, self.options)
+            return score_pixels(psi, features.pixel_indices, self.options, features.pixel_rows)
 
     def published_evaluation_maps(
         self, anomaly_map: NDArray[np.float32]
@@ -229,7 +191,7 @@ class CfmPipeline:
             *sides[source],
             *sides[target],
             self._networks[network],
-            backend=self.extractor.backends.mapping,
+            backend=self._mapping_backend,
         )
 
 
@@ -238,7 +200,7 @@ def evaluated_pixels(
 ) -> tuple[NDArray[np.int64] | slice, NDArray[np.int64] | slice]:
     """(positions (R,) of the pixels whose discrepancy is computed, where each of the P pixels finds
     its own among them); slices of everything where all are computed."""
-    if options.pixel_stride == 1:
+    if options.pixel_stride == 1 or options.geometry != "point":
         return slice(None), slice(None)
     return scoring.representative_pixels(
         pixel_indices, grid_size=options.grid_size, stride=options.pixel_stride
@@ -249,13 +211,24 @@ def score_pixels(
     psi: Mapping[str, NDArray[np.float32]],
     pixel_indices: NDArray[np.int64],
     options: CfmOptions,
+    pixel_rows: SparseRows | None = None,
 ) -> CfmScores:
-    """The anomaly map and image score from the discrepancies psi (P,) by name, at pixel_indices."""
+    """The anomaly map and image score from the discrepancies psi (P,) by name, at pixel_indices; or
+    (R,), where pixel_rows (P x R) spread them."""
     psi_pixels = scoring.aggregate(psi, aggregation=options.aggregation)  # (P,)
+    if pixel_rows is not None:
+        psi_pixels = pixel_rows.apply(psi_pixels[:, None])[:, 0]
     psi_map = scoring.scatter_to_map(psi_pixels, pixel_indices, grid_size=options.grid_size)
     smoothed = scoring.smooth(psi_map, smoothing=options.smoothing)
     anomaly_map = scoring.normalize(smoothed, score_norm=options.score_norm)
     return CfmScores(anomaly_map, float(anomaly_map.max()))
+
+
+def geometry_tokens(rgb: RgbExtractor, options: CfmOptions, place: Place = HOST) -> GeometryTokens:
+    """The second modality of the variants without Point-MAE."""
+    if options.geometry == "normals":
+        return NormalsTokens(rgb, options, place)
+    return FpfhTokens(options, place)
 
 
 def mapping_networks(
@@ -275,7 +248,12 @@ def read_networks(artifact: Artifact, options: CfmOptions) -> dict[str, MappingN
         ArtifactError: a network does not fit the features.
     """
     networks = mapping_networks(artifact.tensors(), options)
-    widths = {"rgb": tokens_shape(artifact)[2], "point": point_channels(artifact)}
+    num_channels = tokens_shape(artifact)[2]
+    of_geometry = {"normals": num_channels, "fpfh": FPFH_CHANNELS}
+    widths = {
+        "rgb": num_channels,
+        "point": of_geometry.get(options.geometry) or point_channels(artifact),
+    }
     for name, network in networks.items():
         wanted = tuple(widths[side] for side in name.split("_to_"))
         if (network.in_channels, network.out_channels) != wanted:

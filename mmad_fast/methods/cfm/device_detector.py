@@ -8,7 +8,7 @@ for the discrepancies. Needs torch, whose tensors hold the arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,16 +23,19 @@ from mmad_fast.methods.branches.point_groups.extractor import (
 )
 from mmad_fast.methods.branches.vit_tokens.extractor import RgbExtractor
 from mmad_fast.methods.cfm.detector import (
-    CfmFeatures,
     CfmPipeline,
     CfmScores,
     FeatureExtractor,
-    OpBackends,
     evaluated_pixels,
+    geometry_tokens,
     read_networks,
     score_pixels,
 )
+from mmad_fast.methods.cfm.features import CfmFeatures
 from mmad_fast.methods.cfm.options import CfmOptions
+from mmad_fast.methods.cfm.token_features import TokenFeatureExtractor
+from mmad_fast.ops.inverse_distance_interpolation import POOLED_ROWS_OP
+from mmad_fast.ops.pixel_mapping import OP as MAPPING_OP
 from mmad_fast.ops.sparse_rows import SparseRows
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
@@ -47,7 +50,7 @@ class DeviceFeatures(CfmFeatures):
         owner: (P,) int64: where each of them finds it among the R computed ones; or all of them.
     """
 
-    owner: NDArray[np.int64] | slice
+    owner: NDArray[np.int64] | slice = field(kw_only=True)
 
 
 class DeviceFeatureExtractor(FeatureExtractor):
@@ -72,7 +75,7 @@ class DeviceFeatureExtractor(FeatureExtractor):
             groups.features,
             self._select_rows(point_rows, chosen),
             pixel_indices,
-            owner,
+            owner=owner,
         )
 
     def _select_rows(self, rows: SparseRows, chosen: NDArray[np.int64] | slice) -> SparseRows:
@@ -84,6 +87,18 @@ class DeviceFeatureExtractor(FeatureExtractor):
         columns, values = (array.view(rows.num_rows, -1)[positions] for array in entries)
         offsets: Tensor = torch.arange(len(chosen) + 1, device=self.place.device) * columns.shape[1]
         return SparseRows(offsets, columns.flatten(), values.flatten(), rows.num_columns)
+
+
+class DeviceTokenFeatureExtractor(TokenFeatureExtractor):
+    """As token_features.TokenFeatureExtractor, in a stream; what is made by formula of the pixel
+    grid is made on the host."""
+
+    place: DeviceStream
+
+    def extract(self, prepared: PreparedScan, clock: StageClock) -> DeviceFeatures:
+        """See FeatureExtractor."""
+        features = super().extract(prepared, clock)
+        return DeviceFeatures(**vars(features), owner=slice(None))
 
 
 class DeviceCfmPipeline(CfmPipeline):
@@ -102,13 +117,20 @@ class DeviceCfmPipeline(CfmPipeline):
             ArtifactError: a graph, tensor or parameter is missing or damaged.
             BackendUnavailableError: no such engine, or an op or the engine cannot use the device.
         """
-        for backends in (PointBackends, OpBackends):
-            backends.resolve(device="cuda")  # says what is missing before torch does
         options = CfmOptions.from_manifest(artifact.manifest.parameters)
+        MAPPING_OP.resolve(device="cuda")  # says what is missing before torch does
+        if options.geometry == "point":
+            POOLED_ROWS_OP.resolve(device="cuda")
+            PointBackends.resolve(device="cuda")
         stream = DeviceStream.new()
         rgb = RgbExtractor.from_artifact(artifact, choice, options, stream)
-        point = PointExtractor.from_artifact(artifact, choice, options, stream)
-        extractor = DeviceFeatureExtractor(rgb, point, options, stream)
+        extractor: DeviceFeatureExtractor | DeviceTokenFeatureExtractor
+        if options.geometry == "point":
+            point = PointExtractor.from_artifact(artifact, choice, options, stream)
+            extractor = DeviceFeatureExtractor(rgb, point, options, stream)
+        else:
+            geometry = geometry_tokens(rgb, options, stream)
+            extractor = DeviceTokenFeatureExtractor(rgb, geometry, options, stream)
         return cls(extractor, read_networks(artifact, options), options)
 
     def score_features(self, features: CfmFeatures, clock: StageClock) -> CfmScores:
@@ -123,4 +145,6 @@ class DeviceCfmPipeline(CfmPipeline):
             psi_pixels = {
                 name: tensor.cpu().numpy()[features.owner] for name, tensor in psi.items()
             }
-            return score_pixels(psi_pixels, features.pixel_indices, self.options)
+            return score_pixels(
+                psi_pixels, features.pixel_indices, self.options, features.pixel_rows
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmad_fast.methods.branches import point_groups, vit_tokens
+from mmad_fast.methods.branches import fpfh, organised_normals, point_groups, vit_tokens
 from mmad_fast.methods.cfm.options import CfmOptions
 from mmad_fast.methods.family import Family, Fit, Pipeline, Reference, SpeedOnlyFit, Variant
 from mmad_fast.preprocess.recipes import Recipe
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 def _variant(name: str, published: str, rgb_layers: int, point_layers: tuple[int, ...]) -> Variant:
     values = {"rgb_layers": rgb_layers, "point_layers": point_layers}
     return Variant(name, published, ("rgb", "point"), values)
+
+
+def _by_formula(name: str, branches: tuple[str, ...], geometry: str) -> Variant:
+    return Variant(name, name, branches, {"rgb_layers": 8, "geometry": geometry})
 
 
 def _pipeline() -> type[Pipeline]:
@@ -51,10 +55,18 @@ FAMILY = Family(
         _variant("cfm-m", "CFM-M", 8, (1, 4, 7)),
         _variant("cfm-s", "CFM-S", 4, (1, 2, 3)),
         _variant("cfm-t", "CFM-T", 1, (0,)),
+        # Our own, not in a paper: without Point-MAE. README.md has what they were chosen by.
+        _by_formula("cfm-normals", ("rgb", "normals"), "normals"),
+        _by_formula("cfm-fpfh", ("rgb", "normals", "fpfh"), "fpfh"),
     ),
     default="cfm-s",
     options=CfmOptions,
-    branches=(vit_tokens.BRANCH, point_groups.BRANCH),
+    branches=(
+        vit_tokens.BRANCH,
+        point_groups.BRANCH,
+        organised_normals.BRANCH,
+        fpfh.BRANCH,
+    ),
     # Source: method facts 1.2 (table of what is saved) and 1.3.
     recipe=Recipe("cfm", remove_background=True, rgb_background="keep", rgb_padding="edge"),
     # What each gains and costs stands in docs/benchmarks/detectors.md.

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import partial
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from mmad_fast.methods.branches.branch import BranchPart
+from mmad_fast.methods.branches.point_groups.extractor import PointExtractor
 from mmad_fast.methods.branches.point_groups.graph import build_point_groups
 from mmad_fast.methods.branches.vit_tokens.graph import build_vit_tokens
 from mmad_fast.methods.cfm.detector import (
-    CfmFeatures,
     CfmPipeline,
     FeatureExtractor,
+    geometry_tokens,
     mapping_networks,
 )
+from mmad_fast.methods.cfm.features import CfmFeatures
 from mmad_fast.methods.cfm.networks import to_tensors
 from mmad_fast.methods.cfm.options import CfmOptions
+from mmad_fast.methods.cfm.token_features import TokenFeatureExtractor
 from mmad_fast.methods.cfm.training import TrainingRecipe, train_mappings
 from mmad_fast.methods.family import Trained
 from mmad_fast.methods.feature_store import FeatureStore
@@ -42,11 +47,15 @@ class CfmFit:
         task.progress("export", 0, 2)
         self._rgb = build_vit_tokens(task)
         task.progress("export", 1, 2)
-        self._point = build_point_groups(task)
+        self._point: BranchPart[PointExtractor] | None = None
+        self._extractor: FeatureExtractor | TokenFeatureExtractor
+        rgb, options = self._rgb.extractor, self._options
+        if options.geometry == "point":
+            self._point = build_point_groups(task)
+            self._extractor = FeatureExtractor(rgb, self._point.extractor, options)
+        else:
+            self._extractor = TokenFeatureExtractor(rgb, geometry_tokens(rgb, options), options)
         task.progress("export", 2, 2)
-        self._extractor = FeatureExtractor(
-            self._rgb.extractor, self._point.extractor, self._options
-        )
 
     def extract(self, prepared: PreparedScan) -> CfmFeatures:
         """The features of a scan, as the detector computes them."""
@@ -70,11 +79,17 @@ class CfmFit:
             progress=partial(self._task.progress, "training"),
         )
         tensors = _tensors(networks)
+        parts: dict[str, BranchPart[Any]] = {"rgb": self._rgb}
+        if self._point is not None:
+            parts["point"] = self._point
         return Trained(
             pipeline=CfmPipeline(self._extractor, mapping_networks(tensors, options), options),
-            weights={"rgb": self._rgb.source, "point": self._point.source},
-            graphs={**self._rgb.graphs, **self._point.graphs},
-            tensors={**tensors, **self._rgb.tensors, **self._point.tensors},
+            weights={key: part.source for key, part in parts.items()},
+            graphs={name: file for part in parts.values() for name, file in part.graphs.items()},
+            tensors={
+                **tensors,
+                **{n: t for part in parts.values() for n, t in part.tensors.items()},
+            },
             facts={
                 **asdict(self._recipe),
                 "epochs_run": record.epochs,

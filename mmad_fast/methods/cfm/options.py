@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from mmad_fast.methods.branches.fpfh.options import FpfhOptions
+from mmad_fast.methods.branches.organised_normals.options import OrganisedNormalsOptions
 from mmad_fast.methods.branches.point_groups.options import PointGroupOptions
 from mmad_fast.methods.branches.vit_tokens.options import VitTokenOptions
-from mmad_fast.methods.options import option
+from mmad_fast.methods.options import (
+    MethodOptions,
+    constant,
+    option,
+    option_default,
+    option_fields,
+)
 
 PSI_MAPS: dict[str, tuple[str, ...]] = {
     "product": ("psi_2d", "psi_3d"),
@@ -24,12 +33,19 @@ MAPPINGS: dict[str, dict[str, str]] = {
 }
 """Network behind each discrepancy map: it predicts the map's own modality from the source's."""
 
+BY_FORMULA: tuple[type[MethodOptions], ...] = (OrganisedNormalsOptions, FpfhOptions)
+"""Options of the branches that the variants without Point-MAE run."""
+
+NORMALS_OF_NEIGHBORS = ("fpfh_normal_neighbors", "fpfh_normal_radius", "fpfh_orientation")
+
 
 @dataclass(frozen=True)
-class CfmOptions(VitTokenOptions, PointGroupOptions):
+class CfmOptions(VitTokenOptions, PointGroupOptions, OrganisedNormalsOptions, FpfhOptions):
     """What a CFM detector is fitted with.
 
     Attributes:
+        geometry: The second modality: features of point groups, tokens of the picture of surface
+            normals, or pooled histograms and normals.
         aggregation: How the discrepancy maps become one.
         mapping: Which features are predicted from which.
         hidden: Width and depth of the mapping networks.
@@ -41,6 +57,7 @@ class CfmOptions(VitTokenOptions, PointGroupOptions):
             training.TrainingRecipe.
     """
 
+    geometry: Literal["point", "normals", "fpfh"] = constant("point")
     aggregation: str = option(
         "product", "How the two discrepancy maps become one.", choices=tuple(PSI_MAPS),
         in_rows=True,
@@ -81,6 +98,32 @@ class CfmOptions(VitTokenOptions, PointGroupOptions):
         10, "Epochs without a better validation loss before the training stops; none: never.",
         minimum=1, fit_only=True,
     )  # fmt: skip
+
+    def with_constants(self) -> CfmOptions:
+        """With the sizes of the network, and the discrepancy at every place where it is one of
+        tokens."""
+        options = super().with_constants()
+        return options if self.geometry == "point" else replace(options, pixel_stride=1)
+
+    def without_effect(self) -> Mapping[str, str]:
+        """See MethodOptions."""
+        if self.geometry == "point":
+            return {}
+        idle = {"pixel_stride": "the discrepancy is one of tokens, not of pixels"}
+        if self.geometry == "fpfh":
+            reason = "the normals are those of the pixel grid, see normals_sigma"
+            idle |= dict.fromkeys(NORMALS_OF_NEIGHBORS, reason)
+        return idle
+
+    @classmethod
+    def from_manifest(cls, content: Mapping[str, Any]) -> CfmOptions:
+        """See MethodOptions. A manifest without a geometry is of a version that had point groups
+        only."""
+        if "geometry" not in content:
+            later = {n for branch in BY_FORMULA for n in option_fields(branch)}
+            later = {"geometry", *later} - set(option_fields(MethodOptions))
+            content = {**{name: option_default(cls, name) for name in later}, **content}
+        return super().from_manifest(content)
 
     @property
     def is_exact(self) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmad_fast.artifact import Artifact
+from mmad_fast.methods.branches.branch import require_points
 from mmad_fast.methods.branches.point_groups import network as point_groups
 from mmad_fast.methods.branches.point_groups.reference import (
     DTYPES,
@@ -30,6 +31,7 @@ from mmad_fast.methods.branches.point_groups.reference import (
 from mmad_fast.methods.branches.vit_tokens import network as vit_tokens
 from mmad_fast.methods.cfm.networks import from_tensors
 from mmad_fast.methods.cfm.options import MAPPINGS, PSI_MAPS, CfmOptions
+from mmad_fast.methods.cfm.token_reference import spread_over_pixels, token_discrepancies
 from mmad_fast.methods.family import Reference
 from mmad_fast.methods.fit_request import Weights
 from mmad_fast.scan import PreparedScan
@@ -37,6 +39,10 @@ from mmad_fast.stage_clock import StageClock
 
 if TYPE_CHECKING:
     from mmad_fast.backbones.point_mae import PointMae
+
+
+MIN_SURFACE_POINTS = 3
+"""That span a plane: of fewer there is no surface to describe."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,8 @@ class ReferenceNetworks:
         cls, rgb: nn.Module, point: PointMae, tensors: Mapping[str, NDArray]
     ) -> ReferenceNetworks:
         """The networks of an artifact: its tensors, and backbones built with the same weights."""
-        names = {key.split(".")[0] for key in tensors}
-        known = {name for by_map in MAPPINGS.values() for name in by_map.values()}
-        mappings = {name: from_tensors(dict(tensors), f"{name}.") for name in names & known}
         load_point_statistics(point, tensors)
-        return cls(rgb.eval(), point.eval(), mappings)
+        return cls(rgb.eval(), point.eval(), mapping_networks(tensors))
 
     def cast(self, dtype: torch.dtype) -> ReferenceNetworks:
         """Copies of the networks in dtype; itself where they are."""
@@ -173,6 +176,44 @@ def reference_infer(
     )
 
 
+@torch.inference_mode()
+def reference_infer_tokens(
+    prepared: PreparedScan,
+    rgb: nn.Module,
+    mappings: Mapping[str, nn.Module],
+    options: CfmOptions,
+    clock: StageClock | None = None,
+) -> ReferenceScores:
+    """The anomaly map and score of a prepared scan by a variant without Point-MAE.
+
+    Args:
+        prepared: The scan.
+        rgb: (1, 3, R, R) image -> (1, T, C2) tokens.
+        mappings: Mapping networks by name, see options.MAPPINGS.
+        options: Of the detector.
+        clock: Gets the time of each stage if given.
+
+    Raises:
+        EmptyScanError: fewer than three foreground points.
+    """
+    clock = StageClock() if clock is None else clock
+    require_points(prepared, MIN_SURFACE_POINTS)
+    psi, foreground = token_discrepancies(prepared, rgb, mappings, options, clock)
+    nothing = torch.zeros(len(foreground))
+    with clock.stage("scoring"):
+        both = {name: psi.get(name, nothing) for name in ("psi_2d", "psi_3d")}
+        combined = aggregate(both, options.aggregation)
+        psi_map = spread_over_pixels(combined, foreground, prepared)
+        anomaly_map = normalize(smooth(psi_map, options.smoothing), options.score_norm)
+    spread = {name: spread_over_pixels(one, foreground, prepared) for name, one in both.items()}
+    return ReferenceScores(
+        spread["psi_2d"].numpy(),
+        spread["psi_3d"].numpy(),
+        anomaly_map.numpy(),
+        float(anomaly_map.max()),
+    )
+
+
 def reference_pipeline(artifact: Artifact, weights: Weights) -> Reference:
     """The published pipeline with the options and weights of an artifact.
 
@@ -186,6 +227,15 @@ def reference_pipeline(artifact: Artifact, weights: Weights) -> Reference:
     options = CfmOptions.from_manifest(artifact.manifest.parameters)
     seed = int(artifact.manifest.weights["seed"])
     rgb = vit_tokens.build_network(options, weights=weights.get("rgb", "auto"), seed=seed)
+    if options.geometry != "point":
+        mappings = mapping_networks(artifact.tensors())
+
+        def infer_tokens(
+            prepared: PreparedScan, clock: StageClock, *, ties: Literal["lowest", "any"] = "lowest"
+        ) -> ReferenceScores:
+            return reference_infer_tokens(prepared, rgb.eval(), mappings, options, clock)
+
+        return infer_tokens
     point = point_groups.build_network(options, weights=weights.get("point", "auto"), seed=seed)
     networks = ReferenceNetworks.of_tensors(rgb, point, artifact.tensors())
     switches = ReferenceOptions.of(options)
@@ -196,6 +246,13 @@ def reference_pipeline(artifact: Artifact, weights: Weights) -> Reference:
         return reference_infer(prepared, networks, replace(switches, knn_ties=ties), clock)
 
     return infer
+
+
+def mapping_networks(tensors: Mapping[str, NDArray]) -> dict[str, nn.Module]:
+    """The mapping networks by name among the tensors of an artifact."""
+    names = {key.split(".")[0] for key in tensors}
+    known = {name for by_map in MAPPINGS.values() for name in by_map.values()}
+    return {name: from_tensors(dict(tensors), f"{name}.") for name in names & known}
 
 
 def rgb_feature_map(tokens: Tensor, side: int) -> Tensor:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmad_fast.errors import MmadFastError
-from mmad_fast.methods.cfm.detector import CfmFeatures
+from mmad_fast.methods.cfm.features import CfmFeatures
 from mmad_fast.methods.cfm.networks import MAPPING_NETWORKS
 from mmad_fast.ops.sparse_rows import SparseRows
 
@@ -268,7 +268,7 @@ def _sample_pixels(
     """Features (P, C) by modality of foreground pixels of the scans, drawn without replacement."""
     parts = []
     for features in batch:
-        num_pixels = len(features.pixel_indices)
+        num_pixels = features.token_rows.num_rows
         chosen = np.arange(num_pixels)
         if pixels_per_step is not None:
             count = min(num_pixels, math.ceil(pixels_per_step / len(batch)))

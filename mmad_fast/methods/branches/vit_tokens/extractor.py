@@ -47,9 +47,9 @@ class RgbExtractor:
         )
         return cls(graph, place)
 
-    def tokens(self, image: Any, clock: StageClock) -> Any:
+    def tokens(self, image: Any, clock: StageClock, *, stage: str = "rgb_tokens") -> Any:
         """(T, C2) float32 tokens of an image (1, 3, R, R), where the graph runs."""
-        with clock.stage("rgb_tokens"):
+        with clock.stage(stage):
             return self._place.run(self._engine, image=image)[0]
 
 
