@@ -37,6 +37,7 @@
 #include "run/anomaly_map.h"
 #include "run/background_plane.h"
 #include "run/bilinear_rows.h"
+#include "run/depth_picture.h"
 #include "run/network_input.h"
 #include "run/organised_normals.h"
 #include "run/scan_points.h"
@@ -254,18 +255,22 @@ void bind_preprocess(py::module_& m) {
   using mmad_fast::Padding;
   m.def(
       "resize_padded_rgb",
-      [](const Bytes& rgb, const Border& padding, bool repeats_edge, Bytes& target) {
+      [](const Bytes& rgb, const Border& padding, bool repeats_edge, Bytes& target,
+         const std::string& filter) {
         const auto [top, bottom, left, right] = padding;
         require_padded(rgb, target, {top, bottom, left, right});
+        require(filter == "bicubic" || filter == "bilinear", "an unknown filter");
+        const auto kind = filter == "bicubic" ? mmad_fast::ResizingFilter::kBicubic
+                                              : mmad_fast::ResizingFilter::kBilinear;
         const uint8_t* source = rgb.data();
         uint8_t* output = target.mutable_data();
         const auto height = rgb.shape(0), width = rgb.shape(1), size = target.shape(0);
         py::gil_scoped_release release;
         mmad_fast::resize_padded_rgb(source, height, width, Padding{top, bottom, left, right},
-                                     repeats_edge, size, output);
+                                     repeats_edge, size, output, kind);
       },
       py::arg("rgb").noconvert(), py::arg("padding"), py::arg("repeats_edge"),
-      py::arg("target").noconvert());
+      py::arg("target").noconvert(), py::arg("filter") = "bicubic");
   m.def(
       "normalise_rgb",
       [](const Bytes& rgb, const Triple& mean, const Triple& std, Floats& image) {
@@ -328,6 +333,27 @@ void bind_preprocess(py::module_& m) {
         mmad_fast::normals_picture(source, side, contrast, size, target);
       },
       py::arg("normals").noconvert(), py::arg("contrast"), py::arg("picture").noconvert());
+  m.def(
+      "draw_depth",
+      [](const Floats& xyz, double plane_removal, Floats& picture, Bytes& foreground,
+         Bytes& is_object) {
+        require(is_image(xyz) && xyz.shape(0) >= 2 && xyz.shape(1) >= 2,
+                "xyz that is not (H, W, 3) of at least 2 x 2 pixels");
+        const auto height = xyz.shape(0), width = xyz.shape(1), size = picture.shape(0);
+        require(is_side(size) && has_shape(picture, {size, size}) &&
+                    has_shape(foreground, {size, size}) && has_shape(is_object, {height, width}),
+                "a picture that is not (S, S), or marks of other pixels than those of xyz");
+        const float* source = xyz.data();
+        float* target = picture.mutable_data();
+        uint8_t* mask = foreground.mutable_data();
+        uint8_t* marks = is_object.mutable_data();
+        py::gil_scoped_release release;
+        const mmad_fast::DepthPicture drawn =
+            mmad_fast::draw_depth(source, height, width, plane_removal, size, target, mask, marks);
+        return std::make_tuple(drawn.num_pixels, drawn.has_plane);
+      },
+      py::arg("xyz").noconvert(), py::arg("plane_removal"), py::arg("picture").noconvert(),
+      py::arg("foreground").noconvert(), py::arg("is_object").noconvert());
   m.def(
       "density_clusters",
       [](const Floats& points, double radius, int64_t min_points, Labels& labels) {

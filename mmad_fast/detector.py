@@ -237,6 +237,7 @@ class Detector:
                 "check the scan"
             )
         threshold = self.threshold
+        is_of_map = self.family.score_is_map_maximum and self.options.score_is_map_maximum
         return Result(
             image_score=scores.image_score,
             anomaly_map=scores.anomaly_map,
@@ -246,7 +247,7 @@ class Detector:
             padding=prepared.padding,
             stage_ms=clock.stage_ms,
             name=prepared.name,
-            map_threshold=threshold if self.family.score_is_map_maximum else None,
+            map_threshold=threshold if is_of_map else None,
         )
 
     def score_scale(self, image_score: float) -> float:

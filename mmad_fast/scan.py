@@ -184,6 +184,21 @@ def _check_image(rgb: NDArray, xyz: NDArray, label: str) -> None:
 
 
 @dataclass(frozen=True)
+class DepthPicture:
+    """The depth of a scan on the anomaly map's grid.
+
+    Attributes:
+        values: (S, S) float32 centimetres: depth minus the object's mean depth, 0 off the object.
+        foreground: (S, S) bool, True where the object has a share in the pixel.
+        has_plane: The background's depth is known; else every measured pixel is the object.
+    """
+
+    values: NDArray[np.float32]
+    foreground: NDArray[np.bool_]
+    has_plane: bool
+
+
+@dataclass(frozen=True)
 class PreparedScan:
     """A scan after preprocessing: what detectors read.
 
@@ -194,8 +209,10 @@ class PreparedScan:
             row-major order.
         pixel_indices: (N,) int64, row-major index on the S x S grid of each point.
         native_size: (H, W) of the scan.
-        padding: (top, bottom, left, right) pixels that made the scan square.
+        padding: (top, bottom, left, right) pixels that made the scan square; all 0 where it was
+            stretched.
         name: The scan's name.
+        depth: The depth as a picture, where the recipe makes one.
     """
 
     rgb: NDArray[np.float32]
@@ -205,6 +222,7 @@ class PreparedScan:
     native_size: tuple[int, int]
     padding: tuple[int, int, int, int]
     name: str = ""
+    depth: DepthPicture | None = None
 
     @property
     def grid_size(self) -> int:
@@ -218,13 +236,14 @@ class Result:
 
     Attributes:
         image_score: The scan's anomaly score; higher is more anomalous.
-        anomaly_map: (S, S) float32 on the network's grid, of the padded square; its maximum is the
-            image score unless the method says otherwise.
+        anomaly_map: (S, S) float32 on the network's grid, of the padded or stretched square; its
+            maximum is the image score unless the method says otherwise.
         threshold: The decision threshold on the image score, None if none was set.
         is_anomalous: image_score > threshold, None without a threshold.
         stage_ms: Milliseconds per stage, in order of execution.
         native_size: (H, W) of the scan.
-        padding: (top, bottom, left, right) pixels that made the scan square.
+        padding: (top, bottom, left, right) pixels that made the scan square; all 0 where it was
+            stretched.
         name: The scan's name.
         map_threshold: The threshold where it is one of the anomaly map as well, because the image
             score is the map's maximum; else None.

@@ -21,6 +21,8 @@ double cubic(double distance) {
   return 0;
 }
 
+double triangle(double distance) { return std::max(0.0, 1 - std::fabs(distance)); }
+
 // The inputs of each output along one side, and their fixed-point weights.
 struct Taps {
   std::vector<int64_t> begins;   // (outputs,) first input
@@ -28,10 +30,11 @@ struct Taps {
   std::vector<int32_t> weights;  // (outputs, stride)
   int64_t stride = 0;
 
-  Taps(int64_t inputs, int64_t outputs) {
+  Taps(int64_t inputs, int64_t outputs, ResizingFilter filter) {
+    const bool is_cubic = filter == ResizingFilter::kBicubic;
     const double scale = static_cast<double>(inputs) / outputs;
     const double width = std::max(scale, 1.0);  // antialiasing: the filter widens with the scale
-    const double support = 2 * width;
+    const double support = (is_cubic ? 2 : 1) * width;
     stride = 2 * static_cast<int64_t>(std::ceil(support)) + 1;
     weights.assign(outputs * stride, 0);
     std::vector<double> exact(stride);
@@ -40,8 +43,10 @@ struct Taps {
       const int64_t begin = std::max<int64_t>(0, static_cast<int64_t>(center - support + 0.5));
       const int64_t end = std::min(inputs, static_cast<int64_t>(center + support + 0.5));
       double sum = 0;
-      for (int64_t k = 0; k < end - begin; ++k)
-        sum += exact[k] = cubic((k + begin - center + 0.5) * (1.0 / width));
+      for (int64_t k = 0; k < end - begin; ++k) {
+        const double distance = (k + begin - center + 0.5) * (1.0 / width);
+        sum += exact[k] = is_cubic ? cubic(distance) : triangle(distance);
+      }
       for (int64_t k = 0; k < end - begin; ++k) {
         const double weight = (sum != 0 ? exact[k] / sum : exact[k]) * (1 << kTapBits);
         weights[i * stride + k] = static_cast<int32_t>(weight < 0 ? weight - 0.5 : weight + 0.5);
@@ -76,12 +81,12 @@ void resize_row(const uint8_t* row, const Taps& taps, int64_t out_width, uint8_t
 
 }  // namespace
 
-void resize_bicubic(const uint8_t* source, int64_t in_height, int64_t in_width, int64_t out_height,
-                    int64_t out_width, uint8_t* target) {
+void resize_image(const uint8_t* source, int64_t in_height, int64_t in_width, int64_t out_height,
+                  int64_t out_width, ResizingFilter filter, uint8_t* target) {
   const int64_t row_bytes = 3 * out_width;
   std::vector<uint8_t> narrowed;
   if (in_width != out_width) {
-    const Taps taps(in_width, out_width);
+    const Taps taps(in_width, out_width, filter);
     narrowed.resize(in_height * row_bytes);
     parallel_for(in_height, kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t y = begin; y < end; ++y)
@@ -93,7 +98,7 @@ void resize_bicubic(const uint8_t* source, int64_t in_height, int64_t in_width, 
     std::copy_n(source, out_height * row_bytes, target);
     return;
   }
-  const Taps taps(in_height, out_height);
+  const Taps taps(in_height, out_height, filter);
   parallel_for(out_height, kRowGrain, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> sums(row_bytes);
     for (int64_t y = begin; y < end; ++y) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "bicubic_resizing/op.h"
 #include "foreground/op.h"
 
 namespace mmad_fast {
@@ -30,7 +29,7 @@ Padding square_padding(int64_t height, int64_t width) {
 }
 
 void resize_padded_rgb(const uint8_t* rgb, int64_t height, int64_t width, const Padding& padding,
-                       bool repeats_edge, int64_t size, uint8_t* target) {
+                       bool repeats_edge, int64_t size, uint8_t* target, ResizingFilter filter) {
   const auto [top, bottom, left, right] = padding;
   const int64_t padded_height = top + height + bottom, padded_width = left + width + right;
   std::vector<uint8_t> padded;
@@ -50,7 +49,7 @@ void resize_padded_rgb(const uint8_t* rgb, int64_t height, int64_t width, const 
     }
     rgb = padded.data();
   }
-  resize_bicubic(rgb, padded_height, padded_width, size, size, target);
+  resize_image(rgb, padded_height, padded_width, size, size, filter, target);
 }
 
 void normalise_rgb(const uint8_t* rgb, int64_t num_pixels, const double* mean, const double* std,

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "bicubic_resizing/op.h"
+
 namespace mmad_fast {
 
 // Pixels of a border that makes a scan square.
@@ -14,9 +16,10 @@ struct Padding {
 Padding square_padding(int64_t height, int64_t width);
 
 // target (size, size, 3): rgb (height, width, 3) with its border, of the outermost pixels repeated
-// or of zeros, resized by resize_bicubic.
+// or of zeros, resized by resize_image.
 void resize_padded_rgb(const uint8_t* rgb, int64_t height, int64_t width, const Padding& padding,
-                       bool repeats_edge, int64_t size, uint8_t* target);
+                       bool repeats_edge, int64_t size, uint8_t* target,
+                       ResizingFilter filter = ResizingFilter::kBicubic);
 
 // image (3, num_pixels): (rgb / 255 - mean) / std of rgb (num_pixels, 3), per channel.
 void normalise_rgb(const uint8_t* rgb, int64_t num_pixels, const double* mean, const double* std,

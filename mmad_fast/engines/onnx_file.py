@@ -22,7 +22,7 @@ MAX_PARTS = 65536
 """Of one kind in a message: nodes, tensors, axes."""
 MAX_FIELDS = 2**19
 """That are read of a file, so that reading ends soon; 12 blocks of a transformer have 50,000."""
-MAX_SMALL_VALUES = 64
+MAX_SMALL_VALUES = 2048
 """Integers of a tensor that are read: shapes, axes, pads."""
 OWN_DOMAIN = ("", "ai.onnx")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5

@@ -16,6 +16,8 @@ from mmad_fast.engines.onnx_file import OnnxNode, UnfitGraphError
 FLOAT_TYPES = (1, 10, 16)
 """What a Cast may make: float32, float16, bfloat16."""
 
+PAD_MODES = ("constant", "edge")
+
 Shape = tuple[int, ...]
 Constant = tuple[int, ...] | None
 
@@ -216,10 +218,20 @@ def _slice(call: Call) -> list[Shape]:
     return [tuple(shape)]
 
 
+def _gather(call: Call) -> list[Shape]:
+    shape, indices = call.shape(0), call.integers(1)
+    axis = _axis(call.node.attributes.get("axis", 0), len(shape))
+    if call.shape(1) != (len(indices),) or not all(
+        -shape[axis] <= index < shape[axis] for index in indices
+    ):
+        raise UnfitGraphError(f"Gather takes what {shape} does not have along axis {axis}")
+    return [(*shape[:axis], len(indices), *shape[axis + 1 :])]
+
+
 def _pad(call: Call) -> list[Shape]:
     shape, pads = call.shape(0), call.integers(1)
-    if call.node.attributes.get("mode", "constant") != "constant" or call.shapes[3:]:
-        raise UnfitGraphError("Pad is not of all axes with a constant")
+    if call.node.attributes.get("mode", "constant") not in PAD_MODES or call.shapes[3:]:
+        raise UnfitGraphError(f"Pad is not of all axes, or in none of {', '.join(PAD_MODES)}")
     if len(pads) != 2 * len(shape) or min(pads, default=-1) < 0:
         raise UnfitGraphError(f"shape {shape} cannot be padded by {pads}")
     rank = len(shape)
@@ -329,8 +341,10 @@ RULES: dict[str, Rule] = {
     "DynamicQuantizeLinear": Rule(_dynamic_quantize),
     "Expand": Rule(_expand),
     "Flatten": Rule(_flatten, _AXIS),
+    "Gather": Rule(_gather, _AXIS),
     "Gelu": Rule(_same, ("approximate",)),
     "Gemm": Rule(_gemm, ("alpha", "beta", "transA", "transB"), _inner_product),
+    "LeakyRelu": Rule(_same, ("alpha",)),
     "LayerNormalization": Rule(_same, ("axis", "epsilon", "stash_type")),
     "MatMul": Rule(_matmul, (), _inner_product),
     "MatMulInteger": Rule(_matmul, (), _inner_product),
@@ -349,8 +363,8 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": Rule(_unsqueeze),
 } | dict.fromkeys(
     (
-        "Abs", "Add", "Div", "Erf", "Identity", "Mul", "Neg", "Pow", "Reciprocal", "Relu",
-        "Sigmoid", "Sqrt", "Sub", "Tanh",
+        "Abs", "Add", "Atan", "Clip", "Div", "Erf", "Exp", "Identity", "Mul", "Neg", "Pow",
+        "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh",
     ),
     _ELEMENTWISE,
 )  # fmt: skip

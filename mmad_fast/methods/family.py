@@ -34,6 +34,7 @@ FAMILIES: tuple[str, ...] = (
     "cfm",
     "m3dm",
     "btf",
+    "ast",
 )
 """The folders beside this file whose family.py holds a record, FAMILY. Where no method is named, it
 is the first family's default."""

@@ -121,6 +121,12 @@ class MethodOptions:
         return True
 
     @property
+    def score_is_map_maximum(self) -> bool:
+        """No option takes away what the family says of its image score: that it is the largest
+        value of the anomaly map."""
+        return True
+
+    @property
     def score_offset(self) -> float:
         """What is added to the image score: its rounding errors grow with it."""
         return 0.0

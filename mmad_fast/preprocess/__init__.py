@@ -15,10 +15,11 @@ from mmad_fast.preprocess.background_plane import (
     mark_background,
 )
 from mmad_fast.preprocess.clean_up import keep_largest_cluster
+from mmad_fast.preprocess.depth_picture import draw_depth
 from mmad_fast.preprocess.normalising import normalise_rgb
-from mmad_fast.preprocess.padding import square_padding
+from mmad_fast.preprocess.padding import NO_PADDING, Padding, square_padding
 from mmad_fast.preprocess.recipes import NO_CLEAN_UP, Recipe
-from mmad_fast.preprocess.resizing import resize_mask, resize_rgb, resize_xyz
+from mmad_fast.preprocess.resizing import resize_mask, resize_rgb, resize_xyz, stretch_mask
 from mmad_fast.scan import PreparedScan, Scan
 
 __all__ = [
@@ -85,12 +86,14 @@ def prepare(
     Raises:
         InvalidInputError: rgb_size or grid_size below 1.
 
-    Source: method facts 1.2 and 1.3.
+    Source: method facts 1.2, 1.3 and 9.2.
     """
     for name, size in (("rgb_size", rgb_size), ("grid_size", grid_size)):
         _check_size(name, size)
-    padding = square_padding(scan.size)
-    rgb, states = scan.rgb, None
+    padding = _padding(scan.size, recipe)
+    rgb, states, depth = scan.rgb, None, None
+    if recipe.depth_plane_m is not None:
+        depth, states = draw_depth(scan.xyz, recipe.depth_plane_m, size=grid_size)
     if recipe.remove_background:
         states = segment_foreground(scan.xyz, recipe).states
         if recipe.rgb_background == "black":
@@ -100,7 +103,7 @@ def prepare(
     # Of a foreground pixel all three coordinates are non-zero, of the others none.
     pixel_indices = np.flatnonzero(xyz[..., 2])
     points = xyz.reshape(-1, 3)[pixel_indices]
-    return PreparedScan(image, xyz, points, pixel_indices, scan.size, padding, scan.name)
+    return PreparedScan(image, xyz, points, pixel_indices, scan.size, padding, scan.name, depth)
 
 
 def prepare_ground_truth(
@@ -110,13 +113,14 @@ def prepare_ground_truth(
 
     Args:
         mask: (H, W) bool, True is anomalous.
-        recipe: rgb_padding is read: the published recipes pad ground truth like RGB.
+        recipe: squaring and rgb_padding are read: the published recipes make ground truth square
+            like RGB. Stretched, a pixel is anomalous where an anomalous one has a share in it.
         grid_size: S in pixels.
 
     Raises:
         InvalidInputError: the mask is not a two-dimensional bool array, or grid_size is below 1.
 
-    Source: method facts 1.3.
+    Source: method facts 1.3 and 9.2.
     """
     _check_size("grid_size", grid_size)
     if mask.ndim != 2 or mask.dtype != np.bool_ or 0 in mask.shape:
@@ -125,6 +129,8 @@ def prepare_ground_truth(
             "anomalous"
         )
     height, width = mask.shape
+    if recipe.squaring == "stretching":
+        return stretch_mask(mask, size=grid_size)
     return resize_mask(mask, square_padding((height, width)), recipe.rgb_padding, size=grid_size)
 
 
@@ -141,6 +147,10 @@ def segment_foreground(xyz: NDArray[np.float32], recipe: Recipe) -> Foreground:
     search = find_background_plane(xyz, recipe)
     states = mark_background(xyz, search, recipe)
     return Foreground(keep_largest_cluster(xyz, states, recipe), search)
+
+
+def _padding(native_size: tuple[int, int], recipe: Recipe) -> Padding:
+    return NO_PADDING if recipe.squaring == "stretching" else square_padding(native_size)
 
 
 def _check_size(name: str, size: int) -> None:

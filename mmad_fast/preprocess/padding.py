@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Padding = tuple[int, int, int, int]
 """(top, bottom, left, right) pixels."""
 
+NO_PADDING: Padding = (0, 0, 0, 0)
+
 
 def square_padding(native_size: tuple[int, int]) -> Padding:
     """The (top, bottom, left, right) pixels that make an (H, W) image square and centred.

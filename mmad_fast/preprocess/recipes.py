@@ -11,6 +11,8 @@ from mmad_fast.errors import ArtifactError, InvalidInputError
 
 RGB_BACKGROUNDS = ("keep", "black")
 RGB_PADDINGS = ("edge", "zero")
+SQUARINGS = ("padding", "stretching")
+RGB_FILTERS = ("bicubic", "bilinear")
 MIN_CLUSTER_RADIUS_M = 1e-4
 MAX_LENGTH_M = 1000.0
 MAX_COUNT = 2**31 - 1
@@ -42,6 +44,11 @@ class Recipe:
         seed: Seed of the plane search, below 2^63.
         mean: Of the RGB channels, of values scaled to 0-1.
         std: Likewise, positive.
+        squaring: How a scan becomes square: by "padding", or by "stretching" its shorter side.
+        rgb_filter: Of the resized RGB, as Pillow's of that name.
+        depth_plane_m: With a number the depth is prepared as a picture (PreparedScan.depth), and
+            the foreground is what lies further than this from the background's depth between the
+            scan's corners. Not together with remove_background.
     """
 
     name: str
@@ -59,9 +66,17 @@ class Recipe:
     seed: int = 0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    squaring: str = "padding"
+    rgb_filter: str = "bicubic"
+    depth_plane_m: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("rgb_background", RGB_BACKGROUNDS), ("rgb_padding", RGB_PADDINGS)):
+        for name, known in (
+            ("rgb_background", RGB_BACKGROUNDS),
+            ("rgb_padding", RGB_PADDINGS),
+            ("squaring", SQUARINGS),
+            ("rgb_filter", RGB_FILTERS),
+        ):
             value = getattr(self, name)
             self._require(value in known, name, f"one of {', '.join(known)}")
         for name in ("rim_width_px", "min_rim_points", "cluster_min_points"):
@@ -96,6 +111,13 @@ class Recipe:
             is_triple = isinstance(value, tuple) and len(value) == 3
             self._require(is_triple and all(map(_is_finite, value)), name, "three finite numbers")
         self._require(min(self.std) > 0, "std", "three positive numbers")
+        distance = self.depth_plane_m
+        is_distance = distance is None or (_is_finite(distance) and 0 < distance <= MAX_LENGTH_M)
+        self._require(
+            is_distance and not (self.remove_background and distance is not None),
+            "depth_plane_m",
+            f"None or, without remove_background, a number of metres > 0 and <= {MAX_LENGTH_M:g}",
+        )
         for name in ("name", "remove_background"):
             kind = str if name == "name" else bool
             self._require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
@@ -107,8 +129,12 @@ class Recipe:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON-ready values, for the manifest."""
+        """The recipe as JSON-ready values, for the manifest; of the fields that came later only
+        those that it uses."""
         record = asdict(self)
+        for name, default in _ADDED.items():
+            if record[name] == default:
+                del record[name]
         record["mean"], record["std"] = list(self.mean), list(self.std)
         return record
 
@@ -125,7 +151,7 @@ class Recipe:
                 "again"
             )
         known = {field.name for field in fields(cls)}
-        missing, unknown = sorted(known - set(record)), sorted(set(record) - known)
+        missing, unknown = sorted(known - set(record) - set(_ADDED)), sorted(set(record) - known)
         if missing or unknown:
             raise ArtifactError(
                 f"preprocessing recipe has missing keys {missing} and unknown keys {unknown}; the "
@@ -138,6 +164,14 @@ class Recipe:
             return cls(**values)
         except InvalidInputError as error:
             raise ArtifactError(str(error)) from None
+
+
+_ADDED = {
+    field.name: field.default
+    for field in fields(Recipe)
+    if field.name in ("squaring", "rgb_filter", "depth_plane_m")
+}
+"""Fields that recipes of earlier versions lack, with what these meant."""
 
 
 def _is_integer(value: object) -> bool:

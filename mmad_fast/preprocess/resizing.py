@@ -14,23 +14,25 @@ from mmad_fast.preprocess.recipes import Recipe
 def resize_rgb(
     rgb: NDArray[np.uint8], padding: Padding, recipe: Recipe, *, size: int
 ) -> NDArray[np.uint8]:
-    """(R, R, 3) uint8: the padded image, antialiased bicubic, R = size.
+    """(R, R, 3) uint8: the padded image, antialiased, R = size.
 
-    The same bits as Pillow's BICUBIC, on all threads and without the fourth channel that Pillow
-    carries along; bench/ops/bench_preprocess.py times both.
+    The same bits as Pillow's BICUBIC or BILINEAR, on all threads and without the fourth channel
+    that Pillow carries along; bench/ops/bench_preprocess.py times both.
 
     Args:
         rgb: (H, W, 3) uint8, C-contiguous.
-        padding: (top, bottom, left, right) pixels that make it square.
-        recipe: rgb_padding is read.
+        padding: (top, bottom, left, right) pixels that are added before.
+        recipe: rgb_padding and rgb_filter are read.
         size: R in pixels.
 
-    Source: method facts 1.3.
+    Source: method facts 1.3 and 9.2.
     """
     from mmad_fast import _kernels
 
     resized = np.empty((size, size, 3), np.uint8)
-    _kernels.resize_padded_rgb(rgb, padding, recipe.rgb_padding == "edge", resized)
+    _kernels.resize_padded_rgb(
+        rgb, padding, recipe.rgb_padding == "edge", resized, recipe.rgb_filter
+    )
     return resized
 
 
@@ -77,17 +79,37 @@ def resize_mask(
     return square[np.ix_(indices, indices)]
 
 
+def stretch_mask(mask: NDArray[np.bool_], *, size: int) -> NDArray[np.bool_]:
+    """(S, S) bool: True where a True pixel has a share in the mask (H, W) stretched bilinearly.
+
+    Args:
+        mask: (H, W) bool.
+        size: S in pixels.
+
+    Source: method facts 9.2 (torch's `interpolate(mode="bilinear")`, then > 0).
+    """
+    by_row = _any_of_taps(mask, size)  # (S, W)
+    return _any_of_taps(by_row.T, size).T
+
+
+def _any_of_taps(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """(S, W): the mask (H, W) resized along its first axis."""
+    low, high, weights = bilinear_taps(size, len(mask))
+    return mask[low] & (weights < 1)[:, None] | mask[high] & (weights > 0)[:, None]
+
+
 def resize_map_to_native(
     anomaly_map: NDArray[np.float32], native_size: tuple[int, int], padding: Padding
 ) -> NDArray[np.float32]:
-    """(H, W) float32: the map (S, S) of the padded square at the scan's resolution, without border.
+    """(H, W) float32: the map (S, S) of the square at the scan's resolution, without border.
 
     Bilinear with pixel centres aligned, torch's `align_corners=False`.
 
     Args:
         anomaly_map: (S, S) float32, finite.
         native_size: (H, W) of the scan.
-        padding: (top, bottom, left, right) pixels that made the scan square.
+        padding: (top, bottom, left, right) pixels that made it square; all 0 where it was
+            stretched.
 
     Raises:
         InvalidInputError: the map is not square, or size and padding do not make a square.
@@ -95,23 +117,22 @@ def resize_map_to_native(
     (height, width), (top, bottom, left, right) = native_size, padding
     if anomaly_map.ndim != 2 or anomaly_map.shape[0] != anomaly_map.shape[1]:
         raise InvalidInputError(f"map has shape {anomaly_map.shape}; it must be (S, S)")
-    side = top + height + bottom
-    if side != left + width + right:
+    sides = (top + height + bottom, left + width + right)
+    if any(padding) and sides[0] != sides[1]:
         raise InvalidInputError(
-            f"size {height}x{width} with padding {padding} is {side}x{left + width + right}; it "
-            "must be square: pass the native_size and padding of the scan that the map belongs to"
+            f"size {height}x{width} with padding {padding} is {sides[0]}x{sides[1]}; it must be "
+            "square: pass the native_size and padding of the scan that the map belongs to"
         )
     size = len(anomaly_map)
-    low, high, weights = bilinear_taps(side, size)
-    rows, columns = slice(top, top + height), slice(left, left + width)
+    low, high, weights = (taps[top : top + height] for taps in bilinear_taps(sides[0], size))
     # Rows first: whole rows are added up, which lie contiguous in memory.
-    weight = weights[rows, None]
-    by_row = anomaly_map[low[rows]] * (1 - weight) + anomaly_map[high[rows]] * weight  # (H, S)
-    weight = weights[columns]
-    native = by_row.take(low[columns], axis=1)
-    native *= 1 - weight
-    upper = by_row.take(high[columns], axis=1)
-    upper *= weight
+    weight = weights[:, None]
+    by_row = anomaly_map[low] * (1 - weight) + anomaly_map[high] * weight  # (H, S)
+    low, high, weights = (taps[left : left + width] for taps in bilinear_taps(sides[1], size))
+    native = by_row.take(low, axis=1)
+    native *= 1 - weights
+    upper = by_row.take(high, axis=1)
+    upper *= weights
     native += upper
     return native
 

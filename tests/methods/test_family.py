@@ -108,15 +108,14 @@ def test_no_other_file_has_a_familys_name_as_code() -> None:
 
 def _names_as_code(path: Path) -> Iterator[tuple[int, str]]:
     """(line, text) of every name and string literal, docstrings left out, with a family's name."""
-    names = re.compile("|".join(FAMILIES), re.IGNORECASE)
     if any(PACKAGE.name in path.parts and name in path.parts for name in FAMILIES):
         return
-    if names.search(path.name):
+    if _has_familys_name(path.name):
         yield 0, path.name
     text = path.read_text()
     if path.suffix != ".py":
         for number, line in enumerate(text.splitlines(), start=1):
-            if names.search(line.split("//")[0]):
+            if _has_familys_name(line.split("//")[0]):
                 yield number, line.strip()
         return
     docstrings = {
@@ -128,8 +127,24 @@ def _names_as_code(path: Path) -> Iterator[tuple[int, str]]:
     kinds = {tokenize.NAME, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         is_code = token.type in kinds and token.start[0] not in docstrings
-        if is_code and names.search(token.string):
+        if is_code and _has_familys_name(token.string):
             yield token.start[0], token.string
+
+
+def _has_familys_name(text: str) -> bool:
+    """A family's name is a word of the text: "ast" is one of AstOptions, but not of "fast"."""
+    forms = "|".join(
+        rf"(?<![A-Za-z]){name}(?![a-z])|{name.capitalize()}(?![a-z])|(?<![A-Z]){name.upper()}(?![A-Z])"
+        for name in FAMILIES
+    )
+    return re.search(forms, text) is not None
+
+
+def test_a_name_is_found_as_a_word() -> None:
+    for text in ("ast", "AstOptions", "write_ast", "ast-depth", "CFM", "M3dmFit"):
+        assert _has_familys_name(text), text
+    for text in ("fast", "broadcast", "mmad_fast", "last", "PASTE"):
+        assert not _has_familys_name(text), text
 
 
 @dataclass(frozen=True)

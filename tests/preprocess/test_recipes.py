@@ -65,8 +65,8 @@ def test_a_recipe_that_is_no_object_is_refused() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InvalidInputError, match="cfm, m3dm, none"):
-        get_recipe("patchcore")
+    with pytest.raises(InvalidInputError, match="cfm, m3dm, .*none"):
+        get_recipe("nope")
 
 
 def test_a_familys_recipe_is_found_by_its_name() -> None:

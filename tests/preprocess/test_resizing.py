@@ -113,8 +113,19 @@ def test_a_map_goes_back_as_by_torchs_bilinear(size: tuple[int, int], grid_size:
     np.testing.assert_allclose(native, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_map_of_a_stretched_scan_is_stretched_back(size: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch", reason="torch (extra 'fit') is the oracle")
+    anomaly_map = np.random.default_rng(3).random((28, 28)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(anomaly_map)[None, None], size=size, mode="bilinear", align_corners=False
+    )[0, 0].numpy()
+    native = resize_map_to_native(anomaly_map, size, (0, 0, 0, 0))
+    np.testing.assert_allclose(native, expected, rtol=0, atol=1e-5)
+
+
 def test_a_map_is_not_brought_to_a_size_that_is_not_its_own() -> None:
     with pytest.raises(InvalidInputError, match="must be square"):
-        resize_map_to_native(np.zeros((8, 8), np.float32), (4, 6), (0, 0, 0, 0))
+        resize_map_to_native(np.zeros((8, 8), np.float32), (4, 6), (1, 0, 0, 0))
     with pytest.raises(InvalidInputError, match=r"must be \(S, S\)"):
         resize_map_to_native(np.zeros((8, 9), np.float32), (4, 4), (0, 0, 0, 0))

@@ -1,0 +1,1 @@
+"""Asymmetric student-teacher networks (WACV 2023)."""
