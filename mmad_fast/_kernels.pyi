@@ -139,6 +139,13 @@ def density_clusters(
     min_points: typing.SupportsInt | typing.SupportsIndex,
     labels: numpy.typing.NDArray[numpy.int32],
 ) -> None: ...
+def draw_depth(
+    xyz: numpy.typing.NDArray[numpy.float32],
+    plane_removal: typing.SupportsFloat | typing.SupportsIndex,
+    picture: numpy.typing.NDArray[numpy.float32],
+    foreground: numpy.typing.NDArray[numpy.uint8],
+    is_object: numpy.typing.NDArray[numpy.uint8],
+) -> tuple[int, bool]: ...
 def farthest_point_sampling(
     index: PointIndex,
     start_index: typing.SupportsInt | typing.SupportsIndex,
@@ -305,6 +312,7 @@ def resize_padded_rgb(
     ],
     repeats_edge: bool,
     target: numpy.typing.NDArray[numpy.uint8],
+    filter: str = ...,
 ) -> None: ...
 def resize_padded_xyz(
     xyz: numpy.typing.NDArray[numpy.float32],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -13,9 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 from ops.embedding_cases import embedder_weights
 
 from mmad_fast.artifact import Golden, write_artifact
+from mmad_fast.methods.ast.options import (
+    DEPTH_BLOCK,
+    GRAPH,
+    NOT_READ_SIZE,
+    PERMUTATIONS,
+    AstOptions,
+)
 from mmad_fast.methods.branches.point_groups.options import EMBEDDER_PREFIX
 from mmad_fast.methods.btf.options import BANK, BtfOptions
 from mmad_fast.methods.cfm.options import CfmOptions
+from mmad_fast.methods.cfm.token_features import FPFH_CHANNELS
 from mmad_fast.methods.family import get_method
 from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.methods.memory_bank.options import BANK_PREFIX
@@ -71,6 +79,18 @@ def write_tiny_cfm(path: Path, options: CfmOptions = TINY_PARAMETERS) -> Path:
     return _write(path, "cfm-t", options, graphs, tensors)
 
 
+def write_tiny_cfm_tokens(path: Path, geometry: Literal["normals", "fpfh"]) -> Path:
+    """An artifact of a CFM variant without Point-MAE, in a folder that is not there yet."""
+    rng = np.random.default_rng(0)
+    width = {"normals": RGB_DIM, "fpfh": FPFH_CHANNELS}[geometry]
+    tensors = {
+        **_mapping("rgb_to_point", RGB_DIM, width, rng),
+        **_mapping("point_to_rgb", width, RGB_DIM, rng),
+    }
+    options = replace(TINY_PARAMETERS, geometry=geometry, fpfh_neighbors=20)
+    return _write(path, f"cfm-{geometry}", options, {"rgb": _rgb_graph(rng)}, tensors)
+
+
 def write_tiny_m3dm(path: Path, options: M3dmOptions = TINY_BANKS) -> Path:
     """An M3DM artifact with banks of random rows, in a folder that is not there yet."""
     rng = np.random.default_rng(0)
@@ -92,7 +112,9 @@ def write_small_artifacts(folder: Path) -> dict[str, Path]:
     writers = {
         "cfm": lambda path: write_tiny_cfm(path, replace(TINY_PARAMETERS, **few)),
         "m3dm": lambda path: write_tiny_m3dm(path, replace(TINY_BANKS, **few)),
+        "cfm-fpfh": lambda path: write_tiny_cfm_tokens(path, "fpfh"),
         "btf": write_tiny_btf,
+        "ast": write_tiny_ast,
         "patch_color": write_tiny_patch_color,
     }
     paths = {name: folder / name for name in writers}
@@ -107,6 +129,23 @@ def write_tiny_btf(path: Path) -> Path:
     options = BtfOptions(grid_size=56, features=("fpfh",), fpfh_neighbors=30)
     bank = np.random.default_rng(0).uniform(0, 60, (BANK_ROWS, NUM_CHANNELS)).astype(np.float32)
     return _write(path, "btf-fpfh", options, {}, {BANK_PREFIX + BANK: bank})
+
+
+def write_tiny_ast(path: Path) -> Path:
+    """An AST artifact that reads the depth alone, in a folder that is not there yet: its graph has
+    the mean of the squares of a place's depth pixels for the networks."""
+    side, channels = 7, DEPTH_BLOCK**2
+    options = AstOptions(
+        rgb_size=NOT_READ_SIZE, grid_size=side * DEPTH_BLOCK, reads_rgb=False, student_channels=8
+    )
+    nodes = [
+        helper.make_node("Mul", ["features", "features"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "axes"], ["difference"], keepdims=0),
+    ]
+    shapes = {"features": (1, channels, side, side)}, {"difference": (1, side, side)}
+    graph = _model(nodes, *shapes, {"axes": np.array([1])})
+    order = np.tile(np.arange(channels), (4, 1))
+    return _write(path, "ast-depth", options, {GRAPH: graph}, {PERMUTATIONS: order})
 
 
 def write_tiny_patch_color(path: Path) -> Path:

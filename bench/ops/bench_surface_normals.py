@@ -78,7 +78,7 @@ def agreement(got: NDArray, wanted: NDArray) -> bench.Agreement:
     if got.shape != wanted.shape:
         raise bench.DisagreementError(f"{got.shape} instead of {wanted.shape}")
     sines = np.linalg.norm(np.cross(got.astype(np.float64), wanted), axis=1)
-    share = float((sines > MAX_ANGLE).mean())
+    share = float((~(sines <= MAX_ANGLE)).mean())
     if not share <= MAX_DIFFERING:
         raise bench.DisagreementError(f"{share:.1%} of the directions are others")
     return bench.Agreement("same directions", f"{share:.2%} differ by more than {MAX_ANGLE:g} rad")

@@ -11,7 +11,9 @@ from rendering.detectors import speed_tables
 from rendering.tables import Page, Row, grouped, rows_of
 
 from mmad_fast.measure.generated_pages import measured_on, table_header, table_line
+from mmad_fast.measure.published import published_for
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, NOT_MEASURED
+from mmad_fast.methods.family import get_method
 
 
 def render(page: Page) -> str:
@@ -24,12 +26,14 @@ def render(page: Page) -> str:
         shown += rows
         is_speed = "columns" in section
         lines += speed_tables(rows, section) if is_speed else accuracy_tables(rows, section)
+        if "published_note" in section:
+            lines += [section["published_note"], *published_speeds(rows), ""]
     return "\n".join([*lines, *measured_on(shown), ""])
 
 
 def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
     """Means over categories and seeds with their range, then each category and defect type."""
-    settings = grouped(rows, "setting", "weights")
+    settings = grouped(rows, "setting", "shots", "weights")
     lines = [section["title"]]
     header = ("setting", "weights", "categories x seeds", *ACCURACY_COLUMNS.values())
     lines += table_header(*header, "published I-AUROC, AUPRO@30%, P-AUROC")
@@ -37,14 +41,14 @@ def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
         by_seed = grouped(group, "seed")
         fits = f"{len({row['category'] for row in group})} x {len(by_seed)}"
         figures = [spread([mean(fits_, name) for fits_ in by_seed]) for name in ACCURACY_COLUMNS]
-        figures.append(published(published_name(group[0]["setting"], section)))
-        lines.append(table_line(group[0]["setting"], weights(group[0]), fits, *figures))
+        figures.append(published(published_name(label(group[0]), section)))
+        lines.append(table_line(label(group[0]), weights(group[0]), fits, *figures))
     lines += ["", section["category_note"]]
     categories = sorted({row["category"] for row in rows})
     lines += table_header("setting", "weights", *categories)
     for group in settings:
         figures = [pair([row for row in group if row["category"] == one]) for one in categories]
-        lines.append(table_line(group[0]["setting"], weights(group[0]), *figures))
+        lines.append(table_line(label(group[0]), weights(group[0]), *figures))
     lines += ["", section["defect_note"]]
     defects = sorted({defect for row in rows for defect in row["defects"]})
     lines += table_header("setting", "weights", *defects)
@@ -53,8 +57,25 @@ def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
             pair([{**row, **row["defects"][one]} for row in group if one in row["defects"]])
             for one in defects
         ]
-        lines.append(table_line(group[0]["setting"], weights(group[0]), *figures))
+        lines.append(table_line(label(group[0]), weights(group[0]), *figures))
     return [*lines, ""]
+
+
+def published_speeds(rows: Sequence[Row]) -> list[str]:
+    """A table of the papers' frames per second of each method that has some."""
+    lines = table_header("method", "fps", "GPU", "source")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        name = get_method(method)[1].published
+        for figure in published_for(name) if name else ():
+            if figure.metric == "fps":
+                cells = (method, f"{figure.value:g}", figure.gpu, figure.source)
+                lines.append(table_line(*cells))
+    return lines
+
+
+def label(row: Row) -> str:
+    """The setting, and on how few scans it was fitted."""
+    return str(row["setting"]) + (f" ({row['shots']} scans)" if row["shots"] else "")
 
 
 def weights(row: Row) -> str:

@@ -163,7 +163,7 @@ def published_name(setting: str, page: Page) -> str:
     if setting in page["published"]:
         return str(page["published"][setting])
     method, *options = setting.split(" ")
-    return "" if options else get_method(method)[1].published
+    return "" if options else get_method(method)[1].published or ""
 
 
 def published(name: str) -> str:

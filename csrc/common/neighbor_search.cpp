@@ -1,5 +1,9 @@
 #include "common/neighbor_search.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -7,7 +11,8 @@
 namespace mmad_fast {
 namespace detail {
 
-constexpr int32_t kCrowded = 16;  // keys in one bucket that are too many for insertion sort
+constexpr int32_t kCrowded =
+    16;  // keys in one bucket that are too many for passes over all of them
 
 // Squared distances to 16 boxes, as bits.
 MMAD_FAST_MULTIVERSION void box_distances(const BoxGroup& boxes, const float* query,
@@ -17,9 +22,10 @@ MMAD_FAST_MULTIVERSION void box_distances(const BoxGroup& boxes, const float* qu
 }
 
 // Appends the leaf's keys below the bound; there is room for a whole leaf.
-MMAD_FAST_MULTIVERSION int64_t scan_leaf(const float* __restrict leaf,
-                                         const uint32_t* __restrict indices, const float* query,
-                                         NeighborKey bound, NeighborKey* __restrict found) {
+MMAD_FAST_MULTIVERSION int64_t scan_leaf_plain(const float* __restrict leaf,
+                                               const uint32_t* __restrict indices,
+                                               const float* query, NeighborKey bound,
+                                               NeighborKey* __restrict found) {
   const float x = query[0], y = query[1], z = query[2];
   int32_t distances[kLeafSize];
   for (int64_t i = 0; i < kLeafSize; ++i) {
@@ -33,6 +39,47 @@ MMAD_FAST_MULTIVERSION int64_t scan_leaf(const float* __restrict leaf,
     count += key < bound;
   }
   return count;
+}
+
+#if defined(__x86_64__)
+// The same, 8 keys at a time: those below the bound are moved together in a register. (The forms
+// with a mask of ones are those without, but for warnings of GCC 12.)
+__attribute__((target("avx512f,avx512vl,popcnt"))) int64_t scan_leaf_avx512(const float* leaf,
+                                                                            const uint32_t* indices,
+                                                                            const float* query,
+                                                                            NeighborKey bound,
+                                                                            NeighborKey* found) {
+  constexpr __mmask8 kAll = 0xff;
+  const __m256 x = _mm256_set1_ps(query[0]), y = _mm256_set1_ps(query[1]),
+               z = _mm256_set1_ps(query[2]);
+  const __m512i bounds = _mm512_set1_epi64(static_cast<int64_t>(bound));
+  int64_t count = 0;
+  for (int64_t i = 0; i < kLeafSize; i += 8) {
+    const __m256 dx = _mm256_sub_ps(_mm256_loadu_ps(leaf + i), x),
+                 dy = _mm256_sub_ps(_mm256_loadu_ps(leaf + i + kLeafSize), y),
+                 dz = _mm256_sub_ps(_mm256_loadu_ps(leaf + i + 2 * kLeafSize), z);
+    const __m256 squared = _mm256_add_ps(
+        _mm256_add_ps(_mm256_mul_ps(dx, dx), _mm256_mul_ps(dy, dy)), _mm256_mul_ps(dz, dz));
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(indices + i));
+    const __m512i high = _mm512_maskz_cvtepu32_epi64(kAll, _mm256_castps_si256(squared));
+    const __m512i keys = _mm512_or_si512(_mm512_maskz_slli_epi64(kAll, high, 32),
+                                         _mm512_maskz_cvtepu32_epi64(kAll, low));
+    const __mmask8 is_below = _mm512_cmplt_epu64_mask(keys, bounds);
+    _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi64(is_below, keys));
+    count += __builtin_popcount(is_below);
+  }
+  return count;
+}
+#endif
+
+inline int64_t scan_leaf(const float* leaf, const uint32_t* indices, const float* query,
+                         NeighborKey bound, NeighborKey* found) {
+#if defined(__x86_64__)
+  static const bool has_avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512) return scan_leaf_avx512(leaf, indices, query, bound, found);
+#endif
+  return scan_leaf_plain(leaf, indices, query, bound, found);
 }
 
 // The largest squared distance of some keys, as bits.
@@ -54,12 +101,21 @@ MMAD_FAST_MULTIVERSION void find_buckets(const NeighborKey* __restrict keys, int
   }
 }
 
-inline void insertion_sort(NeighborKey* keys, int64_t count) {
-  for (int64_t i = 1; i < count; ++i) {
-    const NeighborKey key = keys[i];
-    int64_t at = i;
-    for (; at > 0 && keys[at - 1] > key; --at) keys[at] = keys[at - 1];
-    keys[at] = key;
+// One pass of an odd-even transposition sort, without branches.
+MMAD_FAST_MULTIVERSION void exchange_pairs(int64_t* keys, int64_t num_pairs) {
+  for (int64_t i = 0; i < num_pairs; ++i) {
+    const int64_t first = keys[2 * i], second = keys[2 * i + 1];
+    keys[2 * i] = first < second ? first : second;
+    keys[2 * i + 1] = first < second ? second : first;
+  }
+}
+
+// Sorts keys that are in order but for runs of at most `longest`.
+inline void sort_runs(NeighborKey* keys, int64_t count, int64_t longest) {
+  int64_t* signed_keys = reinterpret_cast<int64_t*>(keys);  // none is negative
+  for (int64_t pass = 0; pass < longest && longest > 1; ++pass) {
+    const int64_t first = pass % 2;
+    exchange_pairs(signed_keys + first, (count - first) / 2);
   }
 }
 
@@ -182,8 +238,9 @@ int32_t NeighborSearch::fill_buckets() {
   }
   detail::find_buckets(found_.data(), count_, scale, kNumBuckets - 1, buckets_.data());
   std::fill(ends_, ends_ + kNumBuckets, 0);
-  for (int64_t i = 0; i < count_; ++i) ++ends_[buckets_[i]];
-  const int64_t wanted = std::min(num_neighbors_, count_);
+  const int64_t count = count_, wanted = std::min(num_neighbors_, count);
+  const int32_t* buckets = buckets_.data();
+  for (int64_t i = 0; i < count; ++i) ++ends_[buckets[i]];
   int32_t last = 0;
   for (int64_t total = ends_[0]; total < wanted; total += ends_[++last]) continue;
   return last;
@@ -214,19 +271,24 @@ const NeighborKey* NeighborSearch::sort_found() {
     std::sort(found_.begin(), found_.begin() + count_);
     return found_.data();
   }
-  // A counting sort by bucket leaves little to do where no bucket is crowded.
+  // A counting sort by bucket leaves little to do where no bucket is crowded. What is behind the
+  // last neighbour is moved along: it costs less than to tell.
   int32_t fullest = 0, total = 0;
   for (int32_t b = 0; b <= last; ++b) {
     fullest = std::max(fullest, ends_[b]);
     total += std::exchange(ends_[b], total);
   }
-  for (int64_t i = 0; i < count_; ++i) {
-    if (buckets_[i] <= last) sorted_[ends_[buckets_[i]]++] = found_[i];
-  }
+  int32_t end = total;
+  for (int32_t b = last + 1; b < kNumBuckets; ++b) end += std::exchange(ends_[b], end);
+  const int64_t count = count_;
+  const NeighborKey* found = found_.data();
+  const int32_t* buckets = buckets_.data();
+  NeighborKey* sorted = sorted_.data();
+  for (int64_t i = 0; i < count; ++i) sorted[ends_[buckets[i]]++] = found[i];
   if (fullest > detail::kCrowded) {
     std::sort(sorted_.begin(), sorted_.begin() + total);
   } else {
-    detail::insertion_sort(sorted_.data(), total);
+    detail::sort_runs(sorted_.data(), total, fullest);
   }
   return sorted_.data();
 }

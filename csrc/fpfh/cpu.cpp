@@ -2,8 +2,8 @@
 //
 // First the bins of each point's pairs, in float64 and vectorised over its neighbours, are counted:
 // the point's own histogram in percent. Then the neighbours' histograms are summed in float32 with
-// their weights, those of even and of odd places of the row apart. A histogram is stored as 32
-// channels, a whole number of vectors, and the last one by itself.
+// their weights, in the order of the row. A histogram is stored as 32 channels, a whole number of
+// vectors, and the last one by itself.
 #include <algorithm>
 #include <vector>
 
@@ -18,7 +18,6 @@ namespace detail {
 
 constexpr int64_t kGrain = 128;
 constexpr int64_t kMainChannels = kNumChannels - 1;
-constexpr int kInterleaved = 4;  // tables of counts, so that neighbours rarely wait for each other
 constexpr float kPercent = 100;
 
 // The points' own histograms.
@@ -31,17 +30,30 @@ struct Histograms {
   UninitializedVector<float> last;  // (N)
 };
 
-// The pairs of a point with its neighbours.
+constexpr int64_t kLanes = 16;  // whole vectors of every instruction set
+
+// The pairs of a point with its neighbours, filled up to whole vectors with pairs of points in one
+// place, which are in the middle bins.
 struct Pairs {
-  explicit Pairs(int64_t size) : stride(size), values(6 * size), bins(kNumFeatures * size) {}
+  explicit Pairs(int64_t size)
+      : stride((size + kLanes - 1) / kLanes * kLanes),
+        values(6 * stride),
+        bins(kNumFeatures * stride) {}
   const int64_t stride;
+  int64_t count = 0, padded = 0;
   std::vector<double> values;  // line x, y, z and neighbour's normal x, y, z, each for all
-  std::vector<int32_t> bins;   // channels of theta, alpha, phi, each for all
+  std::vector<int32_t> bins;   // of theta, alpha, phi, each for all
 };
 
 void collect(const float* points, const double* normals, const float* point,
              const int32_t* neighbors, int64_t count, Pairs& pairs) {
   double* values = pairs.values.data();
+  pairs.count = count;
+  pairs.padded = (count + kLanes - 1) / kLanes * kLanes;
+  for (int value = 0; value < 6; ++value) {
+    std::fill(values + value * pairs.stride + count, values + value * pairs.stride + pairs.padded,
+              0.0);
+  }
   for (int64_t k = 0; k < count; ++k) {
     const int64_t at = 3 * static_cast<int64_t>(neighbors[k]);
     for (int axis = 0; axis < 3; ++axis) {
@@ -60,23 +72,31 @@ MMAD_FAST_MULTIVERSION void find_bins(const double* __restrict values, int64_t s
         pair_bins(values[k], values[k + stride], values[k + 2 * stride], nx, ny, nz,
                   values[k + 3 * stride], values[k + 4 * stride], values[k + 5 * stride]);
     bins[k] = found.theta;
-    bins[k + stride] = kNumBins + found.alpha;
-    bins[k + 2 * stride] = 2 * kNumBins + found.phi;
+    bins[k + stride] = found.alpha;
+    bins[k + 2 * stride] = found.phi;
   }
 }
 
-void count_bins(const Pairs& pairs, int64_t count, float* main, float& last) {
-  int32_t counts[kInterleaved][kNumChannels] = {};
+// How often each bin of a feature is there.
+MMAD_FAST_MULTIVERSION void count_each(const int32_t* __restrict bins, int64_t count,
+                                       int32_t* __restrict counts) {
+  for (int32_t b = 0; b < kNumBins; ++b) {
+    int32_t total = 0;
+    for (int64_t k = 0; k < count; ++k) total += bins[k] == b;
+    counts[b] = total;
+  }
+}
+
+void count_bins(const Pairs& pairs, float* main, float& last) {
+  int32_t counts[kNumChannels];
   for (int feature = 0; feature < kNumFeatures; ++feature) {
-    const int32_t* bins = pairs.bins.data() + feature * pairs.stride;
-    for (int64_t k = 0; k < count; ++k) ++counts[k % kInterleaved][bins[k]];
+    int32_t* of_feature = counts + feature * kNumBins;
+    count_each(pairs.bins.data() + feature * pairs.stride, pairs.padded, of_feature);
+    of_feature[kNumBins / 2] -= static_cast<int32_t>(pairs.padded - pairs.count);
   }
-  const float percent = kPercent / static_cast<float>(count);
-  for (int64_t c = 0; c < kNumChannels; ++c) {
-    const int32_t total = (counts[0][c] + counts[1][c]) + (counts[2][c] + counts[3][c]);
-    const float share = count > 0 ? static_cast<float>(total) * percent : 0;
-    (c < kMainChannels ? main[c] : last) = share;
-  }
+  const float percent = pairs.count > 0 ? kPercent / static_cast<float>(pairs.count) : 0;
+  for (int64_t c = 0; c < kMainChannels; ++c) main[c] = static_cast<float>(counts[c]) * percent;
+  last = static_cast<float>(counts[kMainChannels]) * percent;
 }
 
 // Sums (33) of the histograms of `count` neighbours, each times its weight.
@@ -85,42 +105,29 @@ MMAD_FAST_MULTIVERSION void weigh_histograms(const float* __restrict main,
                                              const int32_t* __restrict neighbors,
                                              const float* __restrict weights, int64_t count,
                                              float* __restrict sums) {
-  using Vector = float __attribute__((vector_size(64)));
-  Vector even_low{}, even_high{}, odd_low{}, odd_high{};
-  float even_last = 0, odd_last = 0;
-  int64_t k = 0;
-  for (; k + 2 <= count; k += 2) {
-    const int64_t even = neighbors[k], odd = neighbors[k + 1];
-    const Vector* even_row = reinterpret_cast<const Vector*>(main + even * kMainChannels);
-    const Vector* odd_row = reinterpret_cast<const Vector*>(main + odd * kMainChannels);
-    even_low += even_row[0] * weights[k];
-    even_high += even_row[1] * weights[k];
-    odd_low += odd_row[0] * weights[k + 1];
-    odd_high += odd_row[1] * weights[k + 1];
-    even_last += last[even] * weights[k];
-    odd_last += last[odd] * weights[k + 1];
+  using Vector =
+      float __attribute__((vector_size(16)));  // wider ones are slow where there are none
+  constexpr int kVectors = kMainChannels / 4;
+  Vector totals[kVectors] = {};
+  float total = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t neighbor = neighbors[k];
+    const Vector* row = reinterpret_cast<const Vector*>(main + neighbor * kMainChannels);
+    for (int v = 0; v < kVectors; ++v) totals[v] += row[v] * weights[k];
+    total += last[neighbor] * weights[k];
   }
-  if (k < count) {
-    const int64_t even = neighbors[k];
-    const Vector* even_row = reinterpret_cast<const Vector*>(main + even * kMainChannels);
-    even_low += even_row[0] * weights[k];
-    even_high += even_row[1] * weights[k];
-    even_last += last[even] * weights[k];
-  }
-  const Vector low = even_low + odd_low, high = even_high + odd_high;
-  for (int c = 0; c < 16; ++c) {
-    sums[c] = low[c];
-    sums[16 + c] = high[c];
-  }
-  sums[kMainChannels] = even_last + odd_last;
+  for (int c = 0; c < kMainChannels; ++c) sums[c] = totals[c / 4][c % 4];
+  sums[kMainChannels] = total;
 }
 
 // 1 / squared distance, times that of the nearest so that it stays in range; 0 for a distance of 0.
-void find_weights(const float* squared_distances, int64_t count, float* weights) {
-  float nearest = 0;
+MMAD_FAST_MULTIVERSION void find_weights(const float* __restrict squared_distances, int64_t count,
+                                         float* __restrict weights) {
+  int64_t first = 0;
+  while (first < count && squared_distances[first] == 0) ++first;
+  const float nearest = first < count ? squared_distances[first] : 0;
   for (int64_t k = 0; k < count; ++k) {
     const float squared = squared_distances[k];
-    if (nearest == 0) nearest = squared;
     weights[k] = squared > 0 ? nearest / squared : 0;
   }
 }
@@ -147,9 +154,9 @@ void fpfh(const float* points, const double* normals, int64_t num_points,
     for (int64_t i = begin; i < end; ++i) {
       const int count = std::max(0, neighbors.count(i) - 1);
       detail::collect(points, normals, points + 3 * i, neighbors.row(i) + 1, count, pairs);
-      detail::find_bins(pairs.values.data(), pairs.stride, count, normals + 3 * i,
+      detail::find_bins(pairs.values.data(), pairs.stride, pairs.padded, normals + 3 * i,
                         pairs.bins.data());
-      detail::count_bins(pairs, count, own.main.data() + i * detail::kMainChannels, own.last[i]);
+      detail::count_bins(pairs, own.main.data() + i * detail::kMainChannels, own.last[i]);
       counts[i] = count;
     }
   });

@@ -5,10 +5,11 @@
 //    in float64 and without fused multiply-adds, as the CPU kernel finds them, counted in shared
 //    memory, written as (N, 33) numbers of 16 bits.
 // 2. weigh_histograms, one thread per point and bin of a histogram, for all three histograms: the
-//    neighbours' counts in percent, weighted by 1 / squared distance, one neighbour after the
-//    other. A neighbour's histogram has the sum 100, or 0 where it has no neighbours: the sum of
-//    the weights of the former is what the sum of the weighted bins would give. float32: all terms
-//    are positive. Weights are relative to that of the nearest neighbour, so that none overflows.
+//    neighbours' counts, weighted by 1 / squared distance, one neighbour after the other. Each
+//    neighbour has a pair, since it is a neighbour's neighbour, and so its histogram has the sum
+//    100: the sum of the weights is what the sum of the weighted bins would give. float32: all
+//    terms are positive. Weights are relative to that of the nearest neighbour, so that none
+//    overflows.
 //
 // Launch: 4 warps, or 32 points with 11 threads each, per block. Workspace: the counts, and the
 // number of pairs of each point, 34 x 2 bytes per point.
@@ -25,10 +26,11 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kWarpsPerBlock = 4;
+constexpr int kMinBlocks = 8;  // 64 registers; without it the compiler spills to have 48 on some
 constexpr int kPointsPerBlock = 32;
 
 template <typename Normal>
-__global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
+__global__ void __launch_bounds__(kWarpsPerBlock* kLanes, kMinBlocks)
     count_pairs(const float* __restrict__ points, const Normal* __restrict__ normals,
                 int64_t num_points, NeighborRows neighbors, uint16_t* __restrict__ histograms,
                 uint16_t* __restrict__ num_pairs) {
@@ -78,13 +80,11 @@ __global__ void __launch_bounds__(kPointsPerBlock* kNumBins)
     if (squared_distance == 0) continue;
     if (nearest == 0) nearest = squared_distance;
     const int64_t neighbor = row[k];
-    const int pairs = num_pairs[neighbor];
-    if (pairs == 0) continue;
     const float weight = nearest / squared_distance;
     sum_of_weights += weight;
     for (int feature = 0; feature < kNumFeatures; ++feature) {
       const float counted = histograms[neighbor * kNumChannels + feature * kNumBins + bin];
-      sums[feature] += weight / static_cast<float>(pairs) * counted;
+      sums[feature] += weight / static_cast<float>(num_pairs[neighbor]) * counted;
     }
   }
   const float percent = num_pairs[n] == 0 ? 0.0f : 100.0f / static_cast<float>(num_pairs[n]);

@@ -61,7 +61,9 @@ MMAD_FAST_HOST_DEVICE inline PairBins pair_bins(double dx, double dy, double dz,
   const bool is_defined = squared_length > 0 && squared_v > 0;
   const double length = std::sqrt(is_defined ? squared_length : 1);
   const double v_length = std::sqrt(is_defined ? squared_v : 1);
-  const double phi = (swaps ? -along_m : along_n) / length, alpha = along_v / v_length;
+  const double inverse = 1 / (length * v_length);  // one division for two
+  const double phi = (swaps ? -along_m : along_n) * (inverse * v_length);
+  const double alpha = along_v * (inverse * length);
   return {detail::angle_bin(is_defined ? along_s * v_length : 1, is_defined ? along_w : 0),
           detail::cosine_bin(is_defined ? alpha : 0), detail::cosine_bin(is_defined ? phi : 0)};
 }

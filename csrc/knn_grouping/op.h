@@ -23,9 +23,10 @@ void knn_grouping(const float* points, int64_t num_points, const int64_t* center
                   int64_t num_centers, int64_t num_neighbors, int64_t* indices, float* groups,
                   void* workspace, void* stream);
 
-// The K nearest of every point, itself among them, that are nearer than the radius (INFINITY: all at
-// a finite distance): indices and squared_distances (N, K), ascending, ties: lowest index, behind
-// them -1 and INFINITY, and counts (N). Limits and workspace as above, of num_points centres.
+// The K nearest of every point, itself among them, that are nearer than the radius (INFINITY: all
+// at a finite distance): indices and squared_distances (N, K), ascending, ties: lowest index,
+// behind them -1 and INFINITY, and counts (N). Limits and workspace as above, of num_points
+// centres.
 void point_neighbors(const float* points, int64_t num_points, int64_t num_neighbors,
                      float squared_radius, int32_t* indices, float* squared_distances,
                      int32_t* counts, void* workspace, void* stream);

@@ -247,6 +247,13 @@ Artifact parse_artifact(const path& folder, const std::string& manifest_text) {
                             ", family ", family, "; this program runs the family cfm only: run it ",
                             "with mmad_fast in Python, or fit another: mmad-fast fit"));
     }
+    const auto geometry = manifest.at("parameters").value("geometry", "point");
+    if (geometry != "point") {
+      throw InferError(text(folder.string(), ": is a detector of method ", artifact.method,
+                            ", which compares colours with ", geometry, "; this program runs the ",
+                            "variants with point groups only (cfm, cfm-m, cfm-s, cfm-t): run it ",
+                            "with mmad_fast in Python, or fit one of those: mmad-fast fit"));
+    }
     for (const char* name : {"rgb", "points"}) {
       const auto file = manifest.at("graphs").at(name).at("file").get<std::string>();
       artifact.graphs[name] = folder / path(file).filename();  // never a file outside

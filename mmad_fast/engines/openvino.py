@@ -22,13 +22,13 @@ from mmad_fast.threads import resolve_num_threads
 _TELEMETRY = "openvino_telemetry"
 OPERATORS = frozenset(
     {
-        "Abs", "Add", "AvgPool", "Broadcast", "Clamp", "Concat", "Constant", "Convert",
-        "ConvertLike", "Convolution", "Divide", "Erf", "FakeQuantize", "Gelu", "GroupConvolution",
-        "MVN", "MatMul", "MaxPool", "Multiply", "Negative", "Pad", "Parameter", "Power", "Range",
-        "ReduceMax", "ReduceMean", "ReduceMin", "Relu", "Reshape", "Result", "Round",
-        "ScaledDotProductAttention", "ShapeOf", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt",
-        "Squeeze", "StridedSlice", "Subtract", "Swish", "Tanh", "Transpose", "Unsqueeze",
-        "VariadicSplit",
+        "Abs", "Add", "Atan", "AvgPool", "Broadcast", "Clamp", "Concat", "Constant", "Convert",
+        "ConvertLike", "Convolution", "Divide", "Erf", "Exp", "FakeQuantize", "Gather", "Gelu",
+        "GroupConvolution", "MVN", "MatMul", "MaxPool", "Maximum", "Minimum", "Multiply",
+        "Negative", "PRelu", "Pad", "Parameter", "Power", "Range", "ReduceMax", "ReduceMean",
+        "ReduceMin", "Relu", "Reshape", "Result", "Round", "ScaledDotProductAttention", "ShapeOf",
+        "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "StridedSlice", "Subtract",
+        "Swish", "Tanh", "Transpose", "Unsqueeze", "VariadicSplit",
     }
 )  # fmt: skip
 """Of our graphs, as OpenVINO calls them: none of them loops, branches or reads a file."""

@@ -40,6 +40,7 @@ def deployment_graph(
     precision: str = "fp32",
     batch: Batch = SINGLE,
     calibration: Sequence[Mapping[str, NDArray]] = (),
+    named: Path | None = None,
 ) -> onnx.ModelProto:
     """The graph of `source` as the target reads it best, checked.
 
@@ -56,6 +57,7 @@ def deployment_graph(
         precision: One of PRECISIONS.
         batch: The batch sizes; of a dynamic one only that it is dynamic is in the graph.
         calibration: Inputs by name of some scans, batch 1; needed for int8 and fp8.
+        named: What messages call the source.
 
     Raises:
         InvalidInputError: an unknown name; a source that is quantised already, not of batch 1 or
@@ -65,9 +67,7 @@ def deployment_graph(
         ArtifactError: the source is not a graph that a detector can have.
     """
     _check_request(target, precision, calibration)
-    model = _load(source)
-    if precision in QUANTIZED_PRECISIONS:
-        _check_products(model, source.name, precision)
+    model = _load(source, precision, named or source)
     fold_constants(model)
     set_batch(model, batch)
     is_tensorrt = target in ("tensorrt-rtx", "tensorrt")
@@ -109,25 +109,34 @@ def _check_request(
         )
 
 
-def _check_products(model: onnx.ModelProto, name: str, precision: str) -> None:
-    """Raises InvalidInputError where most of the work would stay as it is: that of convolutions."""
-    cost = graph_cost(model)
-    if 2 * cost.convolution_multiply_adds > cost.multiply_adds:
-        share = cost.convolution_multiply_adds / cost.multiply_adds
-        raise InvalidInputError(
-            f"{name} is a network of convolutions ({share:.0%} of its multiply-adds), which "
-            f"{precision} leaves as they are; export with precision 'fp16', 'bf16' or 'fp32'"
-        )
+def check_source(source: Path, precision: str, *, named: Path | None = None) -> None:
+    """Raises InvalidInputError unless `deployment_graph` can make a graph of that precision of the
+    source: before scans are run for it.
+
+    Raises:
+        ArtifactError: the source is not a graph that a detector can have.
+        MissingDependencyError: onnx is not installed.
+    """
+    _load(source, precision, named or source)
 
 
-def _load(source: Path) -> onnx.ModelProto:
-    """The source's graph, if it is one that can be turned into others."""
+def _load(source: Path, precision: str, named: Path) -> onnx.ModelProto:
+    """The source's graph, if it is one that can be turned into one of that precision."""
     onnx = import_onnx()
-    check_onnx_graph(source)
+    check_onnx_graph(source, named=named)
     model = onnx.load_model(source, load_external_data=False)
     if any(node.op_type in QUANTIZED_OPS for node in model.graph.node):
         raise InvalidInputError(
-            f"{source.name} is quantised already; export a detector that was fitted with "
+            f"{named.name} is quantised already; export a detector that was fitted with "
             "precision='fp32'"
         )
+    if precision in QUANTIZED_PRECISIONS:
+        cost = graph_cost(model)
+        if 2 * cost.convolution_multiply_adds > cost.multiply_adds:
+            share = cost.convolution_multiply_adds / cost.multiply_adds
+            raise InvalidInputError(
+                f"{named.name} is a network of convolutions ({share:.0%} of its multiply-adds), "
+                f"which {precision} leaves as they are; export with precision 'fp16', 'bf16' or "
+                "'fp32'"
+            )
     return model

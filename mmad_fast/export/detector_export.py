@@ -15,7 +15,7 @@ from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.export.artifact_update import add_engine, fitted_files
 from mmad_fast.export.batch import SINGLE, Batch
 from mmad_fast.export.calibration_scans import EMPTY_CALIBRATION, calibrate
-from mmad_fast.export.deployment_graph import deployment_graph
+from mmad_fast.export.deployment_graph import check_source, deployment_graph
 from mmad_fast.export.export_request import ExportRequest
 from mmad_fast.export.graph_writer import WrittenGraph, write_graph
 from mmad_fast.export.trial_run import time_engines, try_engine
@@ -168,6 +168,9 @@ def export_detector(
     tell = progress or silent
     calibrated = EMPTY_CALIBRATION
     if request.needs_calibration:
+        for name in base.manifest.graphs:
+            with base.opened_graph(name) as graph_file:
+                check_source(graph_file, precision, named=base.graph_path(name))
         calibrated = calibrate(base, calibration, category=category, unit=unit, progress=tell)
     with new_folder_beside(target, KIND) as (scratch, target):
         graphs: dict[str, WrittenGraph] = {}
@@ -180,6 +183,7 @@ def export_detector(
                     precision=precision,
                     batch=request.batch,
                     calibration=calibrated.inputs.get(name, ()),
+                    named=base.graph_path(name),
                 )
             graphs[name] = write_graph(model, name, request.key, scratch, cache=cache)
         record = _record(request, graphs, calibrated.num_scans)

@@ -17,7 +17,7 @@ class GraphCost:
     Attributes:
         multiply_adds: Multiplications with addition in all products and convolutions, attention's
             included, for one input of the batch; half of what is often called FLOPs.
-        convolution_multiply_adds: Those of the convolutions.
+        convolution_multiply_adds: Those of the convolutions, without patch embeddings.
         parameters: Numbers in the weights. Shapes, single factors (of GELU, say), and the scales
             and zero points of quantised tensors do not count.
     """
@@ -46,7 +46,9 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
     return GraphCost(
         multiply_adds=sum(_multiply_adds(node, shapes) for node in model.graph.node),
         convolution_multiply_adds=sum(
-            _multiply_adds(node, shapes) for node in model.graph.node if node.op_type == "Conv"
+            _multiply_adds(node, shapes)
+            for node in model.graph.node
+            if node.op_type == "Conv" and not _is_patch_embedding(node, shapes)
         ),
         parameters=sum(math.prod(tensor.dims) for tensor in weights),
     )
@@ -62,6 +64,13 @@ def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
         queries, keys = shapes[node.input[0]], shapes[node.input[1]]
         return 2 * math.prod(queries[1:]) * keys[-2]
     return 0
+
+
+def _is_patch_embedding(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> bool:
+    """Whether the windows of a convolution lie side by side: a product per patch."""
+    kernel = shapes[node.input[1]][2:]
+    strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [])
+    return kernel == strides and max(kernel) > 1
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:

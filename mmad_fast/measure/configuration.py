@@ -30,6 +30,7 @@ def is_variants_own(method: str, configuration: Mapping[str, Any] | None) -> boo
         _as_tuple(configuration.get(name)) == _as_tuple(own[name])
         for branch in family.branches_of(variant)
         for name in branch.identity
+        if name in own
     )
 
 
@@ -70,14 +71,14 @@ def describe_method(
 def published_name(
     method: str, configuration: Mapping[str, Any] | None, shots: int | None = None
 ) -> str | None:
-    """Under which name measure/published.csv has this detector; None where its networks are not the
-    method's own."""
+    """Under which name measure/published.csv has this detector; None where it does not, or its
+    networks are not the method's own."""
     found = find_method(method)
     if found is None or configuration is None or not is_variants_own(method, configuration):
         return None
     family, variant = found
     name = family.published_name(variant, configuration)
-    return name if shots is None else f"{name} ({shots}-shot)"
+    return name if shots is None or name is None else f"{name} ({shots}-shot)"
 
 
 def _own_values(family: Family, variant: Variant | None) -> dict[str, Any]:

@@ -46,14 +46,15 @@ class Variant:
 
     Attributes:
         name: As in `--method` and in the manifest.
-        published: The method's name in the published tables (measure/published.csv).
+        published: The method's name in the published tables (measure/published.csv); None where it
+            is in none of them.
         branches: Keys of the family's branches that it runs.
         values: What its name stands for: fields of the family's options whose value is not the
             options' default.
     """
 
     name: str
-    published: str
+    published: str | None
     branches: tuple[str, ...]
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -229,7 +230,7 @@ class SpeedOnlyFit:
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def _variants_own_name(variant: Variant, configuration: Mapping[str, Any]) -> str:
+def _variants_own_name(variant: Variant, configuration: Mapping[str, Any]) -> str | None:
     return variant.published
 
 
@@ -272,7 +273,7 @@ class Family:
     score_is_map_maximum: bool
     shared_training: SharedTraining | None = None
     speed_only: SpeedOnlyFit = SpeedOnlyFit()
-    published_name: Callable[[Variant, Mapping[str, Any]], str] = _variants_own_name
+    published_name: Callable[[Variant, Mapping[str, Any]], str | None] = _variants_own_name
 
     @property
     def weighted_branches(self) -> tuple[Branch, ...]:

@@ -259,8 +259,10 @@ def extract_features(
 
 def request_on(dataset: Dataset, request: FitRequest) -> FitRequest:
     """The request on a data set: raw Eyecandies without an explicit recipe is prepared by "none",
-    as its published conversion neither looks for a background plane nor cleans up."""
-    if dataset.layout == "eyecandies" and request.recipe is None:
+    as its published conversion neither looks for a background plane nor cleans up; but where the
+    method's own recipe does neither."""
+    removes_background = get_method(request.method)[0].recipe.remove_background
+    if dataset.layout == "eyecandies" and request.recipe is None and removes_background:
         return replace(request, recipe=NO_CLEAN_UP.name)
     return request
 

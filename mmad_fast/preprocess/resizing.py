@@ -124,15 +124,17 @@ def resize_map_to_native(
             "square: pass the native_size and padding of the scan that the map belongs to"
         )
     size = len(anomaly_map)
-    low, high, weights = (taps[top : top + height] for taps in bilinear_taps(sides[0], size))
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    low, high, weights = bilinear_taps(sides[0], size)
     # Rows first: whole rows are added up, which lie contiguous in memory.
-    weight = weights[:, None]
-    by_row = anomaly_map[low] * (1 - weight) + anomaly_map[high] * weight  # (H, S)
-    low, high, weights = (taps[left : left + width] for taps in bilinear_taps(sides[1], size))
-    native = by_row.take(low, axis=1)
-    native *= 1 - weights
-    upper = by_row.take(high, axis=1)
-    upper *= weights
+    weight = weights[rows, None]
+    by_row = anomaly_map[low[rows]] * (1 - weight) + anomaly_map[high[rows]] * weight  # (H, S)
+    low, high, weights = bilinear_taps(sides[1], size)
+    weight = weights[columns]
+    native = by_row.take(low[columns], axis=1)
+    native *= 1 - weight
+    upper = by_row.take(high[columns], axis=1)
+    upper *= weight
     native += upper
     return native
 

@@ -54,3 +54,9 @@ def test_one_fit_has_no_range_and_what_was_not_measured_is_no_number(page) -> No
     text = page(row("a", 0, 0.5), row("a", 0, None, setting="cfm-t", weights={}))
     assert "| cfm-s | rgb: random | 1 x 1 | 0.500 | 0.900 |" in text
     assert "| cfm-t | none needed | 1 x 1 | – | 0.900 |" in text
+
+
+def test_fits_on_few_scans_are_rows_of_their_own(page) -> None:
+    text = page(row("a", 0, 0.5), row("a", 0, 0.25, shots=5))
+    assert "| cfm-s | rgb: random | 1 x 1 | 0.500 |" in text
+    assert "| cfm-s (5 scans) | rgb: random | 1 x 1 | 0.250 |" in text

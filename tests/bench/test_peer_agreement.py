@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ops import bench_farthest_point_sampling as sampling
+from ops import bench_fpfh, bench_surface_normals
 from ops import bench_nearest_neighbor_scoring as scoring
 from ops import clouds as search
 from ops.case import DisagreementError
@@ -82,3 +83,30 @@ def test_cases_are_cut_evenly_out_of_the_features(tmp_path):
     assert len(np.unique(bank[:, 0])) == 7_000
     with pytest.raises(SystemExit, match="at least \\(7000, 6\\)"):
         scoring.arrays_of(tmp_path, 7_000, 6)
+
+
+def test_normals_may_have_the_other_sign_and_nothing_else():
+    ours = np.tile(np.float32([0, 0.6, 0.8]), (100, 1))
+    assert (
+        bench_surface_normals.agreement(-ours, ours).detail == "0.00% differ by more than 0.001 rad"
+    )
+    turned = ours.copy()
+    turned[:5] = (0, 0.8, 0.6)
+    with pytest.raises(DisagreementError, match="5.0% of the directions are others"):
+        bench_surface_normals.agreement(turned, ours)
+    with pytest.raises(DisagreementError, match="others"):
+        bench_surface_normals.agreement(np.full_like(ours, np.nan), ours)
+
+
+def test_features_may_see_ties_and_nothing_else():
+    ours = np.full((100, 33), 200 / 11, np.float32)
+    seen = ours.copy()
+    seen[:40, 3] += 0.1
+    kind, detail = vars(bench_fpfh.agreement(seen, ours)).values()
+    assert kind == "same features but at ties"
+    assert detail == "40.00% differ by more than 0.0001 of the sum, 0.00% by 0.01"
+    seen[:6, 3] += 3
+    with pytest.raises(DisagreementError, match="6.0% of the features are others"):
+        bench_fpfh.agreement(seen, ours)
+    with pytest.raises(DisagreementError, match="others"):
+        bench_fpfh.agreement(np.full_like(ours, np.nan), ours)

@@ -99,3 +99,5 @@ def test_a_setting_is_fitted_for_each_of_its_seeds(data):
 def test_weights_of_a_branch_that_the_family_does_not_have_are_left_out():
     weights = {"rgb_weights": "random", "point_weights": "random"}
     assert fit_request({"method": "m3dm-rgb", **weights}).weights == {"rgb": "random"}
+    assert fit_request({"method": "btf", **weights}).weights == {"rgb": "random"}
+    assert fit_request({"method": "btf-fpfh", **weights}).weights == {}

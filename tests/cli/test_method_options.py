@@ -36,7 +36,7 @@ def flag(name: str) -> str:
 def flags_of(method: str) -> set[str]:
     """Those of a method's options, and of its backbones' weights."""
     family, _ = get_method(method)
-    weights = {f"--{branch.key}-weights" for branch in family.branches}
+    weights = {f"--{branch.key}-weights" for branch in family.weighted_branches}
     return weights | {flag(name) for name in chosen_options(family.options)}
 
 
@@ -46,7 +46,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
     def call_main(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["mmad-fast", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", "400")
         with pytest.raises(SystemExit) as end:
             cli.main()
         printed = capsys.readouterr()

@@ -59,6 +59,13 @@ CASES: dict[str, tuple[list[int], dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "Pad": (TOKENS, {}, {"c": np.array([0, 1, 0, 0, 2, 3])}),
+    "Pad by the edge": (IMAGE, {"mode": "edge"}, {"c": np.array([0, 0, 2, 1, 0, 0, 1, 2])}),
+    "Gather": (IMAGE, {"axis": 1}, {"c": np.array([3, 0, -1, 2, 0])}),
+    "Gather of many": (IMAGE, {"axis": 2}, {"c": np.arange(368) % 9}),
+    "Atan": (TOKENS, {}, {}),
+    "Exp": (TOKENS, {}, {}),
+    "Clip": (TOKENS, {}, {"c": np.array(-1, FLOAT), "d": np.array(1, FLOAT)}),
+    "LeakyRelu": (TOKENS, {"alpha": 0.2}, {}),
     "Expand": (TOKENS, {}, {"c": np.array([3, 1, 1, 8])}),
     "ReduceMax": (IMAGE, {"keepdims": 0}, {"c": np.array([1, -1])}),
     "ReduceMean": (IMAGE, {}, {"c": np.array([2])}),
@@ -108,6 +115,22 @@ def test_shapes_are_those_of_onnx_runtime(case: str, tmp_path: Path) -> None:
     )
     with pytest.raises(ArtifactError, match=r"its output 'y' is .* as it says"):
         check_onnx_graph(wrong)
+
+
+@pytest.mark.parametrize("indices", [[0, 4], [-5, 1], [[0, 1]]])
+def test_a_gather_takes_what_is_there(indices: list[Any], tmp_path: Path) -> None:
+    """Which of the engines reads beyond an array is not asked."""
+    node = helper.make_node("Gather", ["x", "c"], ["y"], axis=1)
+    path = save(tmp_path / "g.onnx", [node], IMAGE, [1, 2, 9, 10], c=np.array(indices))
+    with pytest.raises(ArtifactError, match=r"Gather takes what \(1, 4, 9, 10\) does not have"):
+        check_onnx_graph(path)
+
+
+def test_pads_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Pad", ["x", "c"], ["y"], mode="reflect")
+    path = save(tmp_path / "g.onnx", [node], TOKENS, [2, 7, 8], c=np.array([0, 1, 0, 0, 0, 0]))
+    with pytest.raises(ArtifactError, match="in none of constant, edge"):
+        check_onnx_graph(path)
 
 
 def test_a_split_and_an_attention(tmp_path: Path) -> None:

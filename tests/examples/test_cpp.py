@@ -32,6 +32,7 @@ from mmad_fast.whole_folder import DIGEST_KEY, MANIFEST_FILE, write_manifest
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 CANNOT_BE_HAD = 3
+TOKEN_PARAMETERS = replace(TINY_PARAMETERS, geometry="fpfh")
 SAME, DIFFERS, REFUSED = 0, 1, 2
 
 
@@ -411,6 +412,12 @@ def test_parts_that_do_not_fit_are_refused(
             {"family": "m3dm", "graphs": {"rgb": read_artifact(tiny_artifact).graph_path("rgb")}},
             "family m3dm; this program runs the family cfm only",
         ),
+        (
+            {"method": "cfm-fpfh", "parameters": TOKEN_PARAMETERS.to_manifest()},
+            "method cfm-fpfh, which compares colours with fpfh; this program runs the variants "
+            "with point groups only (cfm, cfm-m, cfm-s, cfm-t)",
+        ),
+        ({"family": "btf", "graphs": {}}, "family btf; this program runs the family cfm only"),
         ({"family": "mean_colour"}, "family mean_colour; this program runs the family cfm only"),
         (
             {"tensors": {**tensors, "rotated.rgb_to_point.weight": output[:-1]}},

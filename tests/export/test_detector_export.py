@@ -21,6 +21,7 @@ from conftest import make_arrays
 from PIL import Image
 from robustness.replacing import writer_arguments
 from test_artifact import rewrite_manifest
+from tiny_artifacts import write_tiny_btf
 
 import mmad_fast
 from mmad_fast import Scan, load, scratch_folder
@@ -37,11 +38,13 @@ from mmad_fast.errors import (
 from mmad_fast.export import (
     Batch,
     artifact_update,
+    deployment_graph,
     detector_export,
     export_detector,
     export_request,
     trial_run,
 )
+from mmad_fast.export.graph_cost import GraphCost
 from mmad_fast.golden_replays import replay_engines
 
 FP32 = EngineKey("onnx", "fp32", (1, 1, 1), ())
@@ -543,6 +546,15 @@ def test_int8_takes_its_ranges_from_scans(copied: Path, tmp_path: Path) -> None:
     assert "calibrated with the golden scan alone" in alone.notices[0]
 
 
+def test_a_graph_that_8_bits_would_not_change_is_named_before_scans_are_run(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment_graph, "graph_cost", lambda model: GraphCost(10, 9, 1))
+    monkeypatch.setattr(detector_export, "calibrate", pytest.fail)
+    with pytest.raises(InvalidInputError, match=r"^(rgb|points)\.onnx is a network of .* \(90% of"):
+        export(copied, precision="int8", calibration=write_set(tmp_path / "set"))
+
+
 def test_calibration_scans_that_do_not_fit(copied: Path, tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", scale=1000.0)
     with pytest.raises(InvalidInputError, match="cannot be metres.*unit='mm'"):
@@ -627,3 +639,9 @@ def test_exporting_needs_no_torch(copied: Path, precision: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[0]) < 0.2
+
+
+def test_a_detector_without_networks_has_nothing_to_export(tmp_path: Path) -> None:
+    artifact = write_tiny_btf(tmp_path / "artifact")
+    with pytest.raises(InvalidInputError, match="has no networks, so there is nothing to export"):
+        export_detector(artifact, to="openvino")

@@ -20,7 +20,13 @@ from rendering import resources
 from mmad_fast.gpu.ahead_of_time import CompileJob, Outcome, compile_all, compile_jobs, kernels_of
 from mmad_fast.gpu.architectures import ARCHITECTURES
 from mmad_fast.gpu.triton_kernels import TRITON_MODULES, TritonKernel
-from mmad_fast.measure.cuda_resources import LAUNCHES, CudaKernel, find_nvcc, measure_cuda
+from mmad_fast.measure.cuda_resources import (
+    FLAGS,
+    LAUNCHES,
+    CudaKernel,
+    find_nvcc,
+    measure_cuda,
+)
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -201,6 +207,15 @@ def test_the_cuda_kernels_keep_to_their_budget(op: str, sm: int) -> None:
         assert kernel.registers <= budget.registers, kernel
         assert kernel.total_shared_bytes <= ARCHITECTURES[sm].shared_per_block, kernel
         assert kernel.occupancy >= budget.occupancy, kernel
+
+
+def test_no_build_contracts_products_and_sums() -> None:
+    """What the CPU has in float64, too, must round as there: where users build, where this file
+    measures, and on the host."""
+    assert "-fmad=false" in FLAGS
+    assert "mmad_fast_cuda PRIVATE -fmad=false" in (ROOT / "CMakeLists.txt").read_text("utf-8")
+    for file in ("csrc/CMakeLists.txt", "tests/cuda_emulation/build.py"):
+        assert "-ffp-contract=off" in (ROOT / file).read_text(encoding="utf-8"), file
 
 
 @needs_nvcc

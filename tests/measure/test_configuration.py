@@ -22,6 +22,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "cfm": {
         **{"num_groups": 1024, "group_size": 128, "batch_norm": "cloud", "precision": "fp32"},
         **{"aggregation": "product", "mapping": "crossmodal", "pixel_stride": 1},
+        **{"normals_sigma": 1.2, "fpfh_normal_neighbors": 30, "fpfh_neighbors": 100},
+        **{"fpfh_normal_radius": 0.10, "fpfh_radius": 0.25, "fpfh_orientation": "open3d"},
     },
     "m3dm": {
         **{"num_groups": 1024, "group_size": 128, "batch_norm": "cloud", "precision": "fp32"},
@@ -70,8 +72,16 @@ def test_what_a_fit_takes_unasked_is_the_methods_own(method: str, precision: str
     assert found["precision"] == precision
     assert is_variants_own(method, found)
     assert describe_configuration(method, found) == ""
-    assert describe_method(method, found | {"precision": "int8"}) == f"{method} (precision int8)"
-    assert published_for(published_name(method, found) or "")
+    family, variant = get_method(method)
+    has_precision = any(
+        "precision" in option_fields(b.options) for b in family.branches_of(variant)
+    )
+    told = describe_method(method, found | {"precision": "int8"})
+    assert told == (f"{method} (precision int8)" if has_precision else method)
+    name = published_name(method, found)
+    assert name == variant.published
+    assert published_name(method, found, 5) == (None if name is None else f"{name} (5-shot)")
+    assert any(one.published and published_for(one.published) for one in family.variants)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,7 @@ def test_what_a_fit_takes_unasked_is_the_methods_own(method: str, precision: str
         (
             "m3dm",
             {"bank_dtype": "float16", "coreset": "paper"},
-            "coreset paper; bank_dtype float16",
+            "bank_dtype float16; coreset paper",
         ),
         ("m3dm-rgb+3d", {"dlf_scores": "decision_function"}, "dlf_scores decision_function"),
         ("m3dm-rgb+3d-add", {"dlf_scores": "decision_function"}, ""),

@@ -83,9 +83,15 @@ def test_the_printed_means_are_those_of_the_printed_categories():
 
 
 def test_every_variant_has_published_accuracy_and_the_main_ones_their_speed():
+    ours = [name for name in method_names() if get_method(name)[1].published is None]
+    assert ours == ["cfm-normals", "cfm-fpfh"]
     for family, variant in map(get_method, method_names()):
+        if variant.published is None:
+            continue
         metrics = {row.metric for row in published_for(variant.published)}
-        assert {"i_auroc", "p_auroc", "aupro_30"} <= metrics, variant.name
+        assert {"i_auroc", "aupro_30"} <= metrics, variant.name
+        # Of AST with one modality no paper prints the pixels' AUROC.
+        assert "p_auroc" in metrics or variant.published.startswith("AST ("), variant.name
         if family.name == "cfm" or variant.name == "m3dm":
             assert {"fps", "memory_mb", "aupro_1"} <= metrics, variant.name
 

@@ -54,7 +54,8 @@ def test_both_learn_and_anomalies_stand_out() -> None:
     good = held_out_loss(teacher, student, [make_features(20)])
     assert good < 0.5 * before
     assert held_out_loss(teacher, student, [make_features(20, offset=1.0)]) > 3 * good
-    assert not (teacher.training or student.training)
+    assert not teacher.training
+    assert not student.training
 
 
 def test_the_same_seed_gives_the_same_networks() -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from conftest import make_arrays
 from gpu_test_device import TEST_DEVICE
+from tiny_artifacts import write_tiny_cfm_tokens
 
 from mmad_fast import Detector, load
 from mmad_fast.artifact import read_artifact
@@ -65,6 +67,14 @@ def assert_same_answer(device: Detector, host: Detector, seed: int) -> None:
 def test_answers_as_on_the_cpu(parameters: dict, tiny_artifact: Path, on_device: None) -> None:
     device, host = pair(tiny_artifact, **parameters)
     assert device.is_exact == host.is_exact
+    assert_same_answer(device, host, seed=4)
+
+
+@pytest.mark.parametrize("geometry", ["normals", "fpfh"])
+def test_variants_without_point_groups_answer_as_on_the_cpu(
+    geometry: Literal["normals", "fpfh"], tmp_path: Path, on_device: None
+) -> None:
+    device, host = pair(write_tiny_cfm_tokens(tmp_path / geometry, geometry))
     assert_same_answer(device, host, seed=4)
 
 

@@ -175,6 +175,8 @@ def test_json_round_trip_of_what_a_detector_reads() -> None:
 @pytest.mark.parametrize(("written", "today"), [("float32", "fp32"), ("int8", "int8")])
 def test_manifests_of_earlier_versions_are_read(family: Any, written: str, today: str) -> None:
     for options_class in (Extended, family.options):
+        if today not in option_fields(options_class)["precision"].choices:
+            continue
         content = {**options_class().to_manifest(), "precision": written}
         assert options_class.from_manifest(content) == options_class(precision=today)
     facts = option_fields(family.options)

@@ -36,6 +36,12 @@ class Guarded:
         value = SENTINELS.get(dtype, math.nan)
         return cls(torch.full((size,), value, dtype=dtype, device=TEST_DEVICE), shape)
 
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> Guarded:
+        made = cls.make(array.shape, torch.from_numpy(array).dtype)
+        made.whole[GUARD:-GUARD] = to_device(array.ravel())
+        return made
+
     @property
     def pointer(self) -> int:
         return self.whole[GUARD:].data_ptr()

@@ -121,9 +121,11 @@ NEIGHBORHOODS = {
 @pytest.mark.parametrize("options", NEIGHBORHOODS.values(), ids=NEIGHBORHOODS)
 def test_normals(options: dict[str, Any], orientation: str) -> None:
     found = surface_normals(to_device(POINTS), orientation=orientation, **options)
-    for backend in ("cpu", "reference"):
-        expected = surface_normals(POINTS, orientation=orientation, backend=backend, **options)
-        np.testing.assert_allclose(to_host(found), expected, atol=1e-6)
+    expected = surface_normals(POINTS, orientation=orientation, backend="reference", **options)
+    np.testing.assert_allclose(to_host(found), expected, atol=1e-6)
+    # The same source, and nothing in it that devices round differently.
+    on_host = surface_normals(POINTS, orientation=orientation, backend="cpu", **options)
+    np.testing.assert_array_equal(to_host(found), on_host)
 
 
 @on_device

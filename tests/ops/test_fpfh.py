@@ -101,6 +101,19 @@ def test_a_flat_object_is_in_the_middle_bins(backend: str) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_opposite_normals_of_a_plane_equal_the_reference(backend: str) -> None:
+    """theta is pi or -pi: the sign of a zero decides."""
+    rng = np.random.default_rng(1)
+    flat = np.column_stack([rng.uniform(-1, 1, (400, 2)), np.full(400, 0.5)]).astype(np.float32)
+    normals = np.zeros((400, 3))
+    normals[:, 2] = rng.choice([-1, 1], 400)
+    got = fpfh(flat, normals=normals, backend=backend)
+    assert (got[:, [0, 10]] > 1).all()
+    expected = fpfh(flat, normals=normals, backend="reference")
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * SUM)
+
+
 @pytest.mark.parametrize("backend", ALL_BACKENDS)
 def test_points_without_neighbours_have_empty_histograms(backend: str) -> None:
     assert not fpfh(integer_cloud(1), backend=backend).any()

@@ -20,9 +20,9 @@ found to 1e-9, for all that float64 rounds."""
 
 SURFACES = (
     Cloud("sixty-three-uniform", uniform_cloud(63, seed=1), False),
-    Cloud("uniform-1025", uniform_cloud(1025), False),
-    Cloud("depth-frame", depth_frame(40, seed=1).points, False),
-    Cloud("millimetres", depth_frame(32, seed=2).points * np.float32(1000), False),
+    Cloud("uniform-300", uniform_cloud(300), False),
+    Cloud("depth-frame", depth_frame(28, seed=1).points, False),
+    Cloud("millimetres", depth_frame(24, seed=2).points * np.float32(1000), False),
 )
 
 

@@ -1,4 +1,4 @@
-"""The depth picture: against the published preprocessing in plain loops, and where that has none."""
+"""The depth picture: against the published preprocessing in loops, and where that has none."""
 
 from __future__ import annotations
 

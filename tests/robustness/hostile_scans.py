@@ -38,8 +38,11 @@ LIMIT_S = 10.0
 """A scan takes milliseconds; the slowest kinds of the largest size tenths of a second."""
 LIMIT_MIB = 1024.0
 """Of the process with all detectors, which has 150 MiB before the first scan."""
-FAMILIES = {"cfm": 60.0, "m3dm": 15.0, "btf": 10.0, "patch_color": 15.0}
-"""CFM reads most of a scan, and is what most people run."""
+FAMILIES = {
+    **{"cfm": 45.0, "cfm-fpfh": 10.0, "m3dm": 15.0},
+    **{"btf": 10.0, "ast": 10.0, "patch_color": 10.0},
+}
+"""How often each is asked: CFM reads most of a scan, and is what most people run."""
 Rng = np.random.Generator
 Image = NDArray[Any]
 Choice = TypeVar("Choice")

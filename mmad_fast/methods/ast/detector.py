@@ -1,7 +1,7 @@
 """The run half of AST: prepared scan in, anomaly map and score out. Needs no torch.
 
-Read `FeatureExtractor.extract` and `AstPipeline.score_features` from top to bottom: that is the data
-flow. The published pipeline computes the same in torch, see reference.py.
+Read `FeatureExtractor.extract` and `AstPipeline.score_features` from top to bottom: that is the
+data flow. The published pipeline computes the same in torch, see reference.py.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class FeatureExtractor:
             EmptyScanError: no foreground.
         """
         depth = require_depth(prepared)
-        parts = []
+        parts: list[Any] = []
         if self._rgb is not None:
             image, _ = self.place.upload_scan(prepared, clock)
             parts.extend(self._rgb.maps(image, clock))  # (304, M, M)

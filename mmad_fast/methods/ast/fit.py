@@ -101,7 +101,7 @@ class AstFit:
             },
             facts={
                 **asdict(self._schedule),
-                "training": options.training,
+                "schedule": options.schedule,
                 "teacher_loss": teacher_losses[-1],
                 "student_loss": student_losses[-1],
                 "validation_loss": held_out_loss(teacher, student, held_out),
@@ -114,9 +114,12 @@ class AstFit:
 
 def training_schedule(options: AstOptions) -> Schedule:
     """The training's part of the options."""
-    chosen = {"epochs": options.epochs, "learning_rate": options.learning_rate}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return replace(SCHEDULES[options.training], **given)
+    schedule = SCHEDULES[options.schedule]
+    return replace(
+        schedule,
+        epochs=options.epochs or schedule.epochs,
+        learning_rate=options.learning_rate or schedule.learning_rate,
+    )
 
 
 def initial_networks(options: AstOptions, seed: int) -> tuple[Teacher, Student]:

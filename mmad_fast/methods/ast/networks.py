@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,10 +53,15 @@ class CouplingSubnet(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int, kernel_size: int) -> None:
         super().__init__()
-        settings = {"padding": kernel_size // 2, "padding_mode": "replicate"}
+        convolution = partial(
+            nn.Conv2d,
+            kernel_size=kernel_size,
+            padding=kernel_size // 2,
+            padding_mode="replicate",
+        )
         self.gamma = nn.Parameter(torch.zeros(1))
-        self.conv1 = nn.Conv2d(inputs, hidden, kernel_size, **settings)
-        self.conv2 = nn.Conv2d(hidden, outputs, kernel_size, **settings)
+        self.conv1: nn.Conv2d = convolution(inputs, hidden)
+        self.conv2: nn.Conv2d = convolution(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, outputs, H, W) from (B, inputs, H, W)."""
@@ -161,6 +167,7 @@ class SquaredDifference(nn.Module):
     """
 
     positions: Tensor
+    order: Tensor
 
     def __init__(self, teacher: Teacher, student: Student, side: int) -> None:
         """Takes trained networks, which stay as they are, and the side of their maps."""

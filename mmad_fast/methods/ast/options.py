@@ -32,8 +32,9 @@ class AstOptions(CnnPyramidOptions):
 
     Attributes:
         image_score: The largest value of the map, as reported, or the mean difference.
+        precision: Of the networks: AST has one.
         student_channels, student_blocks, teacher_channels: Sizes of the networks.
-        training: "quick", or "published", which takes many times as long.
+        schedule: "quick", or "published", which takes many times as long.
         epochs: Passes over the training scans, of each network.
         learning_rate: Of Adam, at the start.
         reads_rgb, reads_depth: What the networks get.
@@ -43,6 +44,10 @@ class AstOptions(CnnPyramidOptions):
         "efficientnet-b5", "Convolutional network of the RGB features.", in_rows=True
     )
     rgb_outputs: tuple[int, ...] = constant((35,), minimum=0)
+    precision: Literal["fp32"] = option(
+        "fp32", "Of the networks' products; lower ones are exported.", in_rows=True,
+        earlier_names={"float32": "fp32"},
+    )  # fmt: skip
     image_score: Literal["max", "mean"] = option(
         "max", "Of the map as reported, or the mean difference of both networks.", in_rows=True
     )
@@ -56,7 +61,7 @@ class AstOptions(CnnPyramidOptions):
         64, "Width of the teacher's convolutions; published: 64.",
         minimum=1, maximum=1024, in_rows=True,
     )  # fmt: skip
-    training: Literal["quick", "published"] = option(
+    schedule: Literal["quick", "published"] = option(
         "quick", "Schedule of both networks; the published one takes many times as long.",
         fit_only=True, in_rows=True,
     )  # fmt: skip
@@ -75,7 +80,9 @@ class AstOptions(CnnPyramidOptions):
     def is_exact(self) -> bool:
         """The detector is of the published size and gives the published pipeline's answer, up to
         rounding."""
-        return (self.student_channels, self.student_blocks, self.teacher_channels) == (1024, 4, 64)
+        published = (1024, 4, 64)
+        sizes = (self.student_channels, self.student_blocks, self.teacher_channels)
+        return super().is_exact and sizes == published
 
     @property
     def score_is_map_maximum(self) -> bool:

@@ -148,6 +148,11 @@ class GraphOptions(MethodOptions):
         earlier_names={"float32": "fp32"},
     )
 
+    @property
+    def is_exact(self) -> bool:
+        """See MethodOptions; a family with approximations of its own adds them."""
+        return self.precision == "fp32"
+
 
 def require_points(prepared: PreparedScan, minimum: int) -> None:
     """Raises EmptyScanError where a scan has fewer foreground points."""

@@ -18,7 +18,13 @@ from mmad_fast.methods.branches.branch import HOST, Place, require_points
 from mmad_fast.methods.branches.cnn_pyramid.extractor import CnnPyramidExtractor
 from mmad_fast.methods.branches.fpfh.extractor import MIN_POINTS, NUM_CHANNELS, FpfhExtractor
 from mmad_fast.methods.btf.options import BANK, BtfOptions
-from mmad_fast.methods.btf.patches import Patches, join, pool_maps, pool_points, reached_patches
+from mmad_fast.methods.btf.patches import (
+    DistinctPatches,
+    Patches,
+    distinct_patches,
+    pool_maps,
+    pool_points,
+)
 from mmad_fast.methods.memory_bank.search import (
     BankScores,
     SearchBackends,
@@ -72,21 +78,45 @@ class PatchExtractor:
         Raises:
             EmptyScanError: the detector reads points, and there are fewer than span a plane.
         """
-        dtype, rgb, points = self._options.patch_dtype, None, None
-        pixels, size = prepared.pixel_indices, prepared.grid_size
+        rgb = points = None
         if self._points is not None:
             require_points(prepared, MIN_POINTS)
+        # All of it first: on a device an upload waits for what was launched before.
         image, cloud = self.place.upload_scan(prepared, clock)
         if self._points is not None:
             descriptors = self._points.descriptors(cloud, clock)
             with clock.stage("pooling"):
-                points = pool_points(descriptors, pixels, size, dtype=dtype)
+                points = self._pool_points(descriptors, prepared)
         if self._rgb is not None:
             maps = self._rgb.maps(image, clock)
             with clock.stage("pooling"):
-                rgb = pool_maps(maps, dtype=dtype)
+                rgb = self._pool_maps(maps)
         with clock.stage("pooling"):
-            return join(rgb, points, reached_patches(pixels, size))
+            distinct = distinct_patches(prepared, self._options)
+            return Patches(self._join(rgb, points, distinct), distinct.owner)
+
+    def _pool_points(self, descriptors: NDArray, prepared: PreparedScan) -> NDArray:
+        """(L, C3) of descriptors (N, C3) of the scan's points."""
+        pixels, size = prepared.pixel_indices, prepared.grid_size
+        return pool_points(descriptors, pixels, size, dtype=self._options.patch_dtype)
+
+    def _pool_maps(self, maps: tuple[NDArray, ...]) -> NDArray:
+        """(L, C2) of the network's maps."""
+        return pool_maps(maps, dtype=self._options.patch_dtype)
+
+    def _join(
+        self, rgb: NDArray | None, points: NDArray | None, distinct: DistinctPatches
+    ) -> NDArray:
+        """(Q, C) the rows of the distinct patches, of features (L, C2) and (L, C3)."""
+        if points is None or rgb is None:
+            rows = points if rgb is None else rgb
+            assert rows is not None
+        else:
+            rows = np.concatenate([rgb, points], axis=1)
+        if not distinct.has_background:
+            return rows
+        zeros = np.zeros((1, rows.shape[1]), rows.dtype)
+        return np.concatenate([rows[distinct.patches], zeros])
 
 
 class BtfPipeline:

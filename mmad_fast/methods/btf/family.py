@@ -25,6 +25,12 @@ def _pipeline() -> type[Pipeline]:
     return BtfPipeline
 
 
+def _device_pipeline() -> type[Pipeline]:
+    from mmad_fast.methods.btf.device_detector import DeviceBtfPipeline
+
+    return DeviceBtfPipeline
+
+
 def _fit(task: FitTask) -> Fit:
     from mmad_fast.methods.btf.fit import BtfFit
 
@@ -52,10 +58,10 @@ FAMILY = Family(
     recipe=Recipe("btf", remove_background=True, rgb_background="black", rgb_padding="zero"),
     speeds={
         "exact": {},
-        "fast": {"coreset_fraction": 0.02, "fpfh_neighbors": 50},
-        "small": {"coreset_fraction": 0.02, "bank_dtype": "float16"},
+        "fast": {"precision": "int8", "coreset_fraction": 0.02, "fpfh_neighbors": 50},
+        "small": {"precision": "int8", "coreset_fraction": 0.02, "bank_dtype": "float16"},
     },
-    pipelines={"cpu": _pipeline},
+    pipelines={"cpu": _pipeline, "cuda": _device_pipeline},
     fit=_fit,
     reference=_reference,
     aupro_thresholds=100,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.branches.cnn_pyramid.options import CnnPyramidOptions
@@ -63,7 +63,12 @@ class BtfOptions(BankOptions, FpfhOptions, CnnPyramidOptions):
         """The detector gives the published pipeline's answer, up to rounding."""
         own = ("coreset_fraction", "fpfh_neighbors") if self.reads_points else ("coreset_fraction",)
         is_reduced = any(getattr(self, n) < option_default(type(self), n) for n in own)
-        return self.bank_dtype != "float16" and not is_reduced
+        return super().is_exact and self.bank_dtype != "float16" and not is_reduced
+
+    def with_constants(self) -> BtfOptions:
+        """Without a network there is no precision to choose: "fp32"."""
+        options = super().with_constants()
+        return options if self.reads_rgb else replace(options, precision="fp32")
 
     @property
     def reads_rgb(self) -> bool:

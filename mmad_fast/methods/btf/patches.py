@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmad_fast.methods.btf.options import PATCH_GRID
+from mmad_fast.methods.btf.options import PATCH_GRID, BtfOptions
+from mmad_fast.scan import PreparedScan
 
 SMOOTHING = 3
 """Side of the average before the pooling, without padding."""
@@ -73,8 +75,8 @@ def reached_patches(pixel_indices: NDArray[np.int64], size: int) -> NDArray[np.b
 def pool_points(
     descriptors: NDArray[np.float32], pixel_indices: NDArray[np.int64], size: int, *, dtype: str
 ) -> NDArray:
-    """(PATCH_GRID, PATCH_GRID, C) the descriptors (N, C) of points, written into a grid of zeros
-    and pooled.
+    """(PATCH_GRID ** 2, C) the descriptors (N, C) of points, written into a grid of zeros and
+    pooled.
 
     Args:
         descriptors: Of the points, at least one.
@@ -91,27 +93,29 @@ def pool_points(
     # Many small products: one large one would wake NumPy's own threads, which cost more.
     by_column = shares[:, left : left + width] @ grid  # (H, 28, C)
     pooled: NDArray = shares[:, top : top + height] @ by_column.swapaxes(0, 1)  # (28, 28, C)
-    return pooled.swapaxes(0, 1)
+    return pooled.swapaxes(0, 1).reshape(PATCH_GRID**2, -1)
 
 
-def join(rgb: NDArray | None, points: NDArray | None, is_reached: NDArray[np.bool_]) -> Patches:
-    """The patches of a scan.
+class DistinctPatches(NamedTuple):
+    """Which patches have a row of their own.
 
-    Args:
-        rgb: (L, C2) RGB features of each patch, or None.
-        points: (PATCH_GRID, PATCH_GRID, C3) histograms of each patch, or None.
-        is_reached: (PATCH_GRID, PATCH_GRID) patches with points; without RGB features the others
-            share one row of zeros, the last.
+    Attributes:
+        patches: (P,) int64, row-major.
+        has_background: The others share one row of zeros, the last.
+        owner: (L,) int64, as in Patches.
     """
+
+    patches: NDArray[np.int64]
+    has_background: bool
+    owner: NDArray[np.int64]
+
+
+def distinct_patches(prepared: PreparedScan, options: BtfOptions) -> DistinctPatches:
+    """All patches, or without RGB features those that points are averaged in."""
     everywhere = np.arange(PATCH_GRID**2)
-    if points is None:
-        assert rgb is not None
-        return Patches(rgb, everywhere)
-    histograms = points.reshape(len(everywhere), -1)
-    if rgb is not None:
-        return Patches(np.concatenate([rgb, histograms], axis=1), everywhere)
-    foreground = np.flatnonzero(is_reached)
-    background = [] if is_reached.all() else [np.zeros((1, histograms.shape[1]), histograms.dtype)]
-    owner = np.full(len(everywhere), len(foreground))
-    owner[foreground] = np.arange(len(foreground))
-    return Patches(np.concatenate([histograms[foreground], *background]), owner)
+    if options.reads_rgb:
+        return DistinctPatches(everywhere, False, everywhere)
+    patches = np.flatnonzero(reached_patches(prepared.pixel_indices, prepared.grid_size))
+    owner = np.full(len(everywhere), len(patches))
+    owner[patches] = np.arange(len(patches))
+    return DistinctPatches(patches, len(patches) < len(everywhere), owner)

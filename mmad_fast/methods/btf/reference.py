@@ -159,8 +159,9 @@ def reference_pipeline(artifact: Artifact, weights: Weights) -> Reference:
     if options.reads_rgb:
         seed = int(artifact.manifest.weights["seed"])
         network = build_network(options, weights=weights.get("rgb", "auto"), seed=seed)
-    rows = np.array(artifact.tensors()[BANK_PREFIX + BANK], options.patch_dtype)
-    bank = torch.from_numpy(rows)
+    # As published: Open3D's histograms are float64, and with them the patches that have some.
+    dtype = np.float64 if options.reads_points else np.float32
+    bank = torch.from_numpy(np.array(artifact.tensors()[BANK_PREFIX + BANK], dtype))
 
     def infer(
         prepared: PreparedScan, clock: StageClock, *, ties: Literal["lowest", "any"] = "lowest"

@@ -20,7 +20,8 @@ def _variant(name: str, published: str, rgb_layers: int, point_layers: tuple[int
 
 
 def _by_formula(name: str, branches: tuple[str, ...], geometry: str) -> Variant:
-    return Variant(name, name, branches, {"rgb_layers": 8, "geometry": geometry})
+    values = {"rgb_backbone": "dinov2-vits14", "rgb_layers": 8, "geometry": geometry}
+    return Variant(name, None, branches, values)
 
 
 def _pipeline() -> type[Pipeline]:

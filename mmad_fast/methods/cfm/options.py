@@ -115,14 +115,18 @@ class CfmOptions(VitTokenOptions, PointGroupOptions, OrganisedNormalsOptions, Fp
             idle |= dict.fromkeys(NORMALS_OF_NEIGHBORS, reason)
         return idle
 
+    def to_manifest(self) -> dict[str, Any]:
+        """See MethodOptions. Of a detector with point groups in the form of versions that had no
+        other."""
+        content = super().to_manifest()
+        left_out = _of_formulas() if self.geometry == "point" else frozenset()
+        return {name: value for name, value in content.items() if name not in left_out}
+
     @classmethod
     def from_manifest(cls, content: Mapping[str, Any]) -> CfmOptions:
-        """See MethodOptions. A manifest without a geometry is of a version that had point groups
-        only."""
+        """See MethodOptions."""
         if "geometry" not in content:
-            later = {n for branch in BY_FORMULA for n in option_fields(branch)}
-            later = {"geometry", *later} - set(option_fields(MethodOptions))
-            content = {**{name: option_default(cls, name) for name in later}, **content}
+            content = {**{name: option_default(cls, name) for name in _of_formulas()}, **content}
         return super().from_manifest(content)
 
     @property
@@ -135,3 +139,9 @@ class CfmOptions(VitTokenOptions, PointGroupOptions, OrganisedNormalsOptions, Fp
         """Network name by discrepancy map, for the maps that the aggregation reads."""
         by_map = MAPPINGS[self.mapping]
         return {psi: by_map[psi] for psi in PSI_MAPS[self.aggregation]}
+
+
+def _of_formulas() -> frozenset[str]:
+    """What is read by detectors without point groups only."""
+    names = {name for branch in BY_FORMULA for name in option_fields(branch)}
+    return frozenset({"geometry", *names} - set(option_fields(MethodOptions)))

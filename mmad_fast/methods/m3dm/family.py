@@ -78,7 +78,7 @@ def _train_fusion(
     return train_shared_uff(dataset, categories, request, output, progress=progress)
 
 
-def _published_name(variant: Variant, configuration: Mapping[str, Any]) -> str:
+def _published_name(variant: Variant, configuration: Mapping[str, Any]) -> str | None:
     """The variant's, or that of a row of M3DM's Tables 2 and 5 that its options make."""
     if variant.name == "m3dm-fusion" and configuration.get("uses_uff") is False:
         return "M3DM (one fused bank, without UFF)"

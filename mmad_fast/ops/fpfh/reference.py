@@ -83,8 +83,7 @@ def pair_features(p: Doubles, n: Doubles, q: Doubles, m: Doubles) -> Doubles:
     """
     line = q - p
     n, m = np.broadcast_arrays(n, m)
-    at_p, at_q = np.abs((n * line).sum(axis=-1)), np.abs((m * line).sum(axis=-1))
-    is_swapped = (at_p < at_q)[..., None]
+    is_swapped = (np.abs(dot(n, line)) < np.abs(dot(m, line)))[..., None]
     return features_of(
         np.where(is_swapped, -line, line), np.where(is_swapped, m, n), np.where(is_swapped, n, m)
     )
@@ -93,13 +92,17 @@ def pair_features(p: Doubles, n: Doubles, q: Doubles, m: Doubles) -> Doubles:
 def features_of(line: Doubles, source: Doubles, target: Doubles) -> Doubles:
     """(..., 3): theta, alpha, phi, by the line from source to target and the normals there. All are
     0 where the line has no length, or the source's normal is on it."""
-    length = np.sqrt((line * line).sum(axis=-1))
+    length = np.sqrt(dot(line, line))
     v = np.cross(line, source)
-    v_length = np.sqrt((v * v).sum(axis=-1))
+    v_length = np.sqrt(dot(v, v))
     is_defined = (length > 0) & (v_length > 0)
     v = v / np.where(is_defined, v_length, 1)[..., None]
     w = np.cross(source, v)
-    phi = (source * line).sum(axis=-1) / np.where(is_defined, length, 1)
-    alpha = (v * target).sum(axis=-1)
-    theta = np.arctan2((w * target).sum(axis=-1), (source * target).sum(axis=-1))
-    return np.where(is_defined[..., None], np.stack([theta, alpha, phi], axis=-1), 0)
+    phi = dot(source, line) / np.where(is_defined, length, 1)
+    theta = np.arctan2(dot(w, target), dot(source, target))
+    return np.where(is_defined[..., None], np.stack([theta, dot(v, target), phi], axis=-1), 0)
+
+
+def dot(a: Doubles, b: Doubles) -> Doubles:
+    """(...): the sums of products, in this order. One of -0 stays so: theta has its sign."""
+    return a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]

@@ -145,6 +145,11 @@ def test_int8_is_calibrated_on_training_scans(
         assert 0 < np.sqrt(np.mean((found - wanted) ** 2)) < 0.05 * wanted.std()
 
 
+def test_int8_is_no_exact_answer():
+    assert CnnPyramidOptions().is_exact
+    assert not CnnPyramidOptions(precision="int8").is_exact
+
+
 def test_int8_without_a_scan_to_calibrate_on(make_task: Callable, make_dome: Callable):
     options = SmallOptions(rgb_outputs=(1,), rgb_size=32, precision="int8")
     dome = make_dome(0)

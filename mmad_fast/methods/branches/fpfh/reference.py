@@ -3,13 +3,17 @@ What the references of all methods begin with. Imports nothing from the fast cod
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from mmad_fast.errors import MissingDependencyError
 from mmad_fast.methods.branches.fpfh.options import FpfhOptions
 from mmad_fast.ops.fpfh.reference import fpfh
 from mmad_fast.ops.surface_normals.reference import surface_normals
+from mmad_fast.preprocess.reference import import_open3d
 
 SPARE_NEIGHBORS = 32
 """Beyond those that are needed: as many may be as far as the last of them."""
@@ -61,19 +65,19 @@ def nearest_points(
 def _by_open3d(points: NDArray[np.float32], options: FpfhOptions) -> NDArray[np.float64] | None:
     """As the public code calls it; None where Open3D cannot be imported."""
     try:
-        from open3d import geometry, pipelines, utility
-    except (ImportError, OSError):
+        open3d = import_open3d()
+    except MissingDependencyError:
         return None
 
-    def search(number: int, radius: float | None) -> geometry.KDTreeSearchParam:
+    def search(number: int, radius: float | None) -> Any:
         if radius is None:
-            return geometry.KDTreeSearchParamKNN(number)
-        return geometry.KDTreeSearchParamHybrid(radius, number)
+            return open3d.geometry.KDTreeSearchParamKNN(number)
+        return open3d.geometry.KDTreeSearchParamHybrid(radius, number)
 
-    cloud = geometry.PointCloud(utility.Vector3dVector(points))
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
     cloud.estimate_normals(search(options.fpfh_normal_neighbors, options.fpfh_normal_radius))
     if options.fpfh_orientation == "camera":
         cloud.orient_normals_towards_camera_location()
     around = search(options.fpfh_neighbors, options.fpfh_radius)
-    histograms = pipelines.registration.compute_fpfh_feature(cloud, around).data  # type: ignore[call-arg]
+    histograms = open3d.pipelines.registration.compute_fpfh_feature(cloud, around).data
     return np.ascontiguousarray(histograms.T)
