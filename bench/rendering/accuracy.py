@@ -38,8 +38,10 @@ def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
     header = ("setting", "weights", "categories x seeds", *ACCURACY_COLUMNS.values())
     lines += table_header(*header, "published I-AUROC, AUPRO@30%, P-AUROC")
     for group in settings:
-        by_seed = grouped(group, "seed")
-        fits = f"{len({row['category'] for row in group})} x {len(by_seed)}"
+        number = len({row["category"] for row in group})
+        # A seed that lacks a category has the mean of others.
+        by_seed = [fits for fits in grouped(group, "seed") if len(fits) == number]
+        fits = f"{number} x {len(by_seed)}"
         figures = [spread([mean(fits_, name) for fits_ in by_seed]) for name in ACCURACY_COLUMNS]
         figures.append(published(published_name(label(group[0]), section)))
         lines.append(table_line(label(group[0]), weights(group[0]), fits, *figures))

@@ -25,8 +25,8 @@ SQUEEZE = 4
 """Channels of a block's input per channel of its squeezed vector."""
 
 RESIDUAL_GAIN = 0.7
-"""Initial factor of what a residual block adds: with 1 the maps of random networks reach 1e4 in block
-35, where rounding is no longer small."""
+"""Initial factor of what a residual block adds: with 1 the maps of random networks reach 1e4 in
+block 35, where rounding is no longer small."""
 
 
 class SameConv2d(nn.Conv2d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -114,7 +115,12 @@ class EngineCache:
                     "layers": [asdict(layer) for layer in layers],
                 }
                 (partial / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
-                os.rename(partial, entry)
+                try:
+                    os.rename(partial, entry)
+                except OSError as error:
+                    # Another process has stored the same engine, and may have removed it since.
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
         except OSError as error:
             if not entry.is_dir():  # else another process has stored the same engine
                 raise ArtifactError(

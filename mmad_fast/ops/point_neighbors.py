@@ -66,7 +66,9 @@ class PointNeighbors:
             )
         is_read = np.arange(length) < self.counts[:, None]
         in_range = (self.indices >= 0) & (self.indices < num_points)
-        if ((self.counts < 0) | (self.counts > length)).any() or (is_read & ~in_range).any():
+        if ((self.counts < min(1, length)) | (self.counts > length)).any() or (
+            is_read & ~in_range
+        ).any():
             raise InvalidInputError(f"neighbors hold an index or a count out of range: {make}")
         check_neighborhood(self.max_neighbors, self.radius)
 
@@ -97,7 +99,8 @@ class PointNeighbors:
         self.require(max_neighbors, radius)
         indices = self.indices[:, :max_neighbors]
         squared = self.squared_distances[:, :max_neighbors]
-        is_within = squared < squared_radius(radius)
+        is_there = np.arange(indices.shape[1]) < self.counts[:, None]
+        is_within = is_there & (squared < squared_radius(radius))
         return PointNeighbors(
             np.where(is_within, indices, np.int32(-1)),
             np.where(is_within, squared, np.float32(np.inf)),

@@ -60,3 +60,8 @@ def test_fits_on_few_scans_are_rows_of_their_own(page) -> None:
     text = page(row("a", 0, 0.5), row("a", 0, 0.25, shots=5))
     assert "| cfm-s | rgb: random | 1 x 1 | 0.500 |" in text
     assert "| cfm-s (5 scans) | rgb: random | 1 x 1 | 0.250 |" in text
+
+
+def test_a_seed_that_lacks_a_category_is_not_in_the_mean_over_categories(page) -> None:
+    text = page(row("a", 0, 0.5), row("b", 0, 0.7), row("a", 1, 1.0))
+    assert "| cfm-s | rgb: random | 2 x 1 | 0.600 |" in text

@@ -98,6 +98,8 @@ def test_an_interrupted_run_keeps_its_rows(settings: Path, number: int, first: s
         stdout=subprocess.PIPE,
         text=True,
         env=dict(os.environ),
+        # Where these tests run in the background SIGINT is ignored, and would be by this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

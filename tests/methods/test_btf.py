@@ -351,7 +351,7 @@ def test_options() -> None:
     assert (fast.precision, fast.fpfh_neighbors) == ("fp32", 50)  # it has no network
     with pytest.raises(InvalidInputError, match="features is .*one or more of rgb, fpfh, in this"):
         BtfOptions(features=("fpfh", "rgb"))
-    with pytest.raises(InvalidInputError, match="fpfh_radius is 0.*above 0"):
+    with pytest.raises(InvalidInputError, match="fpfh_radius is 0.*above 1e-06"):
         FitRequest.of("btf", fpfh_radius=0)
     with pytest.raises(InvalidInputError, match="bank_dtype is 'int8'.*float32, float64, float16"):
         FitRequest.of("btf", bank_dtype="int8")

@@ -14,7 +14,7 @@ from ops.cases import (
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.ops import point_neighbors
-from mmad_fast.ops.point_neighbors import find_neighbors
+from mmad_fast.ops.point_neighbors import PointNeighbors, find_neighbors
 
 MAX_POINTS = 5000  # of a cloud in full; a sample of the queries is checked
 
@@ -78,3 +78,14 @@ def test_equal_points_are_not_slow() -> None:
     got = find_neighbors(np.full((2000, 3), 0.5, np.float32), 100)
     np.testing.assert_array_equal(got.indices, np.tile(np.arange(100), (2000, 1)))
     assert not got.squared_distances.any()
+
+
+def test_what_is_behind_the_count_is_no_neighbour_of_a_smaller_search():
+    points = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    found = find_neighbors(points, 20)
+    indices = found.indices.copy()
+    indices[:, 5:] = 2**30
+    few = PointNeighbors(indices, found.squared_distances, np.full(50, 5, np.int32), 20, None)
+    fewer = few.within(10, 100.0)
+    assert (fewer.counts == 5).all()
+    assert (fewer.indices[:, 5:] == -1).all()

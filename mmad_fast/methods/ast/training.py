@@ -2,7 +2,7 @@
 
 The published schedule goes through the scans 72 times for each network at a constant learning rate;
 the quick one takes smaller batches, larger steps that shrink to zero, and fewer passes. What both
-give stands in README.md.
+give stands in docs/decisions.md.
 """
 
 from __future__ import annotations

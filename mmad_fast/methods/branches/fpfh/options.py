@@ -31,10 +31,18 @@ class FpfhOptions(MethodOptions):
         in_rows=True,
     )  # fmt: skip
     fpfh_normal_radius: float | None = option(
-        0.10, "Of the points of a normal, in metres; none: no limit.", above=0, in_rows=True
+        0.10,
+        "Of the points of a normal, in metres; none: no limit.",
+        above=1e-6,
+        maximum=100,
+        in_rows=True,
     )
     fpfh_radius: float | None = option(
-        0.25, "Of the points of a histogram, in metres; none: no limit.", above=0, in_rows=True
+        0.25,
+        "Of the points of a histogram, in metres; none: no limit.",
+        above=1e-6,
+        maximum=100,
+        in_rows=True,
     )
     fpfh_orientation: Literal["open3d", "camera"] = option(
         "open3d",
