@@ -88,7 +88,7 @@ void bind_farthest_point_sampling(py::module_& m) {
 }
 
 void bind_neighbor_rows(py::module_& m) {
-  py::class_<NeighborRows>(m, "NeighborRows")
+  py::class_<NeighborRows>(m, "NeighborRows", py::module_local())
       .def(py::init([](uintptr_t indices, uintptr_t squared_distances, uintptr_t counts,
                        int64_t row_length, int32_t max_neighbors, float squared_radius) {
              return NeighborRows{at<const int32_t>(indices),
