@@ -172,7 +172,10 @@ class MovedScan(ScanFile):
         is_point = (xyz != 0).any(axis=-1, keepdims=True)
         xyz = xyz + is_point * rng.normal(0, NOISE_M, xyz.shape).astype(np.float32)
         noisy = np.clip(rgb + rng.normal(0, NOISE_RGB, rgb.shape), 0, 255).astype(np.uint8)
-        return replace(scan, rgb=noisy, xyz=xyz)
+        normals = scan.normals
+        if normals is not None:
+            normals = np.roll(normals, (rows, columns), (0, 1))
+        return replace(scan, rgb=noisy, xyz=xyz, normals=normals)
 
 
 @dataclass(frozen=True)

@@ -105,15 +105,19 @@ class Sweep:
 
     def settings(self) -> Iterator[Setting]:
         """The settings of the groups that are asked for; one for each of its `seeds`, and for each
-        number of training scans in its `shots`, 0 being all."""
+        number of training scans in its `shots`, 0 being all. It takes what all fits share but for
+        the names in its `without`; options that tell rows apart are columns of theirs."""
         for entry in self.content.get("settings", [{}]):
             if self.options.group and entry.get("group") not in self.options.group:
                 continue
-            more = {k: v for k, v in entry.items() if k not in ("row", "fit", "shots", "seeds")}
+            own = ("row", "fit", "shots", "seeds", "without")
+            more = {k: v for k, v in entry.items() if k not in own}
+            shared = {k: v for k, v in self.fit.items() if k not in entry.get("without", [])}
             seeds = entry.get("seeds", [self.fit.get("seed", 0)])
             for shots, seed in product(entry.get("shots", [0]), seeds):
-                fit = {**self.fit, **entry.get("fit", {}), "shots": shots or None}
-                row = {"shots": shots or None, "seed": seed, **entry.get("row", {})}
+                fit = {**shared, **entry.get("fit", {}), "shots": shots or None}
+                columns = {name: fit[name] for name in self.content.get("key", []) if name in fit}
+                row = {**columns, "shots": shots or None, "seed": seed, **entry.get("row", {})}
                 yield Setting(row, {**fit, "seed": row["seed"]}, more)
 
 

@@ -24,6 +24,8 @@
 #include "common/parallel.h"
 #include "common/point_index.h"
 #include "common/point_neighbors.h"
+#include "cosine_maps/op.h"
+#include "cosine_maps/smoothing.h"
 #include "farthest_point_sampling/op.h"
 #include "foreground/op.h"
 #include "fpfh/op.h"
@@ -39,6 +41,7 @@
 #include "run/bilinear_rows.h"
 #include "run/depth_picture.h"
 #include "run/network_input.h"
+#include "run/object_pictures.h"
 #include "run/organised_normals.h"
 #include "run/scan_points.h"
 #include "surface_normals/op.h"
@@ -319,20 +322,89 @@ void bind_preprocess(py::module_& m) {
       py::arg("xyz").noconvert(), py::arg("sigma"), py::arg("smoothed").noconvert(),
       py::arg("normals").noconvert());
   m.def(
-      "normals_picture",
-      [](const Floats& normals, double contrast, Floats& picture) {
-        require(normals.ndim() == 3 && is_side(normals.shape(0)), "normals that are not (S, S, 3)");
-        require(picture.ndim() == 3 && is_side(picture.shape(1)),
+      "stretch_picture",
+      [](const Floats& image, const Triple& scale, const Triple& shift, Floats& picture) {
+        require(is_image(image), "an image that is not (H, W, 3)");
+        require(picture.ndim() == 3 && is_side(picture.shape(1)) &&
+                    has_shape(picture, {3, picture.shape(1), picture.shape(1)}),
                 "a picture that is not (3, R, R)");
-        const int64_t side = normals.shape(0), size = picture.shape(1);
-        require(has_shape(normals, {side, side, 3}) && has_shape(picture, {3, size, size}),
-                "normals that are not (S, S, 3), or a picture that is not (3, R, R)");
-        const float* source = normals.data();
+        const auto height = image.shape(0), width = image.shape(1), size = picture.shape(1);
+        const auto to_floats = [](const Triple& triple) {
+          const auto [a, b, c] = triple;
+          return std::array<float, 3>{static_cast<float>(a), static_cast<float>(b),
+                                      static_cast<float>(c)};
+        };
+        const auto scales = to_floats(scale), shifts = to_floats(shift);
+        const float* source = image.data();
         float* target = picture.mutable_data();
         py::gil_scoped_release release;
-        mmad_fast::normals_picture(source, side, contrast, size, target);
+        mmad_fast::stretch_picture(source, height, width, scales.data(), shifts.data(), size,
+                                   target);
       },
-      py::arg("normals").noconvert(), py::arg("contrast"), py::arg("picture").noconvert());
+      py::arg("image").noconvert(), py::arg("scale"), py::arg("shift"),
+      py::arg("picture").noconvert());
+  m.def(
+      "mark_object",
+      [](const Floats& xyz, const Border& padding, double plane_removal, Bytes& is_object) {
+        const auto [top, bottom, left, right] = padding;
+        require(is_image(xyz) && has_shape(is_object, {xyz.shape(0), xyz.shape(1)}),
+                "xyz that is not (H, W, 3), or marks of other pixels");
+        require(std::min({top, bottom, left, right}) >= 0 && top + bottom <= xyz.shape(0) &&
+                    left + right <= xyz.shape(1),
+                "a padding that is no border of xyz");
+        const auto height = xyz.shape(0), width = xyz.shape(1);
+        const float* source = xyz.data();
+        uint8_t* marks = is_object.mutable_data();
+        py::gil_scoped_release release;
+        return mmad_fast::mark_object(source, height, width, Padding{top, bottom, left, right},
+                                      plane_removal, marks);
+      },
+      py::arg("xyz").noconvert(), py::arg("padding"), py::arg("plane_removal"),
+      py::arg("is_object").noconvert());
+  m.def(
+      "close_mask",
+      [](Bytes& mask) {
+        require(mask.ndim() == 2, "a mask that is not (H, W)");
+        uint8_t* marks = mask.mutable_data();
+        const auto height = mask.shape(0), width = mask.shape(1);
+        py::gil_scoped_release release;
+        mmad_fast::close_mask(marks, height, width);
+      },
+      py::arg("mask").noconvert());
+  m.def(
+      "scale_depth",
+      [](const Floats& xyz, const Bytes& is_object, double low, double span, Floats& depth) {
+        require(is_image(xyz) && has_shape(is_object, {xyz.shape(0), xyz.shape(1)}) &&
+                    has_shape(depth, {xyz.shape(0), xyz.shape(1)}),
+                "xyz that is not (H, W, 3), or marks or depth of other pixels");
+        const auto height = xyz.shape(0), width = xyz.shape(1);
+        const float* source = xyz.data();
+        const uint8_t* marks = is_object.data();
+        float* target = depth.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::scale_depth(source, marks, height, width, static_cast<float>(low),
+                               static_cast<float>(span), target);
+      },
+      py::arg("xyz").noconvert(), py::arg("is_object").noconvert(), py::arg("low"), py::arg("span"),
+      py::arg("depth").noconvert());
+  m.def(
+      "sobel_normals",
+      [](const Floats& depth, const Bytes& is_object, int sobel_size, Floats& picture) {
+        require(depth.ndim() == 2 && depth.size() > 0 &&
+                    has_shape(is_object, {depth.shape(0), depth.shape(1)}) &&
+                    has_shape(picture, {depth.shape(0), depth.shape(1), 3}),
+                "depth that is not (H, W), or marks or a picture of other pixels");
+        require(sobel_size == 3 || sobel_size == 5 || sobel_size == 7,
+                "a filter that is not 3, 5 or 7 pixels a side");
+        const auto height = depth.shape(0), width = depth.shape(1);
+        const float* source = depth.data();
+        const uint8_t* marks = is_object.data();
+        float* target = picture.mutable_data();
+        py::gil_scoped_release release;
+        mmad_fast::sobel_normals(source, marks, height, width, sobel_size, target);
+      },
+      py::arg("depth").noconvert(), py::arg("is_object").noconvert(), py::arg("sobel_size"),
+      py::arg("picture").noconvert());
   m.def(
       "draw_depth",
       [](const Floats& xyz, double plane_removal, Floats& picture, Bytes& foreground,
@@ -524,6 +596,37 @@ void bind_point_neighbors(py::module_& m) {
       py::arg("points").noconvert(), py::arg("normals").noconvert(), py::arg("indices").noconvert(),
       py::arg("squared_distances").noconvert(), py::arg("counts").noconvert(),
       py::arg("max_neighbors"), py::arg("squared_radius"), py::arg("features").noconvert());
+}
+
+// targets and restored: of each level (C, H, W) float32; map (S, S) float32 is written.
+void bind_cosine_maps(py::module_& m) {
+  using Floats = py::array_t<float, py::array::c_style>;
+  m.def(
+      "cosine_maps",
+      [](const std::vector<Floats>& targets, const std::vector<Floats>& restored, double sigma,
+         bool align_corners, Floats& map) {
+        require(!targets.empty() && targets.size() == restored.size(),
+                "no levels, or not as many restored maps as targets");
+        std::vector<mmad_fast::CosineLevel> levels;
+        for (std::size_t level = 0; level < targets.size(); ++level) {
+          const Floats &target = targets[level], &other = restored[level];
+          require(target.ndim() == 3 && target.size() > 0 && is_side(target.shape(1)) &&
+                      is_side(target.shape(2)) &&
+                      has_shape(other, {target.shape(0), target.shape(1), target.shape(2)}),
+                  "maps that are not (C, H, W), or of different shapes");
+          levels.push_back(
+              {target.data(), other.data(), target.shape(0), target.shape(1), target.shape(2)});
+        }
+        require(map.ndim() == 2 && is_side(map.shape(0)) && map.shape(0) == map.shape(1),
+                "a result that is not (S, S)");
+        require(sigma >= 0 && sigma <= mmad_fast::kMaxSigma, "a sigma out of range");
+        float* result = map.mutable_data();
+        const int64_t size = map.shape(0);
+        py::gil_scoped_release release;
+        mmad_fast::cosine_maps(levels, size, sigma, align_corners, result);
+      },
+      py::arg("targets").noconvert(), py::arg("restored").noconvert(), py::arg("sigma"),
+      py::arg("align_corners"), py::arg("map").noconvert());
 }
 
 // inverse_distance_interpolation: centers (G, 3) float32; indices (N, 3) int64 and weights (N, 3)
@@ -1016,5 +1119,6 @@ PYBIND11_MODULE(_kernels, m) {
   bind_sparse_rows(m);
   bind_anomaly_map(m);
   bind_pixel_mapping(m);
+  bind_cosine_maps(m);
   bind_point_embedding(m);
 }

@@ -6,8 +6,11 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "common/cuda_device.h"
+#include "cosine_maps/op.h"
 #include "farthest_point_sampling/op.h"
 #include "fpfh/op.h"
 #include "inverse_distance_interpolation/op.h"
@@ -193,6 +196,37 @@ void bind_inverse_distance_interpolation(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+// levels: of each the maps' addresses, target and restored, and their shape C, H, W; map (size,
+// size) float32 is written.
+void bind_cosine_maps(py::module_& m) {
+  using Level = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+  const auto read = [](const std::vector<Level>& levels) {
+    std::vector<mmad_fast::CosineLevel> found;
+    for (const auto& [target, restored, channels, height, width] : levels) {
+      found.push_back(
+          {at<const float>(target), at<const float>(restored), channels, height, width});
+    }
+    return found;
+  };
+  m.def(
+      "cosine_maps_workspace",
+      [read](const std::vector<Level>& levels, int64_t size) {
+        return cuda::cosine_maps_workspace(read(levels), size);
+      },
+      py::arg("levels"), py::arg("size"));
+  m.def(
+      "cosine_maps",
+      [read](int device, const std::vector<Level>& levels, int64_t size, double sigma,
+             bool align_corners, uintptr_t map, uintptr_t workspace, uintptr_t stream) {
+        const cuda::DeviceGuard guard(device);
+        cuda::cosine_maps(read(levels), size, sigma, align_corners, at<float>(map),
+                          at<void>(workspace), at<void>(stream));
+      },
+      py::arg("device"), py::arg("levels"), py::arg("size"), py::arg("sigma"),
+      py::arg("align_corners"), py::arg("map"), py::arg("workspace"), py::arg("stream"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(MMAD_FAST_CUDA_MODULE, m) {
@@ -203,6 +237,7 @@ PYBIND11_MODULE(MMAD_FAST_CUDA_MODULE, m) {
   bind_surface_normals(m);
   bind_fpfh(m);
   bind_inverse_distance_interpolation(m);
+  bind_cosine_maps(m);
 #ifdef MMAD_FAST_CUDA_EMULATION
   cuda_emulation::bind_controls(m);  // tests/cuda_emulation
 #endif

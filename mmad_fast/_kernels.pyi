@@ -133,6 +133,14 @@ def clear_marks(
     units_per_metre: typing.SupportsFloat | typing.SupportsIndex,
     cleared: numpy.typing.NDArray[numpy.float32] | None,
 ) -> int: ...
+def close_mask(mask: numpy.typing.NDArray[numpy.uint8]) -> None: ...
+def cosine_maps(
+    targets: list[numpy.typing.NDArray[numpy.float32]],
+    restored: list[numpy.typing.NDArray[numpy.float32]],
+    sigma: typing.SupportsFloat | typing.SupportsIndex,
+    align_corners: bool,
+    map: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def density_clusters(
     points: numpy.typing.NDArray[numpy.float32],
     radius: typing.SupportsFloat | typing.SupportsIndex,
@@ -205,6 +213,17 @@ def knn_grouping(
     indices: numpy.typing.NDArray[numpy.int64],
     groups: numpy.typing.NDArray[numpy.float32],
 ) -> None: ...
+def mark_object(
+    xyz: numpy.typing.NDArray[numpy.float32],
+    padding: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    plane_removal: typing.SupportsFloat | typing.SupportsIndex,
+    is_object: numpy.typing.NDArray[numpy.uint8],
+) -> bool: ...
 def mark_pixels(
     xyz: numpy.typing.NDArray[numpy.float32],
     plane: numpy.typing.NDArray[numpy.float64],
@@ -238,11 +257,6 @@ def normalise_rgb(
         typing.SupportsFloat | typing.SupportsIndex,
     ],
     image: numpy.typing.NDArray[numpy.float32],
-) -> None: ...
-def normals_picture(
-    normals: numpy.typing.NDArray[numpy.float32],
-    contrast: typing.SupportsFloat | typing.SupportsIndex,
-    picture: numpy.typing.NDArray[numpy.float32],
 ) -> None: ...
 def num_threads() -> int: ...
 def organised_normals(
@@ -325,6 +339,13 @@ def resize_padded_xyz(
     ],
     grid: numpy.typing.NDArray[numpy.float32],
 ) -> None: ...
+def scale_depth(
+    xyz: numpy.typing.NDArray[numpy.float32],
+    is_object: numpy.typing.NDArray[numpy.uint8],
+    low: typing.SupportsFloat | typing.SupportsIndex,
+    span: typing.SupportsFloat | typing.SupportsIndex,
+    depth: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def select_rows(
     offsets: numpy.typing.NDArray[numpy.int64],
     columns: numpy.typing.NDArray[numpy.int32],
@@ -333,6 +354,26 @@ def select_rows(
 ) -> tuple: ...
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 def smooth_map(smoothing: str, map: numpy.typing.NDArray[numpy.float32]) -> None: ...
+def sobel_normals(
+    depth: numpy.typing.NDArray[numpy.float32],
+    is_object: numpy.typing.NDArray[numpy.uint8],
+    sobel_size: typing.SupportsInt | typing.SupportsIndex,
+    picture: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
+def stretch_picture(
+    image: numpy.typing.NDArray[numpy.float32],
+    scale: tuple[
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+    ],
+    shift: tuple[
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+        typing.SupportsFloat | typing.SupportsIndex,
+    ],
+    picture: numpy.typing.NDArray[numpy.float32],
+) -> None: ...
 def surface_normals(
     points: numpy.typing.NDArray[numpy.float32],
     indices: numpy.typing.NDArray[numpy.int32],

@@ -33,6 +33,7 @@ from mmad_fast.errors import ArtifactError, InvalidInputError
 from mmad_fast.folder_files import FolderFiles, read_whole
 from mmad_fast.manifest import artifact_rule, read_json
 from mmad_fast.missing_values import MissingRecord
+from mmad_fast.scan import Scan
 from mmad_fast.scratch_folder import replace_folder
 from mmad_fast.threshold import Threshold
 from mmad_fast.whole_folder import (
@@ -88,6 +89,8 @@ _GOLDEN_ARRAYS = {
     "score": ("float64", 1),
 }
 """Type and number of axes."""
+_GOLDEN_NORMALS = {"normals": ("uint8", 3)}
+"""Beside them where the detector reads the picture of the normals."""
 Entry = TypeVar("Entry")
 _RECORDED_PACKAGES = ("mmad-fast", "numpy", "onnx", "onnxruntime", "torch")
 
@@ -101,12 +104,20 @@ class Golden:
         xyz: (H, W, 3) float32 metres.
         expected_map: (S, S) float32 anomaly map.
         expected_score: The image score.
+        normals: (H, W, 3) uint8 picture of the normals, of a detector that reads one.
     """
 
     rgb: NDArray[np.uint8]
     xyz: NDArray[np.float32]
     expected_map: NDArray[np.float32]
     expected_score: float
+    normals: NDArray[np.uint8] | None = None
+
+    @property
+    def scan(self) -> Scan:
+        """The scan alone, as it was prepared when it was recorded: it is not searched for values
+        that stand for no measurement again."""
+        return Scan(self.rgb, self.xyz, "golden", normals=self.normals)
 
 
 @dataclass(frozen=True)
@@ -289,17 +300,21 @@ class Artifact:
             mapped = _map_safetensors(source, named=file)
             arrays = {name: np.array(array) for name, array in mapped.items()}
         found = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
-        if found != _GOLDEN_ARRAYS or not (
+        normals = arrays.get("normals")
+        needed = _GOLDEN_ARRAYS if normals is None else {**_GOLDEN_ARRAYS, **_GOLDEN_NORMALS}
+        if found != needed or not (
             arrays["rgb"].shape == arrays["xyz"].shape
+            and (normals is None or normals.shape == arrays["rgb"].shape)
             and arrays["rgb"].shape[2] == 3
             and arrays["score"].shape == (1,)
             and all(np.isfinite(arrays[name]).all() for name in ("xyz", "map", "score"))
         ):
             raise ArtifactError(
                 f"{file}: the golden scan is incomplete or damaged (it has {found}, needed are "
-                f"{_GOLDEN_ARRAYS}, finite); fit it again"
+                f"{needed}, finite); fit it again"
             )
-        return Golden(arrays["rgb"], arrays["xyz"], arrays["map"], float(arrays["score"][0]))
+        score = float(arrays["score"][0])
+        return Golden(arrays["rgb"], arrays["xyz"], arrays["map"], score, normals)
 
     def _entries(self, entries: Mapping[str, Entry], kind: str) -> ArtifactEntries[Entry]:
         return ArtifactEntries(entries, path=self.path, kind=kind)
@@ -535,6 +550,8 @@ def _save_golden(golden: Golden, file: Path) -> None:
         "map": np.ascontiguousarray(golden.expected_map),
         "score": np.array([golden.expected_score], np.float64),
     }
+    if golden.normals is not None:
+        arrays["normals"] = np.ascontiguousarray(golden.normals)
     save_safetensors(arrays, file)
 
 

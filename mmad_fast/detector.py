@@ -163,6 +163,7 @@ class Detector:
         unit: Unit = "m",
         missing: float | None = None,
         name: str = "",
+        normals: ArrayLike | None = None,
     ) -> Result:
         """The anomaly score and map of one scan.
 
@@ -174,15 +175,18 @@ class Detector:
             missing: Number that stands for no measurement in xyz, beside those that the fit saw
                 and those that are found; see `Scan.from_arrays`.
             name: What to call the scan in messages and results.
+            normals: (H, W, 3) uint8: the picture of its surface normals, for a detector that was
+                fitted with such pictures; others do not read it.
 
         Returns:
             The result; nothing in it is NaN.
 
         Raises:
-            InvalidInputError: wrong types, shapes or units, or fewer than 32 pixels a side.
+            InvalidInputError: wrong types, shapes or units, fewer than 32 pixels a side, or no
+                normals for a detector that reads them.
             EmptyScanError: too little foreground for this detector.
         """
-        scan = Scan.from_arrays(rgb, xyz, unit=unit, missing=missing, name=name)
+        scan = Scan.from_arrays(rgb, xyz, unit=unit, missing=missing, name=name, normals=normals)
         return self.infer_scan(scan)
 
     def infer_scan(self, scan: Scan) -> Result:
@@ -199,7 +203,8 @@ class Detector:
         Logs a warning where most of the scan is such a value, which in no scan of the fit was.
 
         Raises:
-            InvalidInputError: a scan of too few pixels.
+            InvalidInputError: a scan of too few pixels, or without the picture of its normals that
+                the detector reads.
         """
         check_resolution(scan)
         _warn_of_missing_values(scan, self._missing)
@@ -266,8 +271,7 @@ class Detector:
         """
         golden = self.artifact.golden()
         try:
-            # As it was prepared when it was recorded: not searched for missing values again.
-            result = self.infer_scan(Scan(golden.rgb, golden.xyz, "golden"))
+            result = self.infer_scan(golden.scan)
         except InvalidInputError as error:
             raise ArtifactError(
                 f"{self.artifact.path}: the golden scan cannot be scored ({error}); {REFIT}"
@@ -397,6 +401,7 @@ def infer(
     *,
     unit: Unit = "m",
     missing: float | None = None,
+    normals: ArrayLike | None = None,
 ) -> Result:
     """The anomaly score and map of one scan, by a detector or the path of its artifact.
 
@@ -410,7 +415,7 @@ def infer(
             f"detector is {detector!r}; it must be what mmad_fast.load returns, or an artifact's "
             "path"
         )
-    return detector.infer(rgb, xyz, unit=unit, missing=missing)
+    return detector.infer(rgb, xyz, unit=unit, missing=missing, normals=normals)
 
 
 def _warn_of_missing_values(scan: Scan, record: MissingRecord) -> None:

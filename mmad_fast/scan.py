@@ -29,6 +29,7 @@ class Scan:
         unit: That of the numbers it was made of.
         missing_values: What was found in these, beside (0, 0, 0) and NaN, to stand for no
             measurement.
+        normals: (H, W, 3) uint8: a picture of the surface normals that came with the scan.
     """
 
     rgb: NDArray[np.uint8]
@@ -36,6 +37,7 @@ class Scan:
     name: str = ""
     unit: Unit = "m"
     missing_values: tuple[MissingValue, ...] = ()
+    normals: NDArray[np.uint8] | None = None
 
     @classmethod
     def from_arrays(
@@ -46,6 +48,7 @@ class Scan:
         unit: Unit = "m",
         missing: float | None = None,
         name: str = "",
+        normals: ArrayLike | None = None,
     ) -> Scan:
         """The scan of two arrays, copied and checked; what becomes of the arrays meanwhile or later
         does not matter.
@@ -64,6 +67,8 @@ class Scan:
             missing: Number that stands for no measurement wherever it stands in x, y or z, in
                 `unit`; None: only what is found.
             name: What to call the scan in messages.
+            normals: (H, W, 3) uint8: a picture of the surface normals, registered with rgb, for
+                detectors that read the data set's own.
 
         Returns:
             The scan, in metres, C-contiguous.
@@ -94,7 +99,8 @@ class Scan:
         found = tuple(
             MissingValue(point_in_file(point, scale), count / num_pixels) for point, count in marks
         )
-        return cls(np.array(rgb_array, order="C"), metres, name, unit, found)
+        picture = None if normals is None else _read_normals(normals, rgb_array, label)
+        return cls(np.array(rgb_array, order="C"), metres, name, unit, found, picture)
 
     def without(self, points: Sequence[Point]) -> Scan:
         """The scan in which these values are missing too, however few pixels they stand at.
@@ -183,6 +189,16 @@ def _check_image(rgb: NDArray, xyz: NDArray, label: str) -> None:
         )
 
 
+def _read_normals(normals: ArrayLike, rgb: NDArray, label: str) -> NDArray[np.uint8]:
+    picture = _as_array(normals, f"{label}normals")
+    if picture.shape != rgb.shape or picture.dtype != np.uint8:
+        raise InvalidInputError(
+            f"{label}normals is {picture.dtype} of shape {picture.shape}; it must be uint8 of "
+            f"shape {rgb.shape}, as rgb: a picture of the surface normals, registered with it"
+        )
+    return np.array(picture, order="C")
+
+
 @dataclass(frozen=True)
 class DepthPicture:
     """The depth of a scan on the anomaly map's grid.
@@ -213,6 +229,8 @@ class PreparedScan:
             stretched.
         name: The scan's name.
         depth: The depth as a picture, where the recipe makes one.
+        auxiliary: (A, 3, R, R) float32, normalised network inputs as `rgb`: the pictures that the
+            recipe's `auxiliary` names, in its order; None where it names none.
     """
 
     rgb: NDArray[np.float32]
@@ -223,6 +241,7 @@ class PreparedScan:
     padding: tuple[int, int, int, int]
     name: str = ""
     depth: DepthPicture | None = None
+    auxiliary: NDArray[np.float32] | None = None
 
     @property
     def grid_size(self) -> int:

@@ -258,6 +258,18 @@ def test_an_artifact_is_replaced_whole(copied: Path) -> None:
     assert [path.name for path in copied.parent.iterdir()] == ["artifact"]
 
 
+def test_a_golden_scan_may_have_a_picture_of_its_normals(copied: Path) -> None:
+    arguments = writer_arguments(copied)
+    assert arguments["golden"].scan.normals is None
+    normals = np.arange(arguments["golden"].rgb.size, dtype=np.uint8)
+    normals = normals.reshape(arguments["golden"].rgb.shape)
+    golden = replace(arguments["golden"], normals=normals)
+    scan = read_artifact(write_artifact(copied, **{**arguments, "golden": golden})).golden().scan
+    assert scan.normals is not None
+    np.testing.assert_array_equal(scan.normals, normals)
+    assert load(copied).replay_golden().agrees  # of a detector that does not read it
+
+
 def test_others_may_read_it(tiny_artifact: Path) -> None:
     modes = {path.stat().st_mode & 0o044 for path in (tiny_artifact, *tiny_artifact.iterdir())}
     umask = os.umask(0)
@@ -481,6 +493,8 @@ def test_what_to_do_is_said_once(copied: Path) -> None:
         (lambda g: g.update(more=np.zeros(1, np.float32)), "incomplete or damaged"),
         (lambda g: g.update(rgb=g["rgb"].astype(np.float32)), "incomplete or damaged"),
         (lambda g: g.update(xyz=g["xyz"][:-1]), "incomplete or damaged"),
+        (lambda g: g.update(normals=g["rgb"][:-1]), "incomplete or damaged"),
+        (lambda g: g.update(normals=g["rgb"].astype(np.float32)), "incomplete or damaged"),
         (lambda g: g["map"].fill(np.nan), "incomplete or damaged"),
         (lambda g: g["xyz"].fill(0), "the golden scan cannot be scored"),
         (lambda g: g["xyz"].fill(1e30), "the golden scan cannot be scored"),

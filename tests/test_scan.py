@@ -349,6 +349,17 @@ def test_what_was_found_does_not_depend_on_the_threads() -> None:
     assert len(scans[0].missing_values) == 2
 
 
+@pytest.mark.parametrize(
+    "normals", [np.zeros((8, 8)), np.zeros((8, 8, 3)), np.zeros((8, 7, 3), np.uint8), "normals.png"]
+)
+def test_a_picture_of_normals_is_one_of_the_scan(normals) -> None:
+    xyz = np.full((8, 8, 3), 0.5, np.float32)
+    rgb = np.zeros(xyz.shape, np.uint8)
+    with pytest.raises(InvalidInputError, match=r"'part': normals.* uint8 of shape \(8, 8, 3\)"):
+        Scan.from_arrays(rgb, xyz, name="part", normals=normals)
+    assert Scan.from_arrays(rgb, xyz, normals=rgb + 1).normals.max() == 1
+
+
 def test_a_scan_keeps_nothing_of_its_arrays() -> None:
     rgb, xyz = make_arrays()
     scan = Scan.from_arrays(rgb, xyz)

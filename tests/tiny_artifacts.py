@@ -27,6 +27,7 @@ from mmad_fast.methods.cfm.token_features import FPFH_CHANNELS
 from mmad_fast.methods.family import get_method
 from mmad_fast.methods.m3dm.options import M3dmOptions
 from mmad_fast.methods.memory_bank.options import BANK_PREFIX
+from mmad_fast.methods.mmrd.options import MmrdOptions
 from mmad_fast.methods.options import MethodOptions
 from mmad_fast.ops.fpfh import NUM_CHANNELS
 from mmad_fast.ops.pixel_mapping import MappingNetwork
@@ -115,6 +116,7 @@ def write_small_artifacts(folder: Path) -> dict[str, Path]:
         "cfm-fpfh": lambda path: write_tiny_cfm_tokens(path, "fpfh"),
         "btf": write_tiny_btf,
         "ast": write_tiny_ast,
+        "mmrd": write_tiny_mmrd,
         "patch_color": write_tiny_patch_color,
     }
     paths = {name: folder / name for name in writers}
@@ -146,6 +148,41 @@ def write_tiny_ast(path: Path) -> Path:
     graph = _model(nodes, *shapes, {"axes": np.array([1])})
     order = np.tile(np.arange(channels), (4, 1))
     return _write(path, "ast-depth", options, {GRAPH: graph}, {PERMUTATIONS: order})
+
+
+TINY_DISTILLATION = MmrdOptions(
+    rgb_size=64, grid_size=64, rgb_levels=(1, 2, 3), adapts="none", student_width=0.125
+)
+
+
+def write_tiny_mmrd(path: Path, options: MmrdOptions = TINY_DISTILLATION) -> Path:
+    """An MMRD artifact of RGB and depth, in a folder that is not there yet. Its teacher has means
+    of patches for maps; its student wants the sum of both modalities and restores RGB alone."""
+    rng = np.random.default_rng(0)
+    teacher, constants, student = [], {}, []
+    for level, (channels, side, _) in enumerate(options.level_shapes, start=1):
+        patch = [options.rgb_size // side] * 2
+        teacher += [
+            helper.make_node(
+                "AveragePool", ["image"], [f"mean_{level}"], kernel_shape=patch, strides=patch
+            ),
+            helper.make_node("Conv", [f"mean_{level}", f"weight_{level}"], [f"map_{level}"]),
+            helper.make_node("Relu", [f"map_{level}"], [f"level_{level}"]),
+        ]
+        constants[f"weight_{level}"] = rng.normal(0, 1, (channels, 3, 1, 1)).astype(np.float32)
+        student += [
+            helper.make_node("Identity", [f"rgb_{level}"], [f"restored_{level}"]),
+            helper.make_node("Add", [f"rgb_{level}", f"aux_{level}"], [f"target_{level}"]),
+        ]
+    levels = {
+        f"level_{level}": (1, *shape) for level, shape in enumerate(options.level_shapes, start=1)
+    }
+    image = {"image": (1, 3, options.rgb_size, options.rgb_size)}
+    graphs = {
+        "rgb": _model(teacher, image, levels, constants),
+        "student": _model(student, options.student_inputs, options.student_outputs, {}),
+    }
+    return _write(path, "mmrd", options, graphs, {})
 
 
 def write_tiny_patch_color(path: Path) -> Path:
@@ -185,10 +222,12 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     rgb, xyz = make_arrays()
     family = get_method(method)[0]
+    recipe = options.prepared_by(family.recipe)
+    normals = rgb[::-1] if recipe.reads_normals else None
     arguments: dict[str, Any] = {
         "method": method,
         "family": family.name,
-        "preprocess": family.recipe.to_dict(),
+        "preprocess": recipe.to_dict(),
         "parameters": options.to_manifest(),
         "weights": {b.key: {"kind": "random"} for b in family.weighted_branches},
         "graphs": {
@@ -200,8 +239,8 @@ def _write(
     draft = write_artifact(
         path.parent / f"{path.name}_draft", threshold=None, golden=blank, **arguments
     )
-    result = load(draft).infer(rgb, xyz)
-    golden = Golden(rgb, xyz, result.anomaly_map, result.image_score)
+    result = load(draft).infer(rgb, xyz, normals=normals)
+    golden = Golden(rgb, xyz, result.anomaly_map, result.image_score, normals)
     threshold = Threshold(result.image_score * 1.5, 0.99, 1, VALIDATION)
     return write_artifact(path, threshold=threshold, golden=golden, **arguments)
 

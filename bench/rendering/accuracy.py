@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Sequence
 
 from rendering.configurations import published, published_name
-from rendering.detectors import speed_tables
+from rendering.detectors import fit_tables, speed_tables
 from rendering.tables import Page, Row, grouped, rows_of
 
+from mmad_fast.measure.configuration import configuration_of
+from mmad_fast.measure.configuration import published_name as configured_name
 from mmad_fast.measure.generated_pages import measured_on, table_header, table_line
 from mmad_fast.measure.published import published_for
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, NOT_MEASURED
@@ -24,8 +26,7 @@ def render(page: Page) -> str:
         if not rows:
             continue
         shown += rows
-        is_speed = "columns" in section
-        lines += speed_tables(rows, section) if is_speed else accuracy_tables(rows, section)
+        lines += _TABLES[section.get("kind", "accuracy")](rows, section)
         if "published_note" in section:
             lines += [section["published_note"], *published_speeds(rows), ""]
     return "\n".join([*lines, *measured_on(shown), ""])
@@ -33,7 +34,7 @@ def render(page: Page) -> str:
 
 def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
     """Means over categories and seeds with their range, then each category and defect type."""
-    settings = grouped(rows, "setting", "shots", "weights")
+    settings = grouped(rows, "setting", "shots", "weights", *section.get("usual", {}))
     lines = [section["title"]]
     header = ("setting", "weights", "categories x seeds", *ACCURACY_COLUMNS.values())
     lines += table_header(*header, "published I-AUROC, AUPRO@30%, P-AUROC")
@@ -43,14 +44,14 @@ def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
         by_seed = [fits for fits in grouped(group, "seed") if len(fits) == number]
         fits = f"{number} x {len(by_seed)}"
         figures = [spread([mean(fits_, name) for fits_ in by_seed]) for name in ACCURACY_COLUMNS]
-        figures.append(published(published_name(label(group[0]), section)))
-        lines.append(table_line(label(group[0]), weights(group[0]), fits, *figures))
+        figures.append(published_figures(group[0], section))
+        lines.append(table_line(label(group[0], section), weights(group[0]), fits, *figures))
     lines += ["", section["category_note"]]
     categories = sorted({row["category"] for row in rows})
     lines += table_header("setting", "weights", *categories)
     for group in settings:
         figures = [pair([row for row in group if row["category"] == one]) for one in categories]
-        lines.append(table_line(label(group[0]), weights(group[0]), *figures))
+        lines.append(table_line(label(group[0], section), weights(group[0]), *figures))
     lines += ["", section["defect_note"]]
     defects = sorted({defect for row in rows for defect in row["defects"]})
     lines += table_header("setting", "weights", *defects)
@@ -59,7 +60,7 @@ def accuracy_tables(rows: Sequence[Row], section: Page) -> list[str]:
             pair([{**row, **row["defects"][one]} for row in group if one in row["defects"]])
             for one in defects
         ]
-        lines.append(table_line(label(group[0]), weights(group[0]), *figures))
+        lines.append(table_line(label(group[0], section), weights(group[0]), *figures))
     return [*lines, ""]
 
 
@@ -75,9 +76,25 @@ def published_speeds(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def label(row: Row) -> str:
-    """The setting, and on how few scans it was fitted."""
-    return str(row["setting"]) + (f" ({row['shots']} scans)" if row["shots"] else "")
+def published_figures(row: Row, section: Page) -> str:
+    """What the papers print of the setting: by its name, or where the section does not say how the
+    papers call it, by what the detector consists of."""
+    if "published" in section:
+        return published(published_name(label(row, section), section))
+    configuration = configuration_of(row["parameters"])
+    name = configured_name(row["setting"].partition(" ")[0], configuration, row["shots"])
+    return published(name or "", dataset=section["published_dataset"])
+
+
+def label(row: Row, section: Page) -> str:
+    """The setting with what is not usual in its columns, and on how few scans it was fitted."""
+    usual = section.get("usual", {})
+    changed = [f"{name}={row[name]}" for name, value in usual.items() if row[name] != value]
+    scans = [f"({row['shots']} scans)"] if row["shots"] else []
+    return " ".join([str(row["setting"]), *changed, *scans])
+
+
+_TABLES = {"accuracy": accuracy_tables, "speed": speed_tables, "fit": fit_tables}
 
 
 def weights(row: Row) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from rendering.tables import Page, Row, grouped, rows_of, summaries, switch_tables, table
 
 from mmad_fast.measure.generated_pages import measured_on, table_header, table_line
-from mmad_fast.measure.published import published_for
+from mmad_fast.measure.published import MVTEC_3D_AD, published_for
 from mmad_fast.measure.tables import ACCURACY_COLUMNS, NOT_MEASURED
 from mmad_fast.methods.family import get_method
 
@@ -166,10 +166,10 @@ def published_name(setting: str, page: Page) -> str:
     return "" if options else get_method(method)[1].published or ""
 
 
-def published(name: str) -> str:
-    """Mean I-AUROC, AUPRO@30%, P-AUROC on MVTec 3D-AD, by paper where papers differ."""
+def published(name: str, *, dataset: str = MVTEC_3D_AD) -> str:
+    """Mean I-AUROC, AUPRO@30%, P-AUROC on the data set, by paper where papers differ."""
     values: dict[str, dict[str, float]] = {}
-    for row in published_for(name, category="mean") if name else ():
+    for row in published_for(name, dataset=dataset) if name else ():
         values.setdefault(row.paper, {})[row.metric] = row.value
     texts = dict.fromkeys(
         ", ".join(

@@ -4,41 +4,14 @@
 #include <cmath>
 #include <vector>
 
+#include "run/bilinear_taps.h"
+#include "run/hole_filling.h"
+
 namespace mmad_fast {
 namespace {
 
 constexpr double kCentimetresPerMetre = 100;
 constexpr int kFillingRounds = 3;
-
-// Of each output along one side the two inputs and the weight of the second, in single precision as
-// in torch.
-struct Taps {
-  std::vector<int64_t> low, high;
-  std::vector<float> weight;
-
-  Taps(int64_t inputs, int64_t outputs) : low(outputs), high(outputs), weight(outputs) {
-    const float scale = static_cast<float>(inputs) / static_cast<float>(outputs);
-    for (int64_t i = 0; i < outputs; ++i) {
-      const float center = std::max(0.0f, (static_cast<float>(i) + 0.5f) * scale - 0.5f);
-      low[i] = std::min(static_cast<int64_t>(center), inputs - 1);
-      high[i] = std::min(low[i] + 1, inputs - 1);
-      weight[i] = center - static_cast<float>(low[i]);
-    }
-  }
-};
-
-float mean_of_neighbours(const float* z, int64_t height, int64_t width, int64_t y, int64_t x) {
-  double sum = 0;
-  int count = 0;
-  for (int64_t row = y - 1; row <= std::min(y + 1, height - 1); ++row) {
-    for (int64_t column = x - 1; column <= std::min(x + 1, width - 1); ++column) {
-      const float depth = z[row * width + column];
-      sum += depth;
-      count += depth != 0;
-    }
-  }
-  return count == 0 ? 0.0f : static_cast<float>(sum / count);
-}
 
 // Mean of the measured ones among 2 x 2 pixels; 0 without any.
 double mean_of_corner(const float* z, int64_t width) {
@@ -53,27 +26,6 @@ double mean_of_corner(const float* z, int64_t width) {
 
 double share(int64_t index, int64_t length) {
   return static_cast<double>(index) / static_cast<double>(length - 1);
-}
-
-void fill_holes(float* z, int64_t height, int64_t width) {
-  std::vector<int64_t> holes;
-  for (int64_t y = 1; y < height; ++y) {
-    for (int64_t x = 1; x < width; ++x) {
-      if (z[y * width + x] == 0) holes.push_back(y * width + x);
-    }
-  }
-  std::vector<float> filled(holes.size());
-  for (int round = 0; round < kFillingRounds && !holes.empty(); ++round) {
-    for (std::size_t i = 0; i < holes.size(); ++i) {
-      filled[i] = mean_of_neighbours(z, height, width, holes[i] / width, holes[i] % width);
-    }
-    std::size_t left = 0;
-    for (std::size_t i = 0; i < holes.size(); ++i) {
-      z[holes[i]] = filled[i];
-      if (filled[i] == 0) holes[left++] = holes[i];
-    }
-    holes.resize(left);
-  }
 }
 
 // corners: of the background, top left, top right, bottom left, bottom right; false where they are
@@ -126,7 +78,7 @@ DepthPicture draw_depth(const float* xyz, int64_t height, int64_t width, double 
                         int64_t size, float* picture, uint8_t* foreground, uint8_t* is_object) {
   std::vector<float> z(height * width);
   for (std::size_t i = 0; i < z.size(); ++i) z[i] = xyz[3 * i + 2];
-  fill_holes(z.data(), height, width);
+  fill_holes(z.data(), height, width, {1, height, 1, width}, kFillingRounds);
   double corners[4];
   const bool has_plane = find_corners(z.data(), height, width, corners);
   int64_t num_pixels = 0;
@@ -135,7 +87,7 @@ DepthPicture draw_depth(const float* xyz, int64_t height, int64_t width, double 
   const auto value = [&](int64_t pixel) {
     return is_object[pixel] ? static_cast<float>((z[pixel] - mean) * kCentimetresPerMetre) : 0.0f;
   };
-  const Taps rows(height, size), columns(width, size);
+  const BilinearTaps rows(height, size), columns(width, size);
   for (int64_t i = 0; i < size; ++i) {
     const int64_t low = rows.low[i] * width, high = rows.high[i] * width;
     const float down = rows.weight[i];

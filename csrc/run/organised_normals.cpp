@@ -145,24 +145,6 @@ void write_surface(const std::vector<Sum>& points, const Box& box, int64_t side,
   });
 }
 
-// Per output position the two inputs along an axis and the weight of the second.
-struct Taps {
-  std::vector<int64_t> lower, upper;
-  std::vector<float> fraction;
-
-  Taps(int64_t input_size, int64_t output_size) {
-    const double scale = static_cast<double>(input_size) / static_cast<double>(output_size);
-    for (int64_t i = 0; i < output_size; ++i) {
-      const double position = std::clamp((static_cast<double>(i) + 0.5) * scale - 0.5, 0.0,
-                                         static_cast<double>(input_size - 1));
-      const auto below = static_cast<int64_t>(std::floor(position));
-      lower.push_back(below);
-      upper.push_back(std::min(below + 1, input_size - 1));
-      fraction.push_back(static_cast<float>(position - static_cast<double>(below)));
-    }
-  }
-};
-
 }  // namespace
 
 void organised_normals(const float* xyz, int64_t side, double sigma, float* smoothed,
@@ -174,31 +156,6 @@ void organised_normals(const float* xyz, int64_t side, double sigma, float* smoo
   std::vector<Sum> points = points_of(xyz, side, box);
   if (sigma > 0) smooth_points(box, sigma, points);
   write_surface(points, box, side, smoothed, normals);
-}
-
-void normals_picture(const float* normals, int64_t side, double contrast, int64_t size,
-                     float* picture) {
-  const Taps taps(side, size);
-  const float scale[3] = {static_cast<float>(contrast), static_cast<float>(contrast),
-                          static_cast<float>(-contrast)};
-  parallel_for(size, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(3 * side);
-    for (int64_t y = begin; y < end; ++y) {
-      const float* upper = normals + 3 * side * taps.lower[y];
-      const float* lower = normals + 3 * side * taps.upper[y];
-      for (int64_t i = 0; i < 3 * side; ++i) {
-        row[i] = upper[i] + taps.fraction[y] * (lower[i] - upper[i]);
-      }
-      for (int64_t channel = 0; channel < 3; ++channel) {
-        float* target = picture + (channel * size + y) * size;
-        for (int64_t x = 0; x < size; ++x) {
-          const float left = row[3 * taps.lower[x] + channel];
-          const float right = row[3 * taps.upper[x] + channel];
-          target[x] = scale[channel] * (left + taps.fraction[x] * (right - left));
-        }
-      }
-    }
-  });
 }
 
 }  // namespace mmad_fast

@@ -1,4 +1,4 @@
-// Surface normals of points that lie on a grid of pixels, and their picture.
+// Surface normals of points that lie on a grid of pixels.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,5 @@ namespace mmad_fast {
 // points towards the camera in the origin; it is (0, 0, -1) where they span no plane.
 void organised_normals(const float* xyz, int64_t side, double sigma, float* smoothed,
                        float* normals);
-
-// picture (3, size, size), a network's input: normals (side, side, 3) resized bilinearly with
-// aligned pixel centres, their third coordinate turned round, all times contrast.
-void normals_picture(const float* normals, int64_t side, double contrast, int64_t size,
-                     float* picture);
 
 }  // namespace mmad_fast

@@ -8,6 +8,7 @@ Source: method facts, section 2; facebookresearch/dino and facebookresearch/dino
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -106,11 +107,19 @@ class VisionTransformer(nn.Module):
         Returns:
             (B, T, C) float32, row-major over the token grid.
         """
+        return self.tokens_after(image, (self.num_layers,))[0]
+
+    def tokens_after(self, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+        """The patch tokens (B, T, C) after each of these blocks, 1-based and ascending; the final
+        norm is applied to each, as DINOv2's get_intermediate_layers does."""
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(image.shape[0], -1, -1)
         tokens = torch.cat((cls_token, self.patch_embed(image) + self.pos_embed[:, 1:]), dim=1)
-        for block in self.blocks:
+        after = []
+        for number, block in enumerate(self.blocks[: blocks[-1]], start=1):
             tokens = block(tokens)
-        return self.norm(tokens[:, 1:])
+            if number in blocks:
+                after.append(self.norm(tokens[:, 1:]))
+        return tuple(after)
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: int) -> Tensor:

@@ -27,11 +27,14 @@ every block, to hundreds in layer 3."""
 
 
 class Bottleneck(nn.Module):
-    """A residual block, whose inner convolutions have half as many channels as its output."""
+    """A residual block, whose inner convolutions have half as many channels as its output, or a
+    share of these."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, inner_width: float = 1.0
+    ) -> None:
         super().__init__()
-        width = channels // 2
+        width = max(1, round(channels // 2 * inner_width))
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
@@ -53,20 +56,30 @@ class Bottleneck(nn.Module):
 
 
 class WideResNet(ConvolutionalNetwork):
-    """WideResNet50-2, cut after a layer; see ConvolutionalNetwork."""
+    """WideResNet50-2, cut after a layer; see ConvolutionalNetwork. A student that is to be like it
+    may have a share of its inner widths."""
 
     CUT_PATTERN = r"layer(\d)\."
     IGNORED_PREFIXES = ("fc.",)
 
-    def __init__(self, spec: CnnSpec, *, outputs: Sequence[int], image_size: int) -> None:
+    def __init__(
+        self,
+        spec: CnnSpec,
+        *,
+        outputs: Sequence[int],
+        image_size: int,
+        inner_width: float = 1.0,
+    ) -> None:
         super().__init__(spec, outputs=outputs, image_size=image_size)
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         in_channels = STEM_CHANNELS
         for layer in range(1, max(outputs) + 1):
             channels, stride = spec.maps[layer].channels, 1 if layer == 1 else 2
-            blocks = [Bottleneck(in_channels, channels, stride)]
-            blocks += [Bottleneck(channels, channels, 1) for _ in range(NUM_BLOCKS[layer] - 1)]
+            blocks = [Bottleneck(in_channels, channels, stride, inner_width)]
+            blocks += [
+                Bottleneck(channels, channels, 1, inner_width) for _ in range(NUM_BLOCKS[layer] - 1)
+            ]
             self.add_module(f"layer{layer}", nn.Sequential(*blocks))
             in_channels = channels
 

@@ -48,6 +48,14 @@ def fit(
     seed: Seed = 0,
     unit: UnitOption = UnitName.m,
     missing: Missing = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            help="File in which the training keeps its state until the artifact is written. After "
+            "a kill the same command goes on from there.",
+        ),
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
     *,
@@ -84,7 +92,12 @@ def fit(
     )
     with progress_bar("fit") as update:
         detector = fit_detector(
-            given[0], output, category=category, request=request, progress=update
+            given[0],
+            output,
+            category=category,
+            request=request,
+            checkpoint=checkpoint,
+            progress=update,
         )
     manifest = detector.artifact.manifest
     if as_json:

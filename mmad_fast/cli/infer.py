@@ -50,6 +50,10 @@ def infer(
     xyz: Annotated[
         Path | None, typer.Option("--xyz", help="XYZ file, if it is not beside the RGB file.")
     ] = None,
+    normals: Annotated[
+        Path | None,
+        typer.Option("--normals", help="PNG of the surface normals, if it is not in normals/."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder for overlay PNGs and anomaly-map TIFFs."),
@@ -97,7 +101,7 @@ def infer(
     from mmad_fast.detector import load
     from mmad_fast.threshold import describe_threshold
 
-    files = find_scan_files(scans, xyz_path=xyz)
+    files = find_scan_files(scans, xyz_path=xyz, normals_path=normals)
     _tell_of_own_pictures(scans)
     detector = load(artifact, engine=engine, device=device, precision=engine_precision, trust=trust)
     if output is not None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from mmad_fast.cli.interrupts import Interrupted, finish
+
+LEAST_ESTIMATED_S = 2.0
+"""Of a stage that must have passed before anything is said of its rest."""
 
 
 class _Stderr:
@@ -145,6 +151,32 @@ def describe_error(error: BaseException) -> str:
     return f"{place}: {error.strerror or error}; {advice}"
 
 
+class TimeLeft:
+    """Says how long a stage will still take, if the rest of it goes as what was done of it so far.
+
+    What was done before the stage was first heard of counts for nothing: a training that goes on
+    from its checkpoint begins in the middle.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Takes the clock, in seconds."""
+        self._clock = clock
+        self._stage: str | None = None
+        self._began, self._done_before, self._done = 0.0, 0, 0
+
+    def text(self, stage: str, done: int, total: int) -> str:
+        """As "1:02:03 left"; empty where nothing can be said yet."""
+        now = self._clock()
+        if stage != self._stage or done < self._done:
+            self._stage, self._began, self._done_before = stage, now, done
+        self._done = done
+        steps, seconds = done - self._done_before, now - self._began
+        if not steps or seconds < LEAST_ESTIMATED_S or done >= total:
+            return ""
+        left = timedelta(seconds=math.ceil(seconds / steps * (total - done)))
+        return f"{left} left"
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[str, int, int], None]]:
     """A function (what, done, total) that drives one progress bar on stderr."""
@@ -156,15 +188,22 @@ def progress_bar(description: str) -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
     )
-    reached = ""
+    reached, time_left = "", TimeLeft()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=None)
+        task = progress.add_task(description, total=None, left="")
 
         def update(what: str, done: int, total: int) -> None:
             nonlocal reached
             reached = f"during {description}: {what}, {done} of {total} done"
-            progress.update(task, description=f"{description}: {what}", completed=done, total=total)
+            progress.update(
+                task,
+                description=f"{description}: {what}",
+                completed=done,
+                total=total,
+                left=time_left.text(what, done, total),
+            )
 
         try:
             yield update

@@ -24,7 +24,7 @@ from mmad_fast.errors import DataError, InvalidInputError
 from mmad_fast.whole_folder import MANIFEST_FILE, is_archive
 
 Layout = Literal["mvtec3d", "eyecandies", "folder"]
-_PARTS_OF_A_PAIR = ("rgb", "xyz", "gt", "ground_truth")
+_PARTS_OF_A_PAIR = ("rgb", "xyz", "gt", "ground_truth", "normals")
 # In the order they are tried: raw Eyecandies also has a train/ folder.
 _LAYOUTS: dict[Layout, ModuleType] = {
     "eyecandies": eyecandies,

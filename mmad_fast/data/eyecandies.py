@@ -1,7 +1,7 @@
 """Eyecandies: reading the raw download, and converting it to the MVTec 3D-AD layout.
 
     <root>/<class>/{train,val,test_public}/data/<index>_{image_0..5.png,depth.png,info_depth.yaml,
-                                                         pose.txt,mask.png,...}
+                                                         pose.txt,normals.png,mask.png,...}
 
 Source: the published conversion that M3DM and CFM use (method facts 1.5). It differs here in two
 things that the published loaders cannot see: a dropped point is (0, 0, 0) instead of (0, y, z) with
@@ -219,6 +219,7 @@ def convert_eyecandies(
                 read_rgb_png(scan.rgb_path),
                 read_eyecandies_xyz(scan.xyz_path),
                 ground_truth=scan.load_ground_truth() if scan.split == "test" else None,
+                normals=None if scan.normals_path is None else read_rgb_png(scan.normals_path),
             )
             if progress is not None:
                 progress(done, len(scans))
@@ -235,6 +236,7 @@ def _scan(category: str, split: Split, data: Path, stem: str, light: int) -> Sca
             "Unpack the download again"
         )
     mask = data / f"{stem}_mask.png" if split == "test" else None
+    normals = data / f"{stem}_normals.png"
     defect = GOOD if mask is None else _defect(mask)
     return ScanFile(
         name="/".join(filter(None, (category, split, defect, stem))),
@@ -246,6 +248,7 @@ def _scan(category: str, split: Split, data: Path, stem: str, light: int) -> Sca
         ground_truth_path=None if defect == GOOD else mask,
         read_xyz=read_eyecandies_xyz,
         problem=problem,
+        normals_path=normals if normals.is_file() else None,
     )
 
 

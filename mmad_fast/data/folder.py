@@ -1,13 +1,14 @@
 """A plain folder of scans: rgb/*.png with xyz/*.tiff, or name.png beside name.tiff.
 
-Nothing is known of the scans: all are of split "test" and of no defect type.
+Pictures of surface normals may lie in normals/ beside rgb/ and xyz/. Nothing is known of the scans:
+all are of split "test" and of no defect type.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mmad_fast.data.pairing import PNG, TIFF, composed, files_by_stem, pairs_of
+from mmad_fast.data.pairing import PNG, TIFF, composed, files_by_stem, normals_of, pairs_of
 from mmad_fast.data.scan_file import ScanFile, Split
 from mmad_fast.errors import DataError
 
@@ -47,6 +48,7 @@ def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...
         )
     nested = _has_rgb_and_xyz(folder)
     rgb_folder, xyz_folder = (folder / "rgb", folder / "xyz") if nested else (folder, folder)
+    normals = normals_of(folder) if nested else {}
     return tuple(
         ScanFile(
             name=pair.stem,
@@ -56,6 +58,7 @@ def list_scans(category: str, folder: Path, split: Split) -> tuple[ScanFile, ...
             rgb_path=pair.rgb_path,
             xyz_path=pair.xyz_path,
             problem=pair.problem,
+            normals_path=normals.get(pair.stem),
         )
         for pair in pairs_of(rgb_folder, xyz_folder)
     )

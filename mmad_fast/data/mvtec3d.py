@@ -3,6 +3,7 @@
     <root>/<category>/{train,validation}/good/{rgb,xyz}/<name>.{png,tiff}
     <root>/<category>/test/<defect>|good/{rgb,xyz,gt}/<name>.{png,tiff,png}
 
+Pictures of surface normals may lie in normals/ beside rgb/ and xyz/.
 Masks are looked for in gt/ and ground_truth/, and as in MVTec AD in
 <category>/ground_truth/<defect>/<name>_mask.png; a scan may have none. Good parts may lie in ok/,
 nominal/ or normal/ too, in capitals or not: they never count as a defect.
@@ -24,6 +25,7 @@ from mmad_fast.data.pairing import (
     PNG,
     composed,
     files_by_stem,
+    normals_of,
     pairs_of,
     require_folder,
     subfolders,
@@ -84,8 +86,9 @@ def write_scan(
     xyz: NDArray[np.float32],
     *,
     ground_truth: NDArray[np.bool_] | None = None,
+    normals: NDArray[np.uint8] | None = None,
 ) -> None:
-    """Nothing; writes one scan into `folder`/{rgb,xyz,gt}.
+    """Nothing; writes one scan into `folder`/{rgb,xyz,gt,normals}.
 
     Args:
         folder: E.g. <root>/cookie/test/crack; made if needed.
@@ -93,10 +96,14 @@ def write_scan(
         rgb: (H, W, 3) uint8.
         xyz: (H, W, 3) float32 metres; (0, 0, 0) is missing.
         ground_truth: (H, W) bool, True where anomalous; None writes no mask.
+        normals: (H, W, 3) uint8 picture of the surface normals; None writes none.
     """
-    for name in ("rgb", "xyz", "gt")[: 2 if ground_truth is None else 3]:
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name, image in (("rgb", rgb), ("xyz", xyz), ("gt", ground_truth), ("normals", normals)):
+        if image is not None:
+            (folder / name).mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb).save(folder / "rgb" / f"{stem}.png", compress_level=1)
+    if normals is not None:
+        Image.fromarray(normals).save(folder / "normals" / f"{stem}.png", compress_level=1)
     # Not compressed: zlib saves a third of the space and takes a third more time to write a scan.
     tifffile.imwrite(folder / "xyz" / f"{stem}.tiff", xyz, photometric="rgb", metadata=None)
     if ground_truth is not None:
@@ -154,6 +161,7 @@ def _scans_of_folder(category: str, split: Split, folder: Path) -> tuple[ScanFil
     name = composed(folder.name)
     pairs = pairs_of(folder / "rgb", folder / "xyz")
     masks = {} if is_good(name) else _masks(folder)
+    normals = normals_of(folder)
     return tuple(
         ScanFile(
             name=f"{category}/{split}/{name}/{pair.stem}",
@@ -164,6 +172,7 @@ def _scans_of_folder(category: str, split: Split, folder: Path) -> tuple[ScanFil
             xyz_path=pair.xyz_path,
             ground_truth_path=masks.get(pair.stem, masks.get(f"{pair.stem}_mask")),
             problem=pair.problem,
+            normals_path=normals.get(pair.stem),
         )
         for pair in pairs
     )

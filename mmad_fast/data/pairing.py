@@ -117,6 +117,14 @@ def pairs_of(rgb_folder: Path, xyz_folder: Path) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
+def normals_of(folder: Path) -> dict[str, Path]:
+    """By stem the pictures of surface normals that lie in normals/ of a folder of scans, if any."""
+    normals = folder / "normals"
+    if not normals.is_dir():
+        return {}
+    return {stem: files[0] for stem, files in files_by_stem(normals, PNG).items()}
+
+
 def kinds_of_files(folder: Path) -> str:
     """What a folder holds, e.g. "40 files .jpg, 1 file .txt"; "no files" where there are none."""
     counts = Counter(

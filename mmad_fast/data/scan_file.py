@@ -36,6 +36,7 @@ class ScanFile:
         read_xyz: (H, W, 3) coordinates of `xyz_path`; differs for raw Eyecandies.
         problem: Why it cannot be loaded, known from the names alone, e.g. that a partner is
             missing; "" if it may be tried.
+        normals_path: 8-bit PNG of the surface normals, None if there is none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ScanFile:
     ground_truth_path: Path | None = None
     read_xyz: Callable[[Path], NDArray[np.floating]] = read_xyz_tiff
     problem: str = ""
+    normals_path: Path | None = None
 
     def load(self, unit: Unit = "m", missing: float | None = None) -> Scan:
         """The scan, read and checked.
@@ -56,8 +58,7 @@ class ScanFile:
             missing: Number that stands for no measurement in the file; see `Scan.from_arrays`.
 
         Raises:
-            DataError: a file is missing, unreadable or of the wrong kind, or the two differ in
-                size.
+            DataError: a file is missing, unreadable or of the wrong kind, or they differ in size.
             InvalidInputError: the coordinates cannot be in that unit.
         """
         if self.problem:
@@ -68,7 +69,18 @@ class ScanFile:
                 f"{self.rgb_path} is {_by(rgb.shape)} and {self.xyz_path} is {_by(xyz.shape)}; "
                 "colour and points must be registered pixel by pixel (height x width)"
             )
-        return Scan.from_arrays(rgb, xyz, unit=unit, missing=missing, name=self.name)
+        normals = None
+        if self.normals_path is not None:
+            normals = read_rgb_png(self.normals_path)
+            if normals.shape != rgb.shape:
+                raise DataError(
+                    f"{self.rgb_path} is {_by(rgb.shape)} and {self.normals_path} is "
+                    f"{_by(normals.shape)}; colour and normals must be registered pixel by pixel "
+                    "(height x width)"
+                )
+        return Scan.from_arrays(
+            rgb, xyz, unit=unit, missing=missing, name=self.name, normals=normals
+        )
 
     def load_ground_truth(self) -> NDArray[np.bool_] | None:
         """(H, W) bool, True where anomalous; None if nobody knows.

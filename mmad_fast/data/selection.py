@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmad_fast.data.dataset import Dataset, open_dataset
-from mmad_fast.data.pairing import PNG, TIFF, composed, files_by_stem
+from mmad_fast.data.pairing import PNG, TIFF, composed, files_by_stem, normals_of
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import DataError
 from mmad_fast.whole_folder import is_archive
@@ -37,7 +37,9 @@ def pick_category(dataset: Dataset, category: str | None) -> str:
     return composed(category)
 
 
-def find_scan_files(path: Path, *, xyz_path: Path | None = None) -> tuple[ScanFile, ...]:
+def find_scan_files(
+    path: Path, *, xyz_path: Path | None = None, normals_path: Path | None = None
+) -> tuple[ScanFile, ...]:
     """The scans at a path: the one whose RGB file it is, or those of a folder.
 
     Those of a folder may have a `problem`: one that cannot be read does not cost the others.
@@ -46,14 +48,17 @@ def find_scan_files(path: Path, *, xyz_path: Path | None = None) -> tuple[ScanFi
         path: An RGB PNG, a folder of pairs, one category, or a data set (its test scans).
         xyz_path: XYZ TIFF of the one scan; None: the file of the same stem beside it, or in the
             folder xyz beside the folder rgb.
+        normals_path: PNG of the one scan's surface normals; None: the file of the same stem in the
+            folder normals beside the folder rgb, if there is one.
 
     Raises:
         DataError: nothing there, no XYZ file, or a folder in no known layout.
     """
     if path.is_file() and not is_archive(path):
-        return (_one_scan(path, xyz_path),)
-    if xyz_path is not None and path.exists():
-        raise DataError(f"--xyz names the partner of one RGB file, but {path} is no file")
+        return (_one_scan(path, xyz_path, normals_path),)
+    for name, partner in (("--xyz", xyz_path), ("--normals", normals_path)):
+        if partner is not None and path.exists():
+            raise DataError(f"{name} names the partner of one RGB file, but {path} is no file")
     dataset = open_dataset(path, wanted=WANTED)
     with_test = [name for name in dataset.categories() if "test" in dataset.splits(name)]
     if not with_test:
@@ -77,7 +82,7 @@ def _scans_of_category(dataset: Dataset, category: str) -> tuple[ScanFile, ...]:
         )
 
 
-def _one_scan(rgb_path: Path, xyz_path: Path | None) -> ScanFile:
+def _one_scan(rgb_path: Path, xyz_path: Path | None, normals_path: Path | None) -> ScanFile:
     if rgb_path.suffix.lower() not in PNG and rgb_path.suffix.lower() in _POINT_FILES:
         raise DataError(
             f"{rgb_path} is named as a file of points; give the PNG file of the colour image, and "
@@ -90,7 +95,14 @@ def _one_scan(rgb_path: Path, xyz_path: Path | None) -> ScanFile:
         defect="",
         rgb_path=rgb_path,
         xyz_path=_partner(rgb_path) if xyz_path is None else xyz_path,
+        normals_path=_normals(rgb_path) if normals_path is None else normals_path,
     )
+
+
+def _normals(rgb_path: Path) -> Path | None:
+    """The picture of the normals that belongs to an RGB file, as in a folder of scans."""
+    folder = rgb_path.absolute().parent
+    return normals_of(folder.parent).get(composed(rgb_path.stem)) if folder.name == "rgb" else None
 
 
 def _partner(rgb_path: Path) -> Path:

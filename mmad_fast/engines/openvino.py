@@ -23,12 +23,13 @@ _TELEMETRY = "openvino_telemetry"
 OPERATORS = frozenset(
     {
         "Abs", "Add", "Atan", "AvgPool", "Broadcast", "Clamp", "Concat", "Constant", "Convert",
-        "ConvertLike", "Convolution", "Divide", "Erf", "Exp", "FakeQuantize", "Gather", "Gelu",
-        "GroupConvolution", "MVN", "MatMul", "MaxPool", "Maximum", "Minimum", "Multiply",
-        "Negative", "PRelu", "Pad", "Parameter", "Power", "Range", "ReduceMax", "ReduceMean",
-        "ReduceMin", "Relu", "Reshape", "Result", "Round", "ScaledDotProductAttention", "ShapeOf",
-        "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "StridedSlice", "Subtract",
-        "Swish", "Tanh", "Transpose", "Unsqueeze", "VariadicSplit",
+        "ConvertLike", "Convolution", "ConvolutionBackpropData", "Divide", "Erf", "Exp",
+        "FakeQuantize", "Gather", "Gelu", "GroupConvolution", "MVN", "MatMul", "MaxPool", "Maximum",
+        "Minimum", "Multiply", "Negative", "PRelu", "Pad", "Parameter", "Power", "Range",
+        "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "Relu", "Reshape", "Result", "Round",
+        "ScaledDotProductAttention", "ShapeOf", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt",
+        "Squeeze", "StridedSlice", "Subtract", "Swish", "Tanh", "Transpose", "Unsqueeze",
+        "VariadicSplit",
     }
 )  # fmt: skip
 """Of our graphs, as OpenVINO calls them: none of them loops, branches or reads a file."""

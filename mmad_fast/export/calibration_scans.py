@@ -111,7 +111,7 @@ def _scans_of(
             "calibrated with the golden scan alone: its ranges may be too narrow for other scans; "
             "name 20 or more nominal scans with calibration (--calibration)"
         )
-        return [Scan(golden.rgb, golden.xyz, "golden")]
+        return [golden.scan]
     if isinstance(calibration, (str, os.PathLike)):
         return _nominal_scans(Path(calibration), category)
     if not calibration or not all(isinstance(scan, (Scan, ScanFile)) for scan in calibration):

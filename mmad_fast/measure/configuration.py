@@ -52,7 +52,7 @@ def describe_configuration(method: str, configuration: Mapping[str, Any] | None)
     if branches and not is_variants_own(method, configuration):
         parts.append(", ".join(one.describe(configuration) for one in branches.values()))
     for name, own_value in own.items():
-        value = configuration.get(name)
+        value = _as_tuple(configuration.get(name))
         if name not in networks and value is not None and value != own_value:
             parts.append(f"{name} {value}")
     return "; ".join(parts)

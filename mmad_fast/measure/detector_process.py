@@ -70,7 +70,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
 def _load_scan(request: dict[str, Any], run: int) -> Scan:
     """The scan of a run. Read each time: a whole set in memory would count as process peak."""
-    rgb_path, xyz_path = request["scans"][run % len(request["scans"])]
+    rgb_path, xyz_path, *normals_path = request["scans"][run % len(request["scans"])]
     file = ScanFile(
         name=Path(rgb_path).stem,
         category="",
@@ -79,6 +79,7 @@ def _load_scan(request: dict[str, Any], run: int) -> Scan:
         rgb_path=Path(rgb_path),
         xyz_path=Path(xyz_path),
         ground_truth_path=None,
+        normals_path=Path(*normals_path) if normals_path else None,
     )
     return file.load(unit=request["unit"])
 

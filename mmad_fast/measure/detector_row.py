@@ -23,8 +23,8 @@ from mmad_fast.errors import DataError, MmadFastError
 from mmad_fast.measure.configuration import configuration_of, published_name
 from mmad_fast.measure.evaluation import Accuracy, AuproMode, Decisions, evaluate
 from mmad_fast.measure.memory import measure_detector_process
-from mmad_fast.measure.published import PublishedRow, published_for
-from mmad_fast.measure.tables import ACCURACY_COLUMNS, BenchRow
+from mmad_fast.measure.published import published_beside
+from mmad_fast.measure.tables import BenchRow
 from mmad_fast.measure.timing import Timing
 from mmad_fast.methods.family import Scores
 from mmad_fast.methods.fit_request import FitRequest, Progress, silent
@@ -156,6 +156,7 @@ def blank_row(
 ) -> BenchRow:
     """The row that says what is measured and what the papers print of it, not yet how it did."""
     configuration = configuration_of(detector.artifact.manifest.parameters)
+    name = published_name(detector.method, configuration, shots)
     return BenchRow(
         method=detector.method,
         category=category,
@@ -164,7 +165,7 @@ def blank_row(
         engine=engine,
         threads=get_num_threads(),
         weights=_describe_weights(detector),
-        published=_published(published_name(detector.method, configuration, shots), category),
+        published=None if name is None else published_beside(name, category),
         data=dataset.root.resolve().name,
         configuration=configuration,
         shots=shots,
@@ -269,26 +270,21 @@ def _differences(
 
 def _copy_scans(
     scans: Sequence[ScanFile], folder: Path, request: MeasureRequest
-) -> list[tuple[Path, Path]]:
-    """(rgb file, xyz file) per scan as PNG and TIFF in metres, whatever layout they came from."""
-    paths = []
+) -> list[tuple[Path, ...]]:
+    """(rgb file, xyz file) per scan as PNG and TIFF in metres, whatever layout they came from, and
+    the PNG file of the normals if there is one."""
+    paths: list[tuple[Path, ...]] = []
     for index, file in enumerate(scans):
         scan = file.load(unit=request.unit, missing=request.missing)
         rgb_path, xyz_path = folder / f"{index}.png", folder / f"{index}.tiff"
         Image.fromarray(scan.rgb).save(rgb_path)
         tifffile.imwrite(xyz_path, scan.xyz, photometric="rgb")
         paths.append((rgb_path, xyz_path))
+        if scan.normals is not None:
+            normals_path = folder / f"{index}_normals.png"
+            Image.fromarray(scan.normals).save(normals_path)
+            paths[-1] += (normals_path,)
     return paths
-
-
-def _published(method: str | None, category: str) -> tuple[PublishedRow, ...] | None:
-    """What the papers print for this category, or for the mean where it is none of theirs."""
-    if method is None:
-        return None
-    of_category = published_for(method, category=category)
-    if any(row.metric in ACCURACY_COLUMNS for row in of_category):
-        return of_category
-    return published_for(method)
 
 
 def _describe_weights(detector: Detector) -> str:

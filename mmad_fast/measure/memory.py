@@ -81,7 +81,7 @@ def process_peak_mib() -> float | None:
 
 def measure_detector_process(
     artifact_path: Path | str,
-    scan_paths: Sequence[tuple[Path | str, Path | str]],
+    scan_paths: Sequence[tuple[Path | str, ...]],
     *,
     unit: str = "m",
     num_threads: int | None = None,
@@ -98,7 +98,8 @@ def measure_detector_process(
 
     Args:
         artifact_path: The artifact's folder.
-        scan_paths: (rgb file, xyz file) of each scan; run i infers scan i modulo their number.
+        scan_paths: (rgb file, xyz file) of each scan, or the file of its normals as third; run i
+            infers scan i modulo their number.
         unit: Unit of the xyz files, "m" or "mm".
         num_threads: Threads of engine and kernels; None means the default.
         num_warmup: Inferences that do not count, after the one whose memory is measured.
@@ -130,7 +131,7 @@ def measure_detector_process(
         )
     request = {
         "artifact": str(artifact_path),
-        "scans": [[str(rgb), str(xyz)] for rgb, xyz in scan_paths],
+        "scans": [[str(path) for path in paths] for paths in scan_paths],
         "unit": unit,
         "num_threads": num_threads,
         "num_warmup": num_warmup,

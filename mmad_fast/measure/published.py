@@ -12,6 +12,9 @@ from typing import Any
 MVTEC_3D_AD = "MVTec 3D-AD"
 EYECANDIES = "Eyecandies"
 
+_OF_ANY_DATA = ("fps", "memory_mb")
+"""Metrics that are printed with one data set, and say as much of another."""
+
 
 @dataclass(frozen=True)
 class PublishedRow:
@@ -22,8 +25,9 @@ class PublishedRow:
         source: Paper and table, e.g. "CFM paper, Table 5".
         gpu: The GPU that the source names, else "not named".
         dataset: "MVTec 3D-AD" or "Eyecandies".
-        metric: i_auroc, p_auroc, aupro_30, aupro_10, aupro_5, aupro_1, fps, memory_mb (CFM: equal
-            to the bytes of the parameters), memory_bank_gb or training_gpu_hours.
+        metric: i_auroc, p_auroc, i_aupr, p_aupr (areas under the precision-recall curve), aupro_30,
+            aupro_10, aupro_5, aupro_1, fps, memory_mb (CFM: equal to the bytes of the parameters),
+            memory_bank_gb or training_gpu_hours.
         category: A category as the data set names it, or "mean".
         value: As printed; percentages as fractions.
     """
@@ -55,7 +59,7 @@ def published_for(
 ) -> tuple[PublishedRow, ...]:
     """What the papers print of one method, each distinct value of a paper once; empty if nothing.
 
-    Speed and memory are printed for the whole data set only; they are included for any category.
+    Speed and memory are printed once per method; they are included for any data set and category.
 
     Args:
         method: The published name, e.g. "CFM-S" (methods.family.Variant.published).
@@ -66,10 +70,29 @@ def published_for(
         row
         for row in load_published()
         if row.method == method
-        and row.dataset == dataset
-        and (row.category == category or row.metric in ("fps", "memory_mb"))
+        and ((row.dataset == dataset and row.category == category) or row.metric in _OF_ANY_DATA)
     ]
     return _distinct(wanted)
+
+
+def published_beside(method: str, category: str) -> tuple[PublishedRow, ...]:
+    """What the papers print of one method for a category of whichever data set; the mean where they
+    print none for it or it is no category of theirs, of MVTec 3D-AD rather than of Eyecandies.
+
+    Args:
+        method: The published name.
+        category: A category's folder.
+    """
+    is_eyecandies = (EYECANDIES, category) in {(r.dataset, r.category) for r in load_published()}
+    datasets = (MVTEC_3D_AD, EYECANDIES)
+    if is_eyecandies and category != "mean":
+        datasets = (EYECANDIES, MVTEC_3D_AD)
+    for dataset in datasets:
+        for one in (category, "mean"):
+            rows = published_for(method, dataset=dataset, category=one)
+            if any(row.metric not in _OF_ANY_DATA for row in rows):
+                return rows
+    return ()
 
 
 def _distinct(rows: Iterable[PublishedRow]) -> tuple[PublishedRow, ...]:

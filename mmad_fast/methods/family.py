@@ -35,6 +35,7 @@ FAMILIES: tuple[str, ...] = (
     "m3dm",
     "btf",
     "ast",
+    "mmrd",
 )
 """The folders beside this file whose family.py holds a record, FAMILY. Where no method is named, it
 is the first family's default."""
@@ -255,6 +256,8 @@ class Family:
             decision threshold is one of the map, too.
         shared_training: What it trains once for several categories.
         speed_only: What shortens a fit for timing.
+        resumes: Its fit keeps the state of its trainings in the task's checkpoint, if there is one.
+        stores_halves: The features of training scans are kept in float16, which its training reads.
         published_name: A variant's name in the published tables, given the options of a
             detector that has the variant's own branches.
     """
@@ -273,6 +276,8 @@ class Family:
     score_is_map_maximum: bool
     shared_training: SharedTraining | None = None
     speed_only: SpeedOnlyFit = SpeedOnlyFit()
+    resumes: bool = False
+    stores_halves: bool = False
     published_name: Callable[[Variant, Mapping[str, Any]], str | None] = _variants_own_name
 
     @property

@@ -117,9 +117,13 @@ class FeatureStore(Generic[Features]):
         positions: Of each kept scan its position among those that were given.
     """
 
-    def __init__(self, directory: Path, *, memory_limit_mib: float = 0.0) -> None:
-        """An empty store with its files in `directory`, which is made if it is missing."""
+    def __init__(
+        self, directory: Path, *, memory_limit_mib: float = 0.0, in_halves: bool = False
+    ) -> None:
+        """An empty store with its files in `directory`, which is made if it is missing. `in_halves`
+        rounds arrays of float32 to float16, as which they are given back."""
         directory.mkdir(exist_ok=True)
+        self._in_halves = in_halves
         self.positions: list[int] = []
         self._num_given = 0
         self._directory = directory
@@ -158,9 +162,11 @@ class FeatureStore(Generic[Features]):
         """Keeps the features of a scan.
 
         Raises:
-            MmadFastError: the disk is full.
+            MmadFastError: the disk is full, or a value is too large for float16.
         """
         values = {one.name: getattr(features, one.name) for one in fields(features)}  # type: ignore[arg-type]
+        if self._in_halves:
+            values = {name: _halved(name, value) for name, value in values.items()}
         size = sum(map(_num_bytes, values.values()))
         if size <= self._bytes_left:
             self._bytes_left -= size
@@ -218,6 +224,24 @@ class FeatureStore(Generic[Features]):
         if isinstance(value, PooledRows):
             return PooledRows(*map(self._get, value))
         return self._files[value.file].read(value.index) if isinstance(value, _Stored) else value
+
+
+def _halved(name: str, value: Any) -> Any:
+    """A field of features with float32 rounded to float16.
+
+    Raises:
+        MmadFastError: a value is too large for it.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        return value
+    with np.errstate(over="ignore"):
+        rounded = value.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        raise MmadFastError(
+            f"the features {name!r} of a scan reach {np.abs(value).max():g}, and the training "
+            "reads them in float16, which ends at 65504; check the weights of the backbone"
+        )
+    return rounded
 
 
 def _num_bytes(value: Any) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmad_fast.data.scan_file import ScanFile
 from mmad_fast.errors import EmptyScanError, InvalidInputError
@@ -31,6 +31,9 @@ from mmad_fast.preprocess import check_resolution, prepare
 from mmad_fast.preprocess.recipes import Recipe
 from mmad_fast.scan import PreparedScan, Scan, Unit
 from mmad_fast.validation import check_integer
+
+if TYPE_CHECKING:
+    from mmad_fast.methods.training_checkpoint import TrainingCheckpoint
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
@@ -230,10 +233,11 @@ class FitTask:
         request: What was asked for.
         train: Nominal scans.
         options: Of the request, see resolve_options.
-        recipe: Of the request, or the family's own.
+        recipe: Of the request, or the family's own, with what the options say of preparation.
         scratch: A folder for files, which goes when the fit ends.
         progress: Told of every stage.
         missing: What stood for no measurement in the scans that have been loaded.
+        checkpoint: Where the trainings keep their state; None: nowhere.
     """
 
     request: FitRequest
@@ -243,6 +247,7 @@ class FitTask:
     scratch: Path
     progress: Progress
     missing: MissingTally = field(default_factory=MissingTally)
+    checkpoint: TrainingCheckpoint | None = None
 
     @classmethod
     def of(
@@ -255,7 +260,17 @@ class FitTask:
         """The task of a request."""
         family, _ = get_method(request.method)
         recipe = family.recipe if request.recipe is None else get_recipe(request.recipe)
-        return cls(request, train, resolve_options(request), recipe, scratch, progress)
+        options = resolve_options(request)
+        return cls(request, train, options, options.prepared_by(recipe), scratch, progress)
+
+    def facts(self) -> dict[str, Any]:
+        """What tells its trainings from those of another fit, but for the scans; JSON types."""
+        return {
+            "method": self.request.method,
+            "seed": self.request.seed,
+            "recipe": self.recipe.to_dict(),
+            **asdict(self.options),
+        }
 
     def load(self, scan: ScanFile | Scan) -> Scan:
         """The scan, read if it is a file, without the values that stood for no measurement in it

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from mmad_fast.errors import (
     InvalidInputError,
     MissingDependencyError,
 )
-from mmad_fast.methods.family import BankFit, Fit, Trained, get_method
+from mmad_fast.methods.family import BankFit, Family, Fit, Scores, Trained, families, get_method
 from mmad_fast.methods.feature_store import FeatureStore
 from mmad_fast.methods.fit_request import FitRequest, FitTask, Progress, silent
 from mmad_fast.methods.options import OptionValue
@@ -41,6 +41,9 @@ from mmad_fast.threshold import (
     VALIDATION,
     Threshold,
 )
+
+if TYPE_CHECKING:
+    from mmad_fast.methods.training_checkpoint import TrainingCheckpoint
 
 logger = logging.getLogger("mmad_fast")
 
@@ -65,6 +68,7 @@ def fit(
     recipe: str | None = None,
     speed: str = "exact",
     shots: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     **options: OptionValue,
 ) -> Detector:
@@ -86,6 +90,9 @@ def fit(
         speed: "exact", or a bundle of approximations, "fast" or "small", that trades some accuracy
             for time or memory. Options that are set win over it.
         shots: Fit on so many of the training scans only, chosen by the seed; None: on all.
+        checkpoint: File in which the training keeps its state, at most every minute, until the
+            artifact is written. Where a fit was killed, the same one goes on from there and gives
+            the same detector. Refused by methods whose training takes no hours.
         progress: Called with (what, done, total).
         options: What the method has beside these, as `mmad-fast fit --method NAME --help` lists it:
             its options, e.g. `rgb_backbone="dinov2-vits14"`, and weights, e.g.
@@ -95,7 +102,8 @@ def fit(
 
     Raises:
         InvalidInputError: an unknown method or option, one that the method does not have, of the
-            wrong type or out of range, or more shots than training scans.
+            wrong type or out of range, more shots than training scans, or a checkpoint of another
+            fit.
         DataError: the data set is missing, unreadable or has no training scans.
         WeightsError: the weights cannot be had or do not fit.
         ArtifactError: the artifact cannot be written there.
@@ -112,7 +120,9 @@ def fit(
         shots=shots,
         **options,
     )
-    return fit_detector(data, output, category=category, request=request, progress=progress)
+    return fit_detector(
+        data, output, category=category, request=request, checkpoint=checkpoint, progress=progress
+    )
 
 
 def fit_detector(
@@ -122,6 +132,7 @@ def fit_detector(
     category: str | None = None,
     request: FitRequest,
     max_train_scans: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Detector:
     """As `fit`, with the options as a record, and on the first `max_train_scans` scans if given."""
@@ -138,6 +149,7 @@ def fit_detector(
         validation_scans(dataset, name),
         output,
         request,
+        checkpoint=checkpoint,
         progress=progress,
     )
     return load(path)
@@ -149,6 +161,7 @@ def fit_scans(
     output: Path | str,
     request: FitRequest,
     *,
+    checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The path of the fitted detector's artifact.
@@ -167,11 +180,13 @@ def fit_scans(
             which.
         output: The artifact's folder; an artifact there is replaced.
         request: What to fit.
+        checkpoint: As of `fit`.
         progress: Called with (stage, done, total); the stages are "export", "features", those of
             the family's training, and "threshold".
 
     Raises:
-        InvalidInputError: no training scan, or an option is out of range.
+        InvalidInputError: no training scan, an option is out of range, or a checkpoint of another
+            fit or for a method that keeps none.
         EmptyScanError: no training scan has enough foreground.
         ArtifactError: `output` holds something else.
         WeightsError: weights are missing or do not fit.
@@ -187,10 +202,14 @@ def fit_scans(
     with torch_threads(), temporary_folder("fit") as folder:
         task = FitTask.of(request, train, folder, progress)
         family, _ = get_method(request.method)
+        if checkpoint is not None:
+            task = replace(task, checkpoint=_open_checkpoint(checkpoint, task, family))
         family_fit = family.fit(task)
         limit = family_fit.memory_limit_mib
         with (
-            FeatureStore[Any](task.scratch / "train", memory_limit_mib=limit) as train_store,
+            FeatureStore[Any](
+                task.scratch / "train", memory_limit_mib=limit, in_halves=family.stores_halves
+            ) as train_store,
             FeatureStore[Any](task.scratch / "held-out", memory_limit_mib=limit) as held_out_store,
         ):
             stores = (train_store, held_out_store)
@@ -201,9 +220,14 @@ def fit_scans(
                 judged = train
                 store, source = _without_validation(train_store, family_fit, request.seed)
             trained = family_fit.train(train_store, store)
-            threshold = _threshold(store, trained, family_fit, source, request, progress)
-            golden = task.load(judged[store.positions[0]])
-            expected = trained.pipeline.score_features(store[0], StageClock())
+            scores = _scores(store, trained, family_fit, source)
+            if family.stores_halves and source == SET_ASIDE:  # what is stored of them is rounded
+                aside = (task.prepare(judged[position]) for position in store.positions)
+                scores = (trained.pipeline.score(scan, StageClock()) for scan in aside)
+            threshold = _threshold(scores, len(store), source, task)
+            first = judged[store.positions[0]]
+            golden = task.load(first)
+            expected = trained.pipeline.score(task.prepare(first), StageClock())
             facts = {
                 **trained.facts,
                 "num_train_scans": len(train_store),
@@ -212,7 +236,7 @@ def fit_scans(
         missing_values = task.missing.record(request.missing)
         if str(missing_values):
             logger.warning("taken as missing, not as points: %s", missing_values)
-        return write_artifact(
+        path = write_artifact(
             Path(output),
             method=request.method,
             family=family.name,
@@ -222,9 +246,18 @@ def fit_scans(
             weights={**trained.weights, "seed": request.seed},
             graphs=trained.graphs,
             tensors=trained.tensors,
-            golden=Golden(golden.rgb, golden.xyz, expected.anomaly_map, expected.image_score),
+            golden=Golden(
+                golden.rgb,
+                golden.xyz,
+                expected.anomaly_map,
+                expected.image_score,
+                golden.normals if task.recipe.reads_normals else None,
+            ),
             missing_values=missing_values,
         )
+        if task.checkpoint is not None:
+            task.checkpoint.remove()
+        return path
 
 
 def extract_features(
@@ -238,6 +271,7 @@ def extract_features(
 
     Raises:
         EmptyScanError: no training scan has enough foreground.
+        InvalidInputError: the task's checkpoint is of other scans.
         MmadFastError: the disk is full.
     """
     total, before = len(train) + len(validation), 0
@@ -245,7 +279,10 @@ def extract_features(
         for scan in scans:
             before += 1
             try:
-                store.append(family_fit.extract(task.prepare(scan)))
+                prepared = task.prepare(scan)
+                if task.checkpoint is not None:
+                    task.checkpoint.add_scan(prepared)
+                store.append(family_fit.extract(prepared))
             except EmptyScanError as error:
                 logger.warning("skipped %s: %s", _label(scan), error)
                 store.skip()
@@ -255,6 +292,8 @@ def extract_features(
             f"none of the {len(train)} training scans has enough foreground; check the unit of the "
             "files and the background plane (the warnings above name each scan)"
         )
+    if task.checkpoint is not None:
+        task.checkpoint.expect_scans()
 
 
 def request_on(dataset: Dataset, request: FitRequest) -> FitRequest:
@@ -322,6 +361,23 @@ def check_fit_packages() -> None:
         )
 
 
+def _open_checkpoint(path: str | Path, task: FitTask, family: Family) -> TrainingCheckpoint:
+    """The checkpoint of a fit.
+
+    Raises:
+        InvalidInputError: the family keeps none, or the file is none or that of another fit.
+    """
+    from mmad_fast.methods.training_checkpoint import TrainingCheckpoint
+
+    if not family.resumes:
+        resumable = [v.name for one in families() if one.resumes for v in one.variants]
+        raise InvalidInputError(
+            f"checkpoint is {str(path)!r}, but the fit of {task.request.method} keeps none; leave "
+            f"it out (methods that do: {', '.join(resumable)})"
+        )
+    return TrainingCheckpoint(Path(path), task.facts())
+
+
 def _without_validation(
     train: FeatureStore[Any], family_fit: Fit, seed: int
 ) -> tuple[FeatureStore[Any], str | None]:
@@ -344,34 +400,36 @@ def _without_validation(
     return scans, source
 
 
+def _scores(
+    store: FeatureStore[Any], trained: Trained, family_fit: Fit, source: str | None
+) -> Iterator[Scores | None]:
+    """Of each scan of the store; None where a bank holds no rows of other scans."""
+    for index, features in enumerate(store):
+        if source == OWN_LEFT_OUT and isinstance(family_fit, BankFit):
+            yield family_fit.score_without_own(index, features)
+        else:
+            yield trained.pipeline.score_features(features, StageClock())
+
+
 def _threshold(
-    store: FeatureStore[Any],
-    trained: Trained,
-    family_fit: Fit,
-    source: str | None,
-    request: FitRequest,
-    progress: Progress,
+    scores: Iterable[Scores | None], num_scans: int, source: str | None, task: FitTask
 ) -> Threshold | None:
-    """The threshold by the scores of these scans; None where none can be had, with a warning.
+    """The threshold by the scores of so many scans; None where none can be had, with a warning.
 
     Raises:
         MmadFastError: a score is not finite.
     """
     image_scores = []
-    for index, features in enumerate(store if source else ()):
-        if source == OWN_LEFT_OUT and isinstance(family_fit, BankFit):
-            scores = family_fit.score_without_own(index, features)
-        else:
-            scores = trained.pipeline.score_features(features, StageClock())
-        if scores is not None:
-            image_scores.append(scores.image_score)
-        progress("threshold", index + 1, len(store))
+    for index, found in enumerate(scores if source else ()):
+        if found is not None:
+            image_scores.append(found.image_score)
+        task.progress("threshold", index + 1, num_scans)
     if source and image_scores:
-        return Threshold.of_scores(image_scores, request.threshold_quantile, source)
+        return Threshold.of_scores(image_scores, task.request.threshold_quantile, source)
     logger.warning(
         "no validation scan, and too few training scans for a threshold (%d): the detector scores "
         "parts, but decides nothing; %s",
-        len(store),
+        num_scans,
         MORE_SCANS,
     )
     return None

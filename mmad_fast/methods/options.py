@@ -24,6 +24,7 @@ from typing import (
 import numpy as np
 
 from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.preprocess.recipes import Recipe
 
 OptionValue = str | int | float | bool | None | tuple[Any, ...] | list[Any] | Path
 """A value that is given for an option; text is read as a value of the option's type."""
@@ -144,6 +145,10 @@ class MethodOptions:
             InvalidInputError: options do not go together.
         """
         return self
+
+    def prepared_by(self, recipe: Recipe) -> Recipe:
+        """The recipe with what these options say of how a scan is prepared."""
+        return recipe
 
     def without_effect(self) -> Mapping[str, str]:
         """Options that change nothing beside the others, each with the reason."""
@@ -343,6 +348,9 @@ def _from_json(value: Any, hint: Any, name: str) -> Any:
         InvalidInputError: the value is of another kind than the hint.
     """
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType) and type(None) in arguments:
+        (kind, *others) = (one for one in arguments if one is not type(None))
+        return value if value is None or others else _from_json(value, kind, name)
     is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
     is_free = arguments[-1:] == (...,)
     if (

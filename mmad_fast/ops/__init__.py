@@ -17,6 +17,7 @@ STEMS = (
     "inverse_distance_interpolation",
     "nearest_neighbor_scoring",
     "pixel_mapping",
+    "cosine_maps",
     "k_center_greedy",
 )
 """The ops in the order in which a scan meets them; last, what only the fit does."""

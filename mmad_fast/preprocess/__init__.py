@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmad_fast.errors import InvalidInputError
+from mmad_fast.preprocess.auxiliary import draw_auxiliary
 from mmad_fast.preprocess.background_plane import (
     PIXEL_REMOVED,
     PlaneSearch,
@@ -84,9 +85,10 @@ def prepare(
         The prepared scan; it shares no memory with `scan`.
 
     Raises:
-        InvalidInputError: rgb_size or grid_size below 1.
+        InvalidInputError: rgb_size or grid_size below 1, or the recipe reads a picture of the
+            normals and the scan has none.
 
-    Source: method facts 1.2, 1.3 and 9.2.
+    Source: method facts 1.2, 1.3, 8.2 and 9.2.
     """
     for name, size in (("rgb_size", rgb_size), ("grid_size", grid_size)):
         _check_size(name, size)
@@ -103,7 +105,10 @@ def prepare(
     # Of a foreground pixel all three coordinates are non-zero, of the others none.
     pixel_indices = np.flatnonzero(xyz[..., 2])
     points = xyz.reshape(-1, 3)[pixel_indices]
-    return PreparedScan(image, xyz, points, pixel_indices, scan.size, padding, scan.name, depth)
+    auxiliary = draw_auxiliary(scan, states, xyz, padding, recipe, size=rgb_size)
+    return PreparedScan(
+        image, xyz, points, pixel_indices, scan.size, padding, scan.name, depth, auxiliary
+    )
 
 
 def prepare_ground_truth(

@@ -13,6 +13,10 @@ RGB_BACKGROUNDS = ("keep", "black")
 RGB_PADDINGS = ("edge", "zero")
 SQUARINGS = ("padding", "stretching")
 RGB_FILTERS = ("bicubic", "bilinear")
+AUXILIARY_PICTURES = ("depth", "normals")
+NORMALS_SOURCES = ("points", "sobel", "images")
+SOBEL_SIZES = (3, 5, 7)
+DEPTH_AXES = ("z", "y")
 MIN_CLUSTER_RADIUS_M = 1e-4
 MAX_LENGTH_M = 1000.0
 MAX_COUNT = 2**31 - 1
@@ -49,6 +53,13 @@ class Recipe:
         depth_plane_m: With a number the depth is prepared as a picture (PreparedScan.depth), and
             the foreground is what lies further than this from the background's depth between the
             scan's corners. Not together with remove_background.
+        auxiliary: Pictures of the scan's geometry that become network inputs beside RGB
+            (PreparedScan.auxiliary): "depth", "normals", or both in this order.
+        normals_from: What surface normals are computed from: the "points", the depth by TRD's
+            "sobel" filter, or the data set's own "images" (Scan.normals).
+        sobel_size: Side of that filter.
+        depth_axis: Along which the camera looks, of the pictures of the geometry: "z", or "y" of
+            Eyecandies as converted, whose points are (x, -depth, height).
     """
 
     name: str
@@ -69,6 +80,10 @@ class Recipe:
     squaring: str = "padding"
     rgb_filter: str = "bicubic"
     depth_plane_m: float | None = None
+    auxiliary: tuple[str, ...] = ()
+    normals_from: str = "points"
+    sobel_size: int = 5
+    depth_axis: str = "z"
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -76,9 +91,12 @@ class Recipe:
             ("rgb_padding", RGB_PADDINGS),
             ("squaring", SQUARINGS),
             ("rgb_filter", RGB_FILTERS),
+            ("normals_from", NORMALS_SOURCES),
+            ("sobel_size", SOBEL_SIZES),
+            ("depth_axis", DEPTH_AXES),
         ):
             value = getattr(self, name)
-            self._require(value in known, name, f"one of {', '.join(known)}")
+            self._require(value in known, name, f"one of {', '.join(map(str, known))}")
         for name in ("rim_width_px", "min_rim_points", "cluster_min_points"):
             value = getattr(self, name)
             self._require(
@@ -118,6 +136,14 @@ class Recipe:
             "depth_plane_m",
             f"None or, without remove_background, a number of metres > 0 and <= {MAX_LENGTH_M:g}",
         )
+        self._require(_is_integer(self.sobel_size), "sobel_size", "an integer")
+        pictures = self.auxiliary
+        self._require(
+            isinstance(pictures, tuple)
+            and pictures == tuple(one for one in AUXILIARY_PICTURES if one in pictures),
+            "auxiliary",
+            f"some of {', '.join(AUXILIARY_PICTURES)}, in this order",
+        )
         for name in ("name", "remove_background"):
             kind = str if name == "name" else bool
             self._require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
@@ -128,6 +154,11 @@ class Recipe:
                 f"preprocessing recipe: {name} is {getattr(self, name)!r}; it must be {need}"
             )
 
+    @property
+    def reads_normals(self) -> bool:
+        """Scans are prepared with the pictures of their normals (Scan.normals)."""
+        return "normals" in self.auxiliary and self.normals_from == "images"
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON-ready values, for the manifest; of the fields that came later only
         those that it uses."""
@@ -135,8 +166,7 @@ class Recipe:
         for name, default in _ADDED.items():
             if record[name] == default:
                 del record[name]
-        record["mean"], record["std"] = list(self.mean), list(self.std)
-        return record
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in record.items()}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Recipe:
@@ -166,11 +196,11 @@ class Recipe:
             raise ArtifactError(str(error)) from None
 
 
-_ADDED = {
-    field.name: field.default
-    for field in fields(Recipe)
-    if field.name in ("squaring", "rgb_filter", "depth_plane_m")
-}
+_ADDED_NAMES = (
+    "squaring", "rgb_filter", "depth_plane_m", "auxiliary", "normals_from", "sobel_size",
+    "depth_axis",
+)  # fmt: skip
+_ADDED = {field.name: field.default for field in fields(Recipe) if field.name in _ADDED_NAMES}
 """Fields that recipes of earlier versions lack, with what these meant."""
 
 

@@ -126,6 +126,97 @@ def filled_once(depth: NDArray[np.float64]) -> NDArray[np.float64]:
     return filled
 
 
+def published_object(xyz: NDArray[np.float32], plane_m: float) -> NDArray[np.bool_]:
+    """(H, W) bool: what TRD takes for the object, of a scan with three measured corners.
+
+    Args:
+        xyz: (H, W, 3) metres; (0, 0, 0) means no measurement.
+        plane_m: Metres from the plane through the corners that the object is further than.
+
+    Source: method facts 8.3 (TRD's plane mask).
+    """
+    points = xyz.astype(np.float64)
+    corners = []
+    for corner in (points[:3, :3], points[:3, -3:], points[-3:, :3]):
+        corners.append(corner.sum(axis=(0, 1)) / max((corner[..., 2] != 0).sum(), 1e-12))
+    normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+    distance = np.abs((points - corners[0]) @ (normal / np.linalg.norm(normal)))
+    return closed((distance > plane_m) & (points[..., 2] != 0))
+
+
+def closed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(H, W): the mask dilated, then eroded, by 7 x 7 pixels; none beyond the border decides."""
+    for fill, of in ((False, np.any), (True, np.all)):
+        padded = np.pad(mask, 3, constant_values=fill)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7))
+        mask = of(windows, axis=(2, 3))
+    return mask
+
+
+def filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(H, W): holes, which are 0, in two rounds the mean of what is not 0 among their
+    neighbours."""
+    for _ in range(2):
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, 1), (3, 3))
+        means = windows.sum(axis=(2, 3)) / ((windows > 0).sum(axis=(2, 3)) + 1e-12)
+        values = np.where(values == 0, means, values)
+    return values
+
+
+def published_depth(xyz: NDArray[np.float32], plane_m: float, *, size: int) -> NDArray[np.float64]:
+    """(R, R) in 0-1: the depth as TRD gives it to its teacher, before ImageNet's normalisation; of
+    a scan whose object has several depths.
+
+    Source: method facts 8.3.
+    """
+    rows, columns = (nearest_indices(size, length) for length in xyz.shape[:2])
+    xyz = xyz[np.ix_(rows, columns)]
+    depth = xyz[..., 2].astype(np.float64) * published_object(xyz, plane_m)
+    near, far = depth[depth != 0].min(), depth.max()
+    return filled(np.where(depth != 0, (depth - near) / (far - near) * 0.8 + 0.1, 0))
+
+
+def published_sobel_normals(
+    xyz: NDArray[np.float32], plane_m: float, *, sobel_size: int, size: int
+) -> NDArray[np.float64]:
+    """(R, R, 3) in 0-1: the normals as TRD gives them to its teacher, before ImageNet's
+    normalisation; of a scan whose object has several depths.
+
+    Source: method facts 8.3.
+    """
+    is_object = published_object(xyz, plane_m)
+    depth = xyz[..., 2].astype(np.float64) * is_object
+    near, far = depth[depth != 0].min(), depth.max()
+    depth = filled(np.where(depth != 0, (depth - near) / (far - near), 0))
+    along, across = sobel_taps(sobel_size)
+    padded = np.pad(depth, sobel_size // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (sobel_size, sobel_size))
+    right = np.einsum("hwij,i,j->hw", windows, across, along)
+    down = np.einsum("hwij,i,j->hw", windows, along, across)
+    normals = np.stack([-right, -down, np.ones_like(right)], axis=-1)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-8
+    picture = (normals + 1) / 2 * is_object[..., None]
+    return np.stack([_stretch(picture[..., channel], size) for channel in range(3)], axis=-1)
+
+
+def sobel_taps(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(derivative, smoothing), (size,) each: the unnormalised Sobel filter is their outer
+    product."""
+    smoothing, derivative = np.ones(1), np.array([-1.0, 1.0])
+    for _ in range(size - 1):
+        smoothing = np.convolve(smoothing, [1, 1])
+    for _ in range(size - 2):
+        derivative = np.convolve(derivative, [1, 1])
+    return derivative, smoothing
+
+
+def nearest_indices(output_size: int, input_size: int) -> NDArray[np.int64]:
+    """(output_size,) input index of each output as OpenCV's nearest neighbour takes it."""
+    scale = 1.0 / (output_size / input_size)
+    indices = np.floor(np.arange(output_size) * scale).astype(np.int64)
+    return np.minimum(indices, input_size - 1)
+
+
 def _stretch(image: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """(S, S): pixel centres aligned, bilinear, the border repeated."""
     for axis, length in enumerate(image.shape):

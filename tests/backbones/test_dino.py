@@ -173,6 +173,9 @@ def test_cutting_equals_the_full_network_stopped_there():
         full(image)
         expected = full.norm(caught[0])[:, 1:]
         assert torch.equal(cut(image), expected)
+        second, last = full.tokens_after(image, (2, 4))
+        assert torch.equal(second, expected)
+        assert torch.equal(last, full(image))
 
 
 def test_random_weights_follow_the_seed_and_leave_the_global_state_alone():

@@ -12,6 +12,7 @@ from settings import read_toml
 
 from mmad_fast.data.dataset import open_dataset
 from mmad_fast.data.synthetic import CATEGORIES, write_synthetic
+from mmad_fast.methods.fit_request import resolve_options
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,9 @@ def test_every_setting_is_a_request_and_has_its_own_key(data, name):
         methods = setting.fit.get("methods", [setting.fit.get("method")])
         fit = {k: v for k, v in setting.fit.items() if k != "methods"}
         for method in filter(None, methods):
-            assert fit_request({**fit, "method": method}).method == method
+            request = fit_request({**fit, "method": method})
+            assert request.method == method
+            resolve_options(request)
         key = asked.results.key_of({**setting.row, "method": methods[0]})
         assert seen.setdefault(key, fit) == fit
 
@@ -52,6 +55,33 @@ def test_the_command_line_wins_and_few_shots_are_settings_of_their_own(data):
     first = next(iter(asked.settings()))
     assert (first.fit["rgb_layers"], first.fit["rgb_weights"]) == (8, "file.pth")
     assert (first.row["seed"], first.fit["shots"], first.more["is_shared"]) == (3, 5, True)
+
+
+def test_what_a_setting_does_not_take_and_what_tells_its_rows_apart(data):
+    """--set names an option for all settings but those that it would mean nothing to."""
+    asked = opened(
+        *(data, "mmrd_ablations", "--group", "2d"),
+        *("--set", "normals_from=images", "--set", "schedule=published", "--set", "depth_axis=y"),
+    )
+    fits = {one.row["setting"]: dict(one.fit) for one in asked.settings()}
+    assert fits["mmrd"]["normals_from"] == fits["mmrd-aux"]["normals_from"] == "images"
+    assert "normals_from" not in fits["mmrd auxiliary=depth"]
+    assert {name for name, fit in fits.items() if "depth_axis" in fit} == {
+        *("mmrd-aux auxiliary=depth", "mmrd auxiliary=depth", "mmrd auxiliary=both"),
+    }
+    assert not {"auxiliary", "normals_from"} & fits["mmrd-rgb"].keys()
+    (row,) = (one.row for one in asked.settings() if one.row["setting"] == "mmrd")
+    assert (row["rgb_backbone"], row["schedule"]) == ("wide-resnet50-2", "published")
+    for fit in fits.values():
+        resolve_options(fit_request(fit))
+
+
+def test_the_rows_of_mmrds_tables(data):
+    """Per table of the paper its rows, in order, as settings."""
+    count = {"2a": 4, "2b": 4, "2c": 4, "2d": 6, "2e": 6, "2f": 6}
+    for group, number in count.items():
+        asked = opened(data, "mmrd_ablations", "--group", group)
+        assert len(list(asked.settings())) == number, group
 
 
 def test_settings_of_an_absent_backbone_are_left_out_and_others_are_options():

@@ -95,6 +95,17 @@ def test_a_fit_that_is_told_to_end_leaves_nothing(
     assert not set(left[0]) & set(os.listdir(scratch))
 
 
+def test_a_checkpoint_reaches_the_fit(data: Path, tmp_path: Path, call: Call) -> None:
+    (tmp_path / "checkpoint").write_text("none")
+    arguments = ("fit", data, "--category", "biscuit", "-o", tmp_path / "a", "--method")
+    result = call(*arguments, "ast-depth", "--checkpoint", tmp_path / "checkpoint")
+    assert result.returncode == 1
+    assert "checkpoint: this is no checkpoint of a training" in result.stderr
+    result = call(*arguments, "btf-fpfh", "--checkpoint", tmp_path / "checkpoint")
+    assert result.returncode == 1
+    assert "the fit of btf-fpfh keeps none" in result.stderr
+
+
 def test_eval_prints_a_row(artifact: Path, data: Path) -> None:
     done = run("eval", artifact, "--data", data, "--category", "biscuit", "--json")
     assert done.returncode == 0, done.stderr

@@ -48,6 +48,7 @@ def write_sample(data: Path, stem: str, seed: int, *, bad: bool | None = None) -
         f"normalization:\n  max: {FARTHEST}\n  min: {NEAREST:e}\nunits: 1.0\n"
     )
     np.savetxt(data / f"{stem}_pose.txt", POSE)
+    Image.new("RGB", (WIDTH, HEIGHT), (0, seed, 255)).save(data / f"{stem}_normals.png")
     if bad is not None:
         mask = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
         mask[9, 12] = 255 * bad
@@ -171,6 +172,8 @@ def test_the_raw_layout_is_opened(root: Path) -> None:
     ]
     scan = test[1].load()
     assert scan.rgb[0, 0].tolist() == [4, 30, 0], "image_4, the left spotlight"
+    assert scan.normals is not None
+    assert scan.normals[0, 0].tolist() == [0, 30, 255]
     np.testing.assert_allclose(scan.xyz, published_points(make_depth(30)), atol=2e-8, rtol=2e-7)
     masks = [s.load_ground_truth() for s in test]
     assert [int(mask.sum()) for mask in masks if mask is not None] == [0, 1, 1]
@@ -191,6 +194,8 @@ def test_conversion_writes_what_reading_raw_gives(root: Path, tmp_path: Path) ->
             assert (one.defect, len(other.rgb_path.stem)) == (other.defect, 3)
             np.testing.assert_array_equal(one.load().rgb, other.load().rgb)
             np.testing.assert_array_equal(one.load().xyz, other.load().xyz)
+            assert one.normals_path is not None
+            np.testing.assert_array_equal(one.load().normals, other.load().normals)
             np.testing.assert_array_equal(one.load_ground_truth(), other.load_ground_truth())
 
 

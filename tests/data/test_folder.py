@@ -42,6 +42,7 @@ def test_pairs_are_test_scans_of_unknown_defect(tmp_path: Path, nested: bool) ->
     assert [(s.name, s.defect, s.split) for s in scans] == [("a", "", "test"), ("b", "", "test")]
     assert scans[0].load().size == (4, 5)
     assert scans[0].load_ground_truth() is None
+    assert scans[0].load().normals is None
 
 
 def test_suffixes_in_capitals_and_short_are_found(tmp_path: Path) -> None:
@@ -111,9 +112,10 @@ def test_a_folder_of_other_images_says_what_it_holds(tmp_path: Path) -> None:
     assert "(*.png) (a.jpg is none); every scan needs both" in alone.problem
 
 
-@pytest.mark.parametrize("part", ["rgb", "xyz"])
+@pytest.mark.parametrize("part", ["rgb", "xyz", "normals"])
 def test_half_of_a_folder_of_scans_names_the_whole(tmp_path: Path, part: str) -> None:
     write_pair(tmp_path / "day" / "rgb" / "a.png", tmp_path / "day" / "xyz" / "a.tiff")
+    write_pair(tmp_path / "day" / "normals" / "a.png", tmp_path / "day" / "xyz" / "a.tiff")
     found_in(tmp_path / "day" / part, f"is one part of a folder of scans; .*: {tmp_path}/day$")
     found_in(tmp_path, r"holds folders of scans \(day\); give one of them")
 

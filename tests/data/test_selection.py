@@ -27,6 +27,21 @@ def test_one_scan_finds_its_points_as_a_folder_does(
     assert find_scan_files(Path("part.PNG"))[0].xyz_path.samefile(scan.xyz_path)
 
 
+def test_one_scan_finds_the_picture_of_its_normals(tmp_path: Path) -> None:
+    for name in ("rgb/part.png", "xyz/part.tiff", "normals/part.PNG", "own.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    rgb, own = tmp_path / "rgb" / "part.png", tmp_path / "own.png"
+    for found in (find_scan_files(rgb), find_scan_files(tmp_path)):
+        assert found[0].normals_path is not None
+        assert found[0].normals_path.samefile(tmp_path / "normals" / "part.PNG")
+    assert find_scan_files(rgb, normals_path=own)[0].normals_path == own
+    with pytest.raises(DataError, match="--normals names the partner of one RGB file"):
+        find_scan_files(tmp_path, normals_path=own)
+    (tmp_path / "normals" / "part.PNG").unlink()
+    assert find_scan_files(rgb)[0].normals_path is None
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

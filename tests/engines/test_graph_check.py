@@ -67,6 +67,7 @@ CASES: dict[str, tuple[list[int], dict[str, Any], dict[str, Any]]] = {
     "Clip": (TOKENS, {}, {"c": np.array(-1, FLOAT), "d": np.array(1, FLOAT)}),
     "LeakyRelu": (TOKENS, {"alpha": 0.2}, {}),
     "Expand": (TOKENS, {}, {"c": np.array([3, 1, 1, 8])}),
+    "ReduceL2": (IMAGE, {"keepdims": 1}, {"c": np.array([1])}),
     "ReduceMax": (IMAGE, {"keepdims": 0}, {"c": np.array([1, -1])}),
     "ReduceMean": (IMAGE, {}, {"c": np.array([2])}),
     "ReduceSum": (IMAGE, {"keepdims": 0}, {}),
@@ -85,6 +86,7 @@ CASES: dict[str, tuple[list[int], dict[str, Any], dict[str, Any]]] = {
         {"strides": [2, 3], "pads": [1, 0, 2, 1], "dilations": [2, 1], "group": 2},
         {"c": np.ones((6, 2, 3, 2), FLOAT)},
     ),
+    "ConvTranspose": (IMAGE, {"strides": [2, 3]}, {"c": np.ones((4, 5, 2, 3), FLOAT)}),
     "AveragePool": (IMAGE, {"kernel_shape": [3, 2], "strides": [2, 2]}, {}),
     "MaxPool": (IMAGE, {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, {}),
     "MaxPool as torch writes it": (
@@ -130,6 +132,20 @@ def test_pads_of_other_kinds_are_refused(tmp_path: Path) -> None:
     node = helper.make_node("Pad", ["x", "c"], ["y"], mode="reflect")
     path = save(tmp_path / "g.onnx", [node], TOKENS, [2, 7, 8], c=np.array([0, 1, 0, 0, 0, 0]))
     with pytest.raises(ArtifactError, match="in none of constant, edge"):
+        check_onnx_graph(path)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"strides": [2, 2], "pads": [1, 0, 0, 0]}, {"strides": [2, 2], "output_padding": [1, 1]}],
+)
+def test_windows_of_a_transposed_convolution_lie_side_by_side(
+    attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    node = helper.make_node("ConvTranspose", ["x", "c"], ["y"], **attributes)
+    weight = np.ones((4, 5, 2, 2), FLOAT)
+    path = save(tmp_path / "g.onnx", [node], IMAGE, [1, 5, 18, 20], c=weight)
+    with pytest.raises(ArtifactError, match="ConvTranspose of"):
         check_onnx_graph(path)
 
 

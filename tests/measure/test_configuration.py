@@ -33,9 +33,21 @@ SWITCHES: dict[str, dict[str, Any]] = {
         **{"dlf_scores": "score_samples", "dlf_schedule": "code"},
         **{"point_lambda": 1.0, "rgb_lambda": 0.1, "fusion_lambda": 1.0},
     },
+    "mmrd": {
+        **{
+            "auxiliary": "depth",
+            "normals_from": "points",
+            "sobel_size": 5,
+            "depth_axis": "z",
+            "precision": "fp32",
+        },
+        **{"adapts": "both", "adaptation_passes": 3, "fusion": "sum"},
+        **{"prototypes": (50, 50, 50), "prototype_init": "samples", "interaction": True},
+        **{"attention_reduction": 16, "bottleneck_input": "fused", "prior_weight": 0.1},
+        **{"student_width": 1.0, "smoothing_sigma": 4.0, "schedule": "quick", "epochs": None},
+    },
 }
 """Per family the options that change accuracy or speed, each with the method's own value."""
-NETWORKS = ("rgb_backbone", "rgb_layers", "point_layers")
 OWN: dict[str, Any] = {
     "rgb_backbone": "dino-vitb8",
     "rgb_layers": 12,
@@ -56,11 +68,13 @@ def own_of(method: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_rows_hold_what_changes_accuracy_or_speed(name: str) -> None:
-    options = get_family(name).options
+    family = get_family(name)
+    options = family.options
+    networks = {option for branch in family.weighted_branches for option in branch.identity}
     held = [option for option, facts in option_fields(options).items() if facts.in_rows]
-    own = {option: option_default(options, option) for option in held if option not in NETWORKS}
+    own = {option: option_default(options, option) for option in held if option not in networks}
     assert own == SWITCHES[name]
-    assert set(held) == {*SWITCHES[name], *NETWORKS}
+    assert set(held) == {*SWITCHES[name], *networks}
 
 
 @pytest.mark.parametrize("method", method_names())

@@ -18,6 +18,7 @@ from mmad_fast.backbones.table import CNN_BACKBONES
 from mmad_fast.detector import Detector, load
 from mmad_fast.engines import onnx_runtime
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, MmadFastError
+from mmad_fast.methods import training_checkpoint
 from mmad_fast.methods.ast.detector import AstPipeline
 from mmad_fast.methods.ast.options import PERMUTATIONS
 from mmad_fast.methods.ast.reference import reference_pipeline
@@ -217,6 +218,42 @@ def test_an_interrupted_fit_leaves_the_artifact_that_was_there(
         fit_scans(scans[:2], scans[2:3], path, small("ast-depth"), progress=interrupt)
     assert read_artifact(path).files.digest == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_fit_goes_on_from_its_checkpoint_and_removes_it(
+    scans: list[Scan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "training.safetensors"
+    told: list[tuple[str, int]] = []
+    stop = ("student training", 1)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append((stage, done))
+        if (stage, done) == stop:
+            raise KeyboardInterrupt
+
+    def fit(scans: list[Scan] = scans, checkpoint: Path | None = file, **options: Any) -> Path:
+        request = small("ast-depth", epochs=2, **options)
+        output = tmp_path / "artifact"
+        return fit_scans(
+            scans[:2], scans[2:3], output, request, checkpoint=checkpoint, progress=progress
+        )
+
+    monkeypatch.setattr(training_checkpoint, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(training_checkpoint, "MAX_SHARE_OF_TIME", np.inf)
+    with pytest.raises(KeyboardInterrupt):
+        fit()
+    stop = ("", 0)
+    with pytest.raises(InvalidInputError, match="another fit .seed is 0 there, 1 here"):
+        fit(seed=1)
+    with pytest.raises(InvalidInputError, match="another fit .sha256 of the scans is"):
+        fit([scans[1], scans[0], scans[2]])
+    told.clear()
+    resumed = read_artifact(fit())
+    assert [done for stage, done in told if stage == "teacher training"] == [2]
+    assert [done for stage, done in told if stage == "student training"] == [1, 2]
+    assert not file.exists()
+    assert resumed.manifest.graphs == read_artifact(fit(checkpoint=None)).manifest.graphs
 
 
 def test_what_cannot_be_fitted_is_refused(scans: list[Scan], tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ from mmad_fast.methods.ast.networks import (
     Teacher,
     build_networks,
     channel_permutations,
-    load_tensors,
     position_encoding,
-    to_tensors,
 )
 from mmad_fast.methods.ast.options import AstOptions
+from mmad_fast.methods.network_tensors import load_tensors, to_tensors
 
 
 def random_networks(

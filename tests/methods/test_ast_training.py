@@ -13,7 +13,6 @@ from mmad_fast.methods.ast.detector import AstFeatures
 from mmad_fast.methods.ast.networks import Student, Teacher, build_networks
 from mmad_fast.methods.ast.training import (
     SCHEDULES,
-    Schedule,
     held_out_loss,
     student_loss,
     teacher_loss,
@@ -22,7 +21,9 @@ from mmad_fast.methods.ast.training import (
 )
 
 SIDE, CHANNELS = 6, 4
-SHORT = Schedule(epochs=15, batch_scans=4, learning_rate=1e-2, is_cosine=True, uses_bfloat16=False)
+SHORT = replace(
+    SCHEDULES["quick"], epochs=15, batch_scans=4, learning_rate=1e-2, uses_bfloat16=False
+)
 
 
 def make_features(seed: int, *, offset: float = 0.0) -> AstFeatures:
@@ -96,7 +97,7 @@ def test_what_is_left_of_a_pass_is_left_out_but_few_scans_are_one_batch(
     train_teacher(
         teacher, SCANS[:num_scans], schedule, seed=0, progress=lambda *told: seen.append(told)
     )
-    assert seen == [("teacher", step, steps) for step in range(1, steps + 1)]
+    assert seen == [("teacher", step, steps) for step in range(steps + 1)]
     losses = train_student(student, teacher, SCANS[:num_scans], schedule, seed=0)
     assert np.isfinite(losses).all()
 
@@ -126,5 +127,6 @@ def test_bfloat16_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_published_schedule_is_the_published_one() -> None:
     published = SCHEDULES["published"]
     assert (published.epochs, published.batch_scans, published.learning_rate) == (72, 8, 2e-4)
+    assert (published.weight_decay, published.drops_rest) == (1e-5, True)
     assert not published.is_cosine
     assert not published.uses_bfloat16

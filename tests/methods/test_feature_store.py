@@ -44,6 +44,21 @@ def test_scans_come_back_in_any_order(tmp_path: Path):
 
 
 @pytest.mark.parametrize("memory_limit_mib", [0.0, 1.0])
+def test_halves_are_rounded_and_nothing_else_is(tmp_path: Path, memory_limit_mib: float):
+    given = patches(0, 5)
+    with FeatureStore(tmp_path, memory_limit_mib=memory_limit_mib, in_halves=True) as store:
+        store.append(given)
+        found = store[0]
+        assert found.tokens.dtype == np.float16
+        np.testing.assert_array_equal(found.tokens, given.tokens.astype(np.float16))
+        np.testing.assert_array_equal(found.patches, given.patches)
+        assert found.patches.dtype == np.int64
+        given.tokens[0, 0] = 65520.0
+        with pytest.raises(MmadFastError, match="'tokens' of a scan reach 65520, .*check the wei"):
+            store.append(given)
+
+
+@pytest.mark.parametrize("memory_limit_mib", [0.0, 1.0])
 def test_scans_that_are_set_aside_are_in_the_other_store_only(
     tmp_path: Path, memory_limit_mib: float
 ):

@@ -76,7 +76,8 @@ def asked_of_the_family(
     """(training scans, validation scans, request) of a fit on a data set."""
     pytest.importorskip("torch", reason="fitting needs torch")
 
-    def capture(train, validation, output, request, *, progress):
+    def capture(train, validation, output, request, *, checkpoint, progress):
+        assert checkpoint == chosen.get("checkpoint")
         raise Captured(len(train), len(validation), request)
 
     monkeypatch.setattr(fit_run, "fit_scans", capture)
@@ -116,7 +117,9 @@ def test_raw_eyecandies_is_fitted_without_background_removal(
 
 def test_keywords_reach_the_family(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"rgb_weights": "random", "epochs": 7, "seed": 3, "threshold_quantile": 0.9}
-    asked = asked_of_the_family(folders, monkeypatch, method="cfm-t", unit="mm", **chosen)
+    asked = asked_of_the_family(
+        folders, monkeypatch, method="cfm-t", unit="mm", checkpoint="a.safetensors", **chosen
+    )
     assert asked == (5, 2, FitRequest.of("cfm-t", unit="mm", **chosen))
     _, _, request = asked_of_the_family(folders, monkeypatch, rgb_backbone=None, recipe=None)
     assert request == FitRequest()
@@ -210,6 +213,15 @@ def test_no_training_scan_with_foreground_is_an_error(
     scan = make_dome(0)
     with pytest.raises(EmptyScanError, match=r"none of the 2 training scans has enough.*the unit"):
         extracted(tmp_path, [empty(scan, "a"), empty(scan, "b")], [scan])
+
+
+def test_a_fit_that_keeps_no_checkpoint_refuses_one(
+    tmp_path: Path, make_dome: Callable[..., Scan]
+) -> None:
+    request = FitRequest.of("btf-fpfh", recipe="none")
+    with pytest.raises(InvalidInputError, match=r"the fit of btf-fpfh keeps none; .*do: ast,"):
+        fit_run.fit_scans([make_dome(0)], [], tmp_path / "a", request, checkpoint=tmp_path / "c")
+    assert not list(tmp_path.iterdir())
 
 
 def test_none_is_taken_where_an_option_may_be_none_and_leaves_the_others_open() -> None:

@@ -147,6 +147,7 @@ def test_a_recipe_that_uses_none_of_it_is_written_as_before() -> None:
     later = {"squaring", "rgb_filter", "depth_plane_m"}
     assert not later & set(NO_CLEAN_UP.to_dict())
     assert later <= set(STRETCHED.to_dict())
+    assert not {"auxiliary", "normals_from", "sobel_size", "depth_axis"} & set(STRETCHED.to_dict())
     for recipe in (*(family.recipe for family in families()), STRETCHED):
         assert Recipe.from_dict(recipe.to_dict()) == recipe
 

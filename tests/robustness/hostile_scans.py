@@ -39,8 +39,8 @@ LIMIT_S = 10.0
 LIMIT_MIB = 1024.0
 """Of the process with all detectors, which has 150 MiB before the first scan."""
 FAMILIES = {
-    **{"cfm": 45.0, "cfm-fpfh": 10.0, "m3dm": 15.0},
-    **{"btf": 10.0, "ast": 10.0, "patch_color": 10.0},
+    **{"cfm": 35.0, "cfm-fpfh": 10.0, "m3dm": 15.0},
+    **{"btf": 10.0, "ast": 10.0, "mmrd": 10.0, "patch_color": 10.0},
 }
 """How often each is asked: CFM reads most of a scan, and is what most people run."""
 Rng = np.random.Generator

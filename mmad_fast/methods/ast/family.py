@@ -67,4 +67,5 @@ FAMILY = Family(
     aupro_thresholds=100,
     score_is_map_maximum=True,
     speed_only=SpeedOnlyFit(train_scans=2, values={"epochs": 1}),
+    resumes=True,
 )

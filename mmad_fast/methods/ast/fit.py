@@ -17,7 +17,6 @@ from mmad_fast.methods.ast.networks import (
     Student,
     Teacher,
     build_networks,
-    to_tensors,
 )
 from mmad_fast.methods.ast.options import (
     GRAPH,
@@ -28,7 +27,6 @@ from mmad_fast.methods.ast.options import (
 )
 from mmad_fast.methods.ast.training import (
     SCHEDULES,
-    Schedule,
     held_out_loss,
     train_student,
     train_teacher,
@@ -39,6 +37,8 @@ from mmad_fast.methods.branches.cnn_pyramid.graph import build_cnn_pyramid
 from mmad_fast.methods.family import Trained
 from mmad_fast.methods.feature_store import FeatureStore
 from mmad_fast.methods.fit_request import FitTask
+from mmad_fast.methods.network_tensors import to_tensors
+from mmad_fast.methods.network_training import Schedule
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 
@@ -85,7 +85,11 @@ class AstFit:
         """
         options, seed = self._options, self._task.request.seed
         teacher, student = initial_networks(options, seed)
-        arguments: dict[str, Any] = {"seed": seed, "progress": self._progress}
+        arguments: dict[str, Any] = {
+            "seed": seed,
+            "progress": self._progress,
+            "checkpoint": self._task.checkpoint,
+        }
         teacher_losses = train_teacher(teacher, train, self._schedule, **arguments)
         student_losses = train_student(student, teacher, train, self._schedule, **arguments)
         path = export_networks(teacher, student, options, self._task.scratch / f"{GRAPH}.onnx")

@@ -6,7 +6,7 @@ Source: AST section 3; method facts 9.2.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -240,34 +240,6 @@ def _folded_student(student: Student) -> Student:
             setattr(block, convolution, fused)
             setattr(block, norm, nn.Identity())
     return folded
-
-
-def to_tensors(network: nn.Module, prefix: str) -> dict[str, NDArray]:
-    """The network's weights, named prefix + key; counters are left out."""
-    return {
-        prefix + key: tensor.detach().to(torch.float32).contiguous().cpu().numpy().copy()
-        for key, tensor in network.state_dict().items()
-        if tensor.is_floating_point()
-    }
-
-
-def load_tensors(network: nn.Module, tensors: Mapping[str, NDArray], prefix: str) -> None:
-    """Undoes `to_tensors`.
-
-    Raises:
-        RuntimeError: a tensor is missing or has another shape.
-    """
-    state = {
-        key.removeprefix(prefix): torch.from_numpy(np.array(tensor, np.float32))
-        for key, tensor in tensors.items()
-        if key.startswith(prefix)
-    }
-    counters = {
-        key: tensor
-        for key, tensor in network.state_dict().items()
-        if not tensor.is_floating_point()
-    }
-    network.load_state_dict({**counters, **state})
 
 
 def build_networks(

@@ -23,7 +23,6 @@ from mmad_fast.methods.ast.networks import (
     Student,
     Teacher,
     build_networks,
-    load_tensors,
     position_encoding,
 )
 from mmad_fast.methods.ast.options import (
@@ -35,6 +34,7 @@ from mmad_fast.methods.ast.options import (
 from mmad_fast.methods.branches.cnn_pyramid import network as cnn_pyramid
 from mmad_fast.methods.family import Reference
 from mmad_fast.methods.fit_request import Weights
+from mmad_fast.methods.network_tensors import load_tensors
 from mmad_fast.scan import PreparedScan
 from mmad_fast.stage_clock import StageClock
 

@@ -135,5 +135,6 @@ def test_the_kernel_refuses_other_shapes() -> None:
     for sigma in (-1.0, 9.0, np.nan):
         with pytest.raises(ValueError, match="sigma out of range"):
             _kernels.organised_normals(good, sigma, good.copy(), good.copy())
+    zero = (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match=r"\(3, R, R\)"):
-        _kernels.normals_picture(good, 2.0, np.zeros((3, 4, 5), np.float32))
+        _kernels.stretch_picture(good, zero, zero, np.zeros((3, 4, 5), np.float32))

@@ -48,5 +48,6 @@ def normals_picture(normals: NDArray[np.float32], *, size: int) -> NDArray[np.fl
     from mmad_fast import _kernels
 
     picture = np.empty((3, size, size), np.float32)
-    _kernels.normals_picture(normals, CONTRAST, picture)
+    scale = (CONTRAST, CONTRAST, -CONTRAST)
+    _kernels.stretch_picture(normals, scale, (0.0, 0.0, 0.0), picture)
     return picture

@@ -1,0 +1,1 @@
+"""MMRD and its kin: reverse distillation of RGB, depth and surface normals."""

@@ -1,0 +1,289 @@
+"""MMRD and its kin from scans to an artifact, equal to the reference, on all inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_test_device import TEST_DEVICE
+
+from mmad_fast.artifact import read_artifact
+from mmad_fast.backbones import wide_resnet
+from mmad_fast.detector import Detector, load
+from mmad_fast.engines import onnx_runtime, open_graph
+from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, MmadFastError
+from mmad_fast.methods.branches import device_stream
+from mmad_fast.methods.branches.branch import BranchPart
+from mmad_fast.methods.branches.feature_levels import options as level_options
+from mmad_fast.methods.branches.feature_levels.extractor import FeatureLevelExtractor
+from mmad_fast.methods.branches.feature_levels.graph import export_levels
+from mmad_fast.methods.fit_request import FitRequest, FitTask, resolve_options
+from mmad_fast.methods.fit_run import fit_scans
+from mmad_fast.methods.mmrd import networks
+from mmad_fast.methods.mmrd.detector import MmrdPipeline, split_levels
+from mmad_fast.methods.mmrd.options import MmrdOptions
+from mmad_fast.methods.mmrd.reference import reference_pipeline
+from mmad_fast.scan import Scan
+from mmad_fast.stage_clock import StageClock
+
+SCORE_TOLERANCE = MAP_TOLERANCE = 1e-4
+"""Of scores relative to themselves, of maps relative to their maximum."""
+IMAGE_SIZE = 64
+METHODS = ("mmrd", "mmrd-rgb", "mmrd-aux", "trd", "rd", "fd", "mmfd")
+
+
+def small(method: str, **chosen: Any) -> FitRequest:
+    """A request of narrow students and few passes over the scans."""
+    own = {"student_width": 0.125, "epochs": 2, "rgb_weights": "random"}
+    return FitRequest.of(method, **{**own, **chosen})
+
+
+@pytest.fixture(scope="module")
+def scans(make_dome: Callable[..., Scan]) -> list[Scan]:
+    return [make_dome(seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks() -> Any:
+    """All networks have one block where the published ones have several, and read small
+    pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(level_options, "IMAGE_SIZE", IMAGE_SIZE)
+        patch.setattr(wide_resnet, "NUM_BLOCKS", {1: 1, 2: 1, 3: 1})
+        patch.setattr(networks, "STAGE_BLOCKS", (1, 1, 1))
+        patch.setattr(networks, "BOTTLENECK_BLOCKS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory, scans: list[Scan]) -> Mapping[str, Path]:
+    """Artifacts by method; each teacher with its statistics is exported once."""
+    folder = tmp_path_factory.mktemp("mmrd")
+    kept: dict[str, Path] = {}
+
+    def export_once(
+        task: FitTask, teachers: Mapping[str, Any], images: Any
+    ) -> BranchPart[FeatureLevelExtractor]:
+        graphs = {}
+        for name, network in teachers.items():
+            buffers = [value.numpy().tobytes() for value in network.buffers()]
+            key = hashlib.sha256(b"".join(buffers)).hexdigest()
+            if key not in kept:
+                kept[key] = export_levels(
+                    network, folder / f"{key[:8]}.onnx", image_size=IMAGE_SIZE
+                )
+            graphs[name] = Path(shutil.copy(kept[key], task.scratch / f"{name}.onnx"))
+        opened = {name: open_graph(path) for name, path in graphs.items()}
+        return BranchPart(FeatureLevelExtractor(opened), graphs, {"kind": "random"}, {})
+
+    paths = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmad_fast.methods.mmrd.fit.export_feature_levels", export_once)
+        for method in METHODS:
+            paths[method] = fit_scans(scans[:2], scans[2:3], folder / method, small(method))
+    # With the statistics of ImageNet three teachers, of 7 artifacts with 10 graphs.
+    assert len(kept) == 3
+    return paths
+
+
+@pytest.fixture(scope="module")
+def detector(artifacts: Mapping[str, Path]) -> Detector:
+    return load(artifacts["mmrd"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_detector_equals_the_reference(
+    artifacts: Mapping[str, Path], scans: list[Scan], method: str
+) -> None:
+    detector = load(artifacts[method])
+    reference = reference_pipeline(read_artifact(artifacts[method]), {"rgb": "random"})
+    cut = Scan(scans[3].rgb[:70], np.ascontiguousarray(scans[3].xyz[:70]), "cut")
+    for scan in (scans[3], cut):
+        prepared = detector.prepare(scan)
+        expected = reference(prepared, StageClock())
+        result = detector.infer_scan(scan)
+        assert result.anomaly_map.shape == (256, 256)
+        assert result.native_anomaly_map.shape == scan.size
+        peak = np.abs(expected.anomaly_map).max()
+        spread = expected.anomaly_map.max() - expected.anomaly_map.min()
+        assert spread > 0.1 * peak  # an answer that can be wrong
+        difference = np.abs(result.anomaly_map - expected.anomaly_map).max()
+        assert difference <= MAP_TOLERANCE * peak
+        assert result.image_score == pytest.approx(expected.image_score, rel=SCORE_TOLERANCE)
+        assert result.image_score == result.anomaly_map.max()
+        assert result.map_threshold == detector.threshold
+    assert detector.replay_golden().agrees
+
+
+@pytest.mark.parametrize("method", ["mmrd", "trd"])
+def test_openvino_gives_the_same_answer(artifacts: Mapping[str, Path], method: str) -> None:
+    pytest.importorskip("openvino", reason="openvino (extra 'openvino') is not installed")
+    assert load(artifacts[method], engine="openvino").replay_golden().agrees
+
+
+@pytest.mark.parametrize("method", ["mmrd", "trd", "mmfd"])
+@pytest.mark.usefixtures("pretend_device")
+def test_a_detector_on_a_device_gives_the_same_answer(
+    artifacts: Mapping[str, Path],
+    scans: list[Scan],
+    method: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device_stream, "TORCH_DEVICE", TEST_DEVICE)
+    if TEST_DEVICE != "cuda":
+        monkeypatch.setitem(onnx_runtime.PROVIDERS, "cuda", onnx_runtime.PROVIDERS["cpu"])
+    expected = load(artifacts[method]).infer_scan(scans[3])
+    result = load(artifacts[method], device="cuda", engine="onnxruntime").infer_scan(scans[3])
+    peak = np.abs(expected.anomaly_map).max()
+    assert np.abs(result.anomaly_map - expected.anomaly_map).max() <= MAP_TOLERANCE * peak
+    assert result.image_score == pytest.approx(expected.image_score, rel=SCORE_TOLERANCE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_variant_does_not_read_changes_nothing(
+    artifacts: Mapping[str, Path], scans: list[Scan], method: str
+) -> None:
+    detector = load(artifacts[method])
+    scan = scans[3]
+    expected = detector.infer_scan(scan).anomaly_map
+    noise = np.random.default_rng(0).integers(0, 256, scan.rgb.shape, np.uint8)
+    recoloured = detector.infer_scan(replace(scan, rgb=noise)).anomaly_map
+    assert np.array_equal(recoloured, expected) == (method == "mmrd-aux")
+    xyz = scan.xyz.copy()
+    xyz[45:50, 45:50, 2] -= 0.004
+    dented = detector.infer_scan(replace(scan, xyz=xyz)).anomaly_map
+    assert np.array_equal(dented, expected) == (method in ("mmrd-rgb", "rd", "fd"))
+
+
+@pytest.mark.parametrize("method", ["mmrd", "rd", "trd"])
+def test_nothing_measured_is_a_clear_error(
+    artifacts: Mapping[str, Path], scans: list[Scan], method: str
+) -> None:
+    scan = replace(scans[0], xyz=np.zeros_like(scans[0].xyz), name="empty")
+    with pytest.raises(EmptyScanError, match="scan 'empty' has 0 foreground points"):
+        load(artifacts[method]).infer_scan(scan)
+
+
+def test_stored_features_give_the_scans_answer(detector: Detector, scans: list[Scan]) -> None:
+    pipeline = detector._pipeline
+    assert isinstance(pipeline, MmrdPipeline)
+    prepared = detector.prepare(scans[3])
+    features = pipeline.extractor.extract(prepared, StageClock())
+    size = sum(int(np.prod(shape)) for shape in pipeline.options.level_shapes)
+    assert features.levels.shape == (2, size)
+    assert features.pictures is None
+    exact = pipeline.score(prepared, StageClock())
+    again = pipeline.score_features(features, StageClock())
+    np.testing.assert_array_equal(again.anomaly_map, exact.anomaly_map)
+    halved = replace(features, levels=features.levels.astype(np.float16))
+    rounded = pipeline.score_features(halved, StageClock())
+    difference = np.abs(rounded.anomaly_map - exact.anomaly_map).max()
+    assert 0 < difference < 0.01 * exact.anomaly_map.max()
+
+
+def test_levels_are_views_of_a_row() -> None:
+    row = np.arange(2 * 6 + 4, dtype=np.float32)
+    first, second = split_levels(row, [(2, 2, 3), (1, 2, 2)])
+    np.testing.assert_array_equal(first.ravel(), row[:12])
+    np.testing.assert_array_equal(second[0, 0], [[12, 13], [14, 15]])
+    assert np.shares_memory(first, row)
+
+
+def test_the_artifact_holds_the_published_keys_and_the_statistics(
+    artifacts: Mapping[str, Path],
+) -> None:
+    artifact = read_artifact(artifacts["mmrd"])
+    assert set(artifact.manifest.graphs) == {"rgb", "aux", "student"}
+    tensors = artifact.tensors()
+    assert tensors["statistics_aux.layer3.0.bn3.running_var"].shape == (1024,)
+    assert "student.bn.bn_layer.0.conv1.weight" in tensors
+    assert not [name for name in tensors if "layer4" in name]
+    trd = read_artifact(artifacts["trd"])
+    assert set(trd.manifest.graphs) == {"rgb", "student_rgb", "student_aux"}
+    assert not [name for name in trd.tensors() if name.startswith("statistics")]
+    assert len(trd.manifest.parameters["map_means"]) == 2
+
+
+def test_a_manifest_that_does_not_fit_is_refused(artifacts: Mapping[str, Path]) -> None:
+    changes: list[tuple[str, str, str, Any]] = [
+        ("mmrd", "parameters", "rgb_size", 128),
+        ("mmrd", "parameters", "modalities", "rgb"),
+        ("mmrd", "parameters", "auxiliary", "both"),
+        ("mmrd", "parameters", "auxiliary", "normals"),
+        ("mmrd", "parameters", "distillation", "trd"),
+        ("mmrd", "parameters", "map_means", [0.5]),
+        ("trd", "parameters", "map_means", []),
+        ("trd", "parameters", "map_stds", [0.1, 0.0]),
+        ("trd", "parameters", "map_means", [0.1, float("nan")]),
+    ]
+    for method, part, key, value in changes:
+        artifact = read_artifact(artifacts[method])
+        getattr(artifact.manifest, part)[key] = value
+        with pytest.raises(ArtifactError, match="fit the detector again|fit again"):
+            MmrdPipeline.from_artifact(artifact, load(artifacts[method]).engine_choice)
+
+
+def test_what_cannot_be_fitted_is_refused(scans: list[Scan], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="but rd uses no aux features"):
+        small("rd", auxiliary="normals")
+    with pytest.raises(InvalidInputError, match="auxiliary is 'both', and TRD has students of two"):
+        small("trd", auxiliary="both")
+    with pytest.raises(InvalidInputError, match="prototypes changes nothing in trd"):
+        small("trd", prototypes=(10,))
+    with pytest.raises(InvalidInputError, match=r"prototypes is \(1, 2\); it must be one number"):
+        small("mmrd", prototypes=(1, 2))
+    with pytest.raises(MmadFastError, match="became"):
+        fit_scans(scans, [], tmp_path / "a", small("rd", learning_rate=1e30, epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names", "graphs"),
+    [
+        ({}, ("rgb", "aux"), ("rgb", "aux")),
+        ({"adapts": "none"}, ("rgb", "aux"), ("rgb", "rgb")),
+        ({"adapts": "rgb"}, ("rgb", "aux"), ("rgb", "aux")),
+        ({"auxiliary": "both"}, ("rgb", "aux", "aux2"), ("rgb", "aux", "aux2")),
+        ({"auxiliary": "both", "adapts": "rgb"}, ("rgb", "aux", "aux2"), ("rgb", "aux", "aux")),
+        ({"auxiliary": "both", "adapts": "none"}, ("rgb", "aux", "aux2"), ("rgb", "rgb", "rgb")),
+    ],
+)
+def test_each_set_of_statistics_has_a_graph(
+    chosen: dict[str, Any], names: tuple[str, ...], graphs: tuple[str, ...]
+) -> None:
+    options = resolve_options(FitRequest.of("mmrd", **chosen))
+    assert isinstance(options, MmrdOptions)
+    assert (options.modality_names, options.teacher_graphs) == (names, graphs)
+
+
+@pytest.mark.parametrize(
+    ("method", "inputs", "outputs"),
+    [
+        ("mmrd", ("rgb_1", "rgb_2", "rgb_3", "aux_1", "aux_2", "aux_3"), ("restored", "target")),
+        ("mmrd-aux", ("aux_1", "aux_2", "aux_3"), ("restored",)),
+        ("rd", ("rgb_1", "rgb_2", "rgb_3"), ("restored",)),
+        ("trd", ("rgb_1", "rgb_2", "rgb_3", "aux_1", "aux_2", "aux_3"), ("restored",)),
+        ("fd", ("rgb_image",), ("restored",)),
+    ],
+)
+def test_what_a_students_graph_reads_and_makes(
+    method: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    options = resolve_options(FitRequest(method))
+    assert isinstance(options, MmrdOptions)
+    assert tuple(options.student_inputs) == inputs
+    assert tuple(options.student_outputs) == tuple(
+        f"{kind}_{level}" for kind in outputs for level in (1, 2, 3)
+    )
+
+
+def test_speeds() -> None:
+    options = resolve_options(FitRequest("mmrd", speed="fast"))
+    assert isinstance(options, MmrdOptions)
+    assert options.student_width < 1
+    assert not options.is_exact
