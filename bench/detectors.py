@@ -164,8 +164,10 @@ class MovedScan(ScanFile):
 
     seed: int = 0
 
-    def load(self, unit: Unit = "m", missing: float | None = None) -> Scan:
-        scan = super().load(unit, missing)
+    def load(
+        self, unit: Unit = "m", missing: float | None = None, *, with_normals: bool = False
+    ) -> Scan:
+        scan = super().load(unit, missing, with_normals=with_normals)
         rng = np.random.default_rng(self.seed)
         rows, columns = rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, 2)
         xyz, rgb = (np.roll(array, (rows, columns), (0, 1)) for array in (scan.xyz, scan.rgb))

@@ -134,6 +134,11 @@ class Detector:
         return self.options.is_exact and self.engine_choice.precision == "fp32"
 
     @property
+    def reads_normals(self) -> bool:
+        """Scans need the picture of their normals (`normals=`, Scan.normals)."""
+        return self._recipe.reads_normals
+
+    @property
     def options(self) -> MethodOptions:
         """What it was fitted with."""
         return self._pipeline.options

@@ -4,7 +4,9 @@
 // Everything is summed in float64 and in a fixed order, so the result depends neither on the number
 // of threads nor on the instruction set; the features' memory bounds the time.
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #include "common/parallel.h"
 #include "common/simd.h"
@@ -128,6 +130,14 @@ void cosine_maps(const std::vector<CosineLevel>& levels, int64_t size, double si
                                        &level.distances[pixel]);
     }
   });
+  // A pixel that no place of the result reads must not go unnoticed either.
+  for (const Level& level : all) {
+    if (!std::all_of(level.distances.begin(), level.distances.end(),
+                     [](double distance) { return std::isfinite(distance); })) {
+      std::fill_n(map, size * size, std::numeric_limits<float>::quiet_NaN());
+      return;
+    }
+  }
   parallel_for(size, 16, [&](int64_t begin, int64_t end) {
     std::vector<double> combined(largest_width), sums(size);
     for (int64_t row = begin; row < end; ++row) {

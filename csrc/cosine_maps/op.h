@@ -17,14 +17,15 @@ struct CosineLevel {
 
 // Writes the map (size, size): the distances 1 - cosine of each level's pixels, upsampled
 // bilinearly, summed over the levels and smoothed by a Gaussian of sigma pixels, at most
-// kMaxSigma; 0 for none. NaN where features that are not finite reach.
+// kMaxSigma; 0 for none. All is NaN where a feature is not finite.
 void cosine_maps(const std::vector<CosineLevel>& levels, int64_t size, double sigma,
                  bool align_corners, float* map);
 
 namespace cuda {
 
 // On the current device; pointers into its memory, the workspace of as many bytes as
-// cosine_maps_workspace says. The stream is a cudaStream_t.
+// cosine_maps_workspace says. The stream is a cudaStream_t. Only what features that are not finite
+// reach is NaN.
 int64_t cosine_maps_workspace(const std::vector<CosineLevel>& levels, int64_t size);
 void cosine_maps(const std::vector<CosineLevel>& levels, int64_t size, double sigma,
                  bool align_corners, float* map, void* workspace, void* stream);

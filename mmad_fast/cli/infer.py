@@ -188,7 +188,7 @@ def _score(
     from mmad_fast.errors import MmadFastError
 
     try:
-        scan = file.load(unit=unit, missing=missing)
+        scan = file.load(unit=unit, missing=missing, with_normals=detector.reads_normals)
         result = detector.infer_scan(scan)
     except (MmadFastError, OSError) as error:
         return {"scan": file.name, "error": describe_error(error)}

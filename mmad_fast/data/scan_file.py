@@ -50,12 +50,16 @@ class ScanFile:
     problem: str = ""
     normals_path: Path | None = None
 
-    def load(self, unit: Unit = "m", missing: float | None = None) -> Scan:
+    def load(
+        self, unit: Unit = "m", missing: float | None = None, *, with_normals: bool = False
+    ) -> Scan:
         """The scan, read and checked.
 
         Args:
             unit: The unit of the file's coordinates, "m" or "mm".
             missing: Number that stands for no measurement in the file; see `Scan.from_arrays`.
+            with_normals: Read the picture of the normals, too, if there is one: for detectors that
+                need it (`Detector.reads_normals`).
 
         Raises:
             DataError: a file is missing, unreadable or of the wrong kind, or they differ in size.
@@ -70,7 +74,7 @@ class ScanFile:
                 "colour and points must be registered pixel by pixel (height x width)"
             )
         normals = None
-        if self.normals_path is not None:
+        if with_normals and self.normals_path is not None:
             normals = read_rgb_png(self.normals_path)
             if normals.shape != rgb.shape:
                 raise DataError(

@@ -79,7 +79,9 @@ def record_graph_inputs(
         for recorder in recorders.values():
             recorder.runs.clear()
         try:
-            observed.infer_scan(scan if isinstance(scan, Scan) else scan.load(unit=unit))
+            if not isinstance(scan, Scan):
+                scan = scan.load(unit=unit, with_normals=observed.reads_normals)
+            observed.infer_scan(scan)
         except EmptyScanError:
             continue
         for name, recorder in recorders.items():

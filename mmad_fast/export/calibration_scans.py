@@ -149,9 +149,10 @@ def _are_foreign(detector: Detector, scans: Sequence[Scan | ScanFile], unit: Uni
         return False
     scores = []
     for scan in scans[:_CHECKED_SCANS]:
-        loaded = scan if isinstance(scan, Scan) else scan.load(unit=unit)
+        if not isinstance(scan, Scan):
+            scan = scan.load(unit=unit, with_normals=detector.reads_normals)
         try:
-            scores.append(detector.infer_scan(loaded).image_score)
+            scores.append(detector.infer_scan(scan).image_score)
         except EmptyScanError:
             continue
     rejected = sum(score > FOREIGN_SCORE * detector.threshold for score in scores)

@@ -81,7 +81,7 @@ def _load_scan(request: dict[str, Any], run: int) -> Scan:
         ground_truth_path=None,
         normals_path=Path(*normals_path) if normals_path else None,
     )
-    return file.load(unit=request["unit"])
+    return file.load(unit=request["unit"], with_normals=True)  # copied where they are read
 
 
 def main() -> int:

@@ -113,7 +113,7 @@ def measure_artifact(
     with temporary_folder("scans") as folder:
         report = measure_detector_process(
             detector.artifact.path,
-            _copy_scans(scans[:: max(1, len(scans) // SPEED_RUNS)], folder, request),
+            _copy_scans(detector, scans[:: max(1, len(scans) // SPEED_RUNS)], folder, request),
             num_threads=get_num_threads(),
             num_runs=SPEED_RUNS,
             engine=detector.engine_choice.engine,
@@ -220,7 +220,9 @@ def reference_row(
     scans = _test_scans(dataset, category)
     latencies_ms, stages, differences = [], [], []
     for run in range(1 + REFERENCE_RUNS):
-        scan = scans[run % len(scans)].load(unit=request.unit, missing=request.missing)
+        scan = scans[run % len(scans)].load(
+            unit=request.unit, missing=request.missing, with_normals=detector.reads_normals
+        )
         start = time.perf_counter()
         prepared = detector.prepare(scan)
         if request.protocol == "paper":
@@ -269,13 +271,15 @@ def _differences(
 
 
 def _copy_scans(
-    scans: Sequence[ScanFile], folder: Path, request: MeasureRequest
+    detector: Detector, scans: Sequence[ScanFile], folder: Path, request: MeasureRequest
 ) -> list[tuple[Path, ...]]:
     """(rgb file, xyz file) per scan as PNG and TIFF in metres, whatever layout they came from, and
-    the PNG file of the normals if there is one."""
+    the PNG file of the normals where the detector reads it."""
     paths: list[tuple[Path, ...]] = []
     for index, file in enumerate(scans):
-        scan = file.load(unit=request.unit, missing=request.missing)
+        scan = file.load(
+            unit=request.unit, missing=request.missing, with_normals=detector.reads_normals
+        )
         rgb_path, xyz_path = folder / f"{index}.png", folder / f"{index}.tiff"
         Image.fromarray(scan.rgb).save(rgb_path)
         tifffile.imwrite(xyz_path, scan.xyz, photometric="rgb")

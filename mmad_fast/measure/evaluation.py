@@ -185,7 +185,8 @@ def _score(
 def _score_unnamed(
     detector: Detector, file: ScanFile, aupro_mode: AuproMode, unit: Unit, missing: float | None
 ) -> _Scored:
-    result = detector.infer_scan(file.load(unit=unit, missing=missing))
+    scan = file.load(unit=unit, missing=missing, with_normals=detector.reads_normals)
+    result = detector.infer_scan(scan)
     aupro_map = pixel_map = result.anomaly_map
     if aupro_mode == "published":
         aupro_map, pixel_map = detector.published_evaluation_maps(result.anomaly_map)

@@ -279,7 +279,9 @@ class FitTask:
         loaded = (
             scan
             if isinstance(scan, Scan)
-            else scan.load(unit=request.unit, missing=request.missing)
+            else scan.load(
+                unit=request.unit, missing=request.missing, with_normals=self.recipe.reads_normals
+            )
         )
         key = scan.name or id(scan)
         self.missing.add(key, loaded.missing_values, loaded.missing_share)

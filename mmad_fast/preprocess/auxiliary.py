@@ -192,7 +192,7 @@ def _normals_of(scan: Scan) -> NDArray[np.uint8]:
         raise InvalidInputError(
             f"{label} has no picture of its surface normals, which normals_from='images' reads: "
             "pass it as normals=, or let it lie as a PNG of the scan's name in a folder normals "
-            "beside rgb; or fit with normals_from='points'"
+            "beside rgb (ScanFile.load(with_normals=True)); or fit with normals_from='points'"
         )
     return scan.normals
 

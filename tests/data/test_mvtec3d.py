@@ -274,13 +274,17 @@ def test_pictures_of_normals_are_read_where_there_are_some(root: Path) -> None:
     rgb, xyz = make_scan(0)
     write_scan(root / "peach" / "test" / "hole", "001", rgb, xyz, normals=255 - rgb)
     files = open_dataset(root).scans("peach", "test")
-    with_normals = {file.name: file.load().normals for file in files if file.normals_path}
+    with_normals = {
+        file.name: file.load(with_normals=True).normals for file in files if file.normals_path
+    }
     assert list(with_normals) == ["peach/test/hole/001"]
     np.testing.assert_array_equal(with_normals["peach/test/hole/001"], 255 - rgb)
-    assert all(file.load().normals is None for file in files if not file.normals_path)
+    without = [file for file in files if not file.normals_path]
+    assert all(file.load(with_normals=True).normals is None for file in without)
     Image.new("RGB", (4, 4)).save(root / "peach/test/hole/normals/001.png")
     with pytest.raises(DataError, match=r"rgb.001\.png is 6x5 and .*normals.001\.png is 4x4"):
-        next(file for file in files if file.normals_path).load()
+        next(file for file in files if file.normals_path).load(with_normals=True)
+    assert next(file for file in files if file.normals_path).load().normals is None
 
 
 def test_millimetres_taken_for_metres_name_the_scan(root: Path) -> None:

@@ -183,7 +183,9 @@ def test_missing_values_reach_the_scans(detector, scans) -> None:
     asked: list[float | None] = []
 
     class Asked(ScanFile):
-        def load(self, unit: str = "m", missing: float | None = None) -> Scan:
+        def load(
+            self, unit: str = "m", missing: float | None = None, *, with_normals: bool = False
+        ) -> Scan:
             asked.append(missing)
             return super().load(unit, missing)
 

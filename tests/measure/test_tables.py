@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mmad_fast.errors import InvalidInputError
 from mmad_fast.measure.evaluation import Decisions, WrongDecisions
-from mmad_fast.measure.published import published_for
+from mmad_fast.measure.published import EYECANDIES, published_beside, published_for
 from mmad_fast.measure.tables import (
     BenchRow,
     append_jsonl,
@@ -148,6 +148,13 @@ def test_the_mean_stands_beside_the_published_mean():
     ]
     assert mean_row(rows).published == published_for("CFM-S", category="mean")
     assert mean_row([bench_row(), bench_row(category="potato")]).published is None
+
+
+def test_the_published_mean_is_that_of_the_categories_data_set():
+    """Speed, which the CFM paper prints for MVTec 3D-AD, stands before it in the file."""
+    row = bench_row(i_auroc=0.8, published=published_beside("CFM", "GummyBear"))
+    assert "fps" in {one.metric for one in row.published}
+    assert mean_row([row]).published == published_for("CFM", dataset=EYECANDIES)
 
 
 @pytest.mark.parametrize(

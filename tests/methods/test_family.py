@@ -53,6 +53,7 @@ def test_a_record_is_complete(family) -> None:
         assert get_method(variant.name) == (family, variant)
         assert set(variant.branches) <= keys
         assert set(variant.values) <= set(option_fields(family.options))
+        resolve_options(FitRequest(variant.name, options=family.speed_only.values))
         for speed in family.speeds:
             assert resolve_options(FitRequest(method=variant.name, speed=speed)).is_exact == (
                 speed == "exact"

@@ -312,7 +312,8 @@ def test_scans_of_files_are_read_as_the_request_says(
     class File:
         name = "dome"
 
-        def load(self, *, unit: str, missing: float | None) -> Scan:
+        def load(self, *, unit: str, missing: float | None, with_normals: bool) -> Scan:
+            assert not with_normals
             read.append((unit, missing))
             return make_dome(0)
 

@@ -4,44 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gpu_test_device import TEST_DEVICE
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.backbones import wide_resnet
 from mmad_fast.detector import Detector, load
 from mmad_fast.engines import onnx_runtime, open_graph
-from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError, MmadFastError
+from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError
 from mmad_fast.methods.branches import device_stream
 from mmad_fast.methods.branches.branch import BranchPart
 from mmad_fast.methods.branches.feature_levels import options as level_options
-from mmad_fast.methods.branches.feature_levels.extractor import FeatureLevelExtractor
+from mmad_fast.methods.branches.feature_levels.extractor import (
+    OUTPUT_NAMES,
+    FeatureLevelExtractor,
+)
 from mmad_fast.methods.branches.feature_levels.graph import export_levels
+from mmad_fast.methods.branches.feature_levels.network import (
+    STATISTICS,
+    build_network,
+    with_statistics,
+)
+from mmad_fast.methods.family import get_family
 from mmad_fast.methods.fit_request import FitRequest, FitTask, resolve_options
 from mmad_fast.methods.fit_run import fit_scans
 from mmad_fast.methods.mmrd import networks
-from mmad_fast.methods.mmrd.detector import MmrdPipeline, split_levels
-from mmad_fast.methods.mmrd.options import MmrdOptions
-from mmad_fast.methods.mmrd.reference import reference_pipeline
-from mmad_fast.scan import Scan
+from mmad_fast.methods.mmrd.detector import FeatureExtractor, MmrdPipeline, split_levels
+from mmad_fast.methods.mmrd.options import STATISTICS_PREFIX, STUDENT_PREFIX, MmrdOptions
+from mmad_fast.methods.mmrd.reference import (
+    ReferenceNetworks,
+    reference_infer,
+    reference_pipeline,
+)
+from mmad_fast.methods.mmrd.student import build_student
+from mmad_fast.methods.mmrd.student_graph import ComparisonGraph
+from mmad_fast.methods.network_tensors import to_tensors
+from mmad_fast.preprocess import prepare
+from mmad_fast.scan import PreparedScan, Scan
 from mmad_fast.stage_clock import StageClock
 
 SCORE_TOLERANCE = MAP_TOLERANCE = 1e-4
 """Of scores relative to themselves, of maps relative to their maximum."""
 IMAGE_SIZE = 64
-METHODS = ("mmrd", "mmrd-rgb", "mmrd-aux", "trd", "rd", "fd", "mmfd")
+METHODS: dict[str, dict[str, Any]] = {"mmrd": {"adapts": "auxiliary"}, "trd": {}, "fd": {}}
+"""Those that are fitted: with fused maps, with two students, with a student that reads pictures.
+RGB keeps its statistics, so that one graph of its teacher is enough."""
 
 
 def small(method: str, **chosen: Any) -> FitRequest:
     """A request of narrow students and few passes over the scans."""
     own = {"student_width": 0.125, "epochs": 2, "rgb_weights": "random"}
-    return FitRequest.of(method, **{**own, **chosen})
+    return FitRequest.of(method, **{**own, **METHODS.get(method, {}), **chosen})
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +107,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, scans: list[Scan]) -> Ma
         patch.setattr("mmad_fast.methods.mmrd.fit.export_feature_levels", export_once)
         for method in METHODS:
             paths[method] = fit_scans(scans[:2], scans[2:3], folder / method, small(method))
-    # With the statistics of ImageNet three teachers, of 7 artifacts with 10 graphs.
-    assert len(kept) == 3
+    assert len(kept) == 2  # with the statistics of ImageNet and of depth
     return paths
 
 
@@ -112,7 +131,7 @@ def test_a_detector_equals_the_reference(
         assert result.native_anomaly_map.shape == scan.size
         peak = np.abs(expected.anomaly_map).max()
         spread = expected.anomaly_map.max() - expected.anomaly_map.min()
-        assert spread > 0.1 * peak  # an answer that can be wrong
+        assert spread > 0.05 * peak  # an answer that can be wrong
         difference = np.abs(result.anomaly_map - expected.anomaly_map).max()
         assert difference <= MAP_TOLERANCE * peak
         assert result.image_score == pytest.approx(expected.image_score, rel=SCORE_TOLERANCE)
@@ -127,7 +146,7 @@ def test_openvino_gives_the_same_answer(artifacts: Mapping[str, Path], method: s
     assert load(artifacts[method], engine="openvino").replay_golden().agrees
 
 
-@pytest.mark.parametrize("method", ["mmrd", "trd", "mmfd"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("pretend_device")
 def test_a_detector_on_a_device_gives_the_same_answer(
     artifacts: Mapping[str, Path],
@@ -145,32 +164,136 @@ def test_a_detector_on_a_device_gives_the_same_answer(
     assert result.image_score == pytest.approx(expected.image_score, rel=SCORE_TOLERANCE)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_what_a_variant_does_not_read_changes_nothing(
-    artifacts: Mapping[str, Path], scans: list[Scan], method: str
+class TorchGraph:
+    """A network in place of its graph, which takes seconds to write."""
+
+    def __init__(
+        self, network: torch.nn.Module, inputs: Iterable[str], outputs: Iterable[str]
+    ) -> None:
+        self._network, self._inputs, self._outputs = network, list(inputs), list(outputs)
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._inputs]
+        made = [one.numpy() for one in self._network(*tensors)]
+        return dict(zip(self._outputs, made, strict=True))
+
+
+@pytest.fixture(scope="module")
+def make_untrained(scans: list[Scan]) -> Callable[..., tuple[MmrdPipeline, ReferenceNetworks]]:
+    """(method, its options) -> the run half and the reference's networks, untrained."""
+
+    def make(method: str, **chosen: Any) -> tuple[MmrdPipeline, ReferenceNetworks]:
+        options = resolve_options(FitRequest.of(method, student_width=0.125, **chosen))
+        assert isinstance(options, MmrdOptions)
+        if method == "trd":
+            options = replace(options, map_means=(2.5, 2.0), map_stds=(0.1, 0.2))
+        rng = np.random.default_rng(0)
+        teacher = build_network(options, weights="random", seed=0)
+        statistics = {
+            modality: {
+                key: (value.numpy() + rng.uniform(0, 0.5, value.shape)).astype(np.float32)
+                for key, value in teacher.state_dict().items()
+                if key.endswith(STATISTICS)
+            }
+            for modality in options.adapted_modalities
+        }
+        torch.manual_seed(0)
+        student = build_student(options).eval()
+        tensors = {
+            f"{STATISTICS_PREFIX}{modality}.{key}": values
+            for modality, found in statistics.items()
+            for key, values in found.items()
+        }
+        tensors |= to_tensors(student, STUDENT_PREFIX)
+        teachers: dict[str, Any] = {
+            name: TorchGraph(
+                with_statistics(teacher, statistics.get(name, {})), ("image",), OUTPUT_NAMES
+            )
+            for name in options.teacher_graphs
+        }
+        students: dict[str, Any] = {
+            name: TorchGraph(
+                ComparisonGraph(student, index, options).eval(),
+                options.student_inputs,
+                options.student_outputs,
+            )
+            for index, name in enumerate(options.student_graphs)
+        }
+        extractor = FeatureExtractor(FeatureLevelExtractor(teachers), options)
+        pipeline = MmrdPipeline(extractor, students, options)
+        return pipeline, ReferenceNetworks.of_tensors(teacher, tensors, options)
+
+    return make
+
+
+def prepared_for(options: MmrdOptions, scan: Scan) -> PreparedScan:
+    return prepare(
+        scan,
+        options.prepared_by(get_family("mmrd").recipe),
+        rgb_size=options.rgb_size,
+        grid_size=options.grid_size,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen"),
+    [
+        *((method, {}) for method in ("mmrd", "mmrd-rgb", "mmrd-aux", "trd", "rd", "fd", "mmfd")),
+        *(("mmrd", {"fusion": fusion}) for fusion in ("auxiliary", "constant", "csa", "ssa", "se")),
+        *(("mmrd", {"prototypes": text}) for text in ("0", "0,3,0", "3,0,3")),
+        ("mmrd", {"interaction": False}),
+        ("mmrd", {"bottleneck_input": "rgb", "smoothing_sigma": 0}),
+        ("mmrd", {"auxiliary": "both"}),
+        ("mmrd", {"auxiliary": "both", "adapts": "rgb"}),
+        ("mmrd-aux", {"auxiliary": "both"}),
+        ("mmfd", {"auxiliary": "both", "adapts": "auxiliary"}),
+        ("trd", {"auxiliary": "depth", "adapts": "both"}),
+    ],
+)
+def test_every_variant_and_switch_equals_the_reference(
+    make_untrained: Callable[..., Any], scans: list[Scan], method: str, chosen: dict[str, Any]
 ) -> None:
-    detector = load(artifacts[method])
+    pipeline, networks = make_untrained(method, **chosen)
+    options = pipeline.options
+    prepared = prepared_for(options, scans[3])
+    expected = reference_infer(prepared, networks, options)
+    found = pipeline.score(prepared, StageClock())
+    peak = np.abs(expected.anomaly_map).max()
+    assert np.ptp(expected.anomaly_map) > 0.01 * peak  # an answer that can be wrong
+    assert np.abs(found.anomaly_map - expected.anomaly_map).max() <= MAP_TOLERANCE * peak
+    assert found.image_score == pytest.approx(expected.image_score, rel=SCORE_TOLERANCE)
+    features = pipeline.extractor.extract(prepared, StageClock())
+    again = pipeline.score_features(features, StageClock())
+    np.testing.assert_array_equal(again.anomaly_map, found.anomaly_map)
+    empty = replace(scans[0], xyz=np.zeros_like(scans[0].xyz), name="empty")
+    with pytest.raises(EmptyScanError, match="scan 'empty' has 0 foreground points"):
+        pipeline.score(prepared_for(options, empty), StageClock())
+
+
+@pytest.mark.parametrize("method", ["mmrd", "mmrd-rgb", "mmrd-aux", "trd", "rd", "fd", "mmfd"])
+def test_what_a_variant_does_not_read_changes_nothing(
+    make_untrained: Callable[..., Any], scans: list[Scan], method: str
+) -> None:
+    pipeline, _ = make_untrained(method)
+
+    def map_of(scan: Scan) -> Any:
+        return pipeline.score(prepared_for(pipeline.options, scan), StageClock()).anomaly_map
+
     scan = scans[3]
-    expected = detector.infer_scan(scan).anomaly_map
+    expected = map_of(scan)
     noise = np.random.default_rng(0).integers(0, 256, scan.rgb.shape, np.uint8)
-    recoloured = detector.infer_scan(replace(scan, rgb=noise)).anomaly_map
+    recoloured = map_of(replace(scan, rgb=noise))
     assert np.array_equal(recoloured, expected) == (method == "mmrd-aux")
     xyz = scan.xyz.copy()
     xyz[45:50, 45:50, 2] -= 0.004
-    dented = detector.infer_scan(replace(scan, xyz=xyz)).anomaly_map
+    dented = map_of(replace(scan, xyz=xyz))
     assert np.array_equal(dented, expected) == (method in ("mmrd-rgb", "rd", "fd"))
 
 
-@pytest.mark.parametrize("method", ["mmrd", "rd", "trd"])
-def test_nothing_measured_is_a_clear_error(
-    artifacts: Mapping[str, Path], scans: list[Scan], method: str
+def test_features_in_half_precision_give_nearly_the_scans_answer(
+    detector: Detector, scans: list[Scan]
 ) -> None:
-    scan = replace(scans[0], xyz=np.zeros_like(scans[0].xyz), name="empty")
-    with pytest.raises(EmptyScanError, match="scan 'empty' has 0 foreground points"):
-        load(artifacts[method]).infer_scan(scan)
-
-
-def test_stored_features_give_the_scans_answer(detector: Detector, scans: list[Scan]) -> None:
     pipeline = detector._pipeline
     assert isinstance(pipeline, MmrdPipeline)
     prepared = detector.prepare(scans[3])
@@ -179,8 +302,6 @@ def test_stored_features_give_the_scans_answer(detector: Detector, scans: list[S
     assert features.levels.shape == (2, size)
     assert features.pictures is None
     exact = pipeline.score(prepared, StageClock())
-    again = pipeline.score_features(features, StageClock())
-    np.testing.assert_array_equal(again.anomaly_map, exact.anomaly_map)
     halved = replace(features, levels=features.levels.astype(np.float16))
     rounded = pipeline.score_features(halved, StageClock())
     difference = np.abs(rounded.anomaly_map - exact.anomaly_map).max()
@@ -201,6 +322,7 @@ def test_the_artifact_holds_the_published_keys_and_the_statistics(
     artifact = read_artifact(artifacts["mmrd"])
     assert set(artifact.manifest.graphs) == {"rgb", "aux", "student"}
     tensors = artifact.tensors()
+    assert not [name for name in tensors if name.startswith("statistics_rgb")]
     assert tensors["statistics_aux.layer3.0.bn3.running_var"].shape == (1024,)
     assert "student.bn.bn_layer.0.conv1.weight" in tensors
     assert not [name for name in tensors if "layer4" in name]
@@ -229,7 +351,7 @@ def test_a_manifest_that_does_not_fit_is_refused(artifacts: Mapping[str, Path]) 
             MmrdPipeline.from_artifact(artifact, load(artifacts[method]).engine_choice)
 
 
-def test_what_cannot_be_fitted_is_refused(scans: list[Scan], tmp_path: Path) -> None:
+def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="but rd uses no aux features"):
         small("rd", auxiliary="normals")
     with pytest.raises(InvalidInputError, match="auxiliary is 'both', and TRD has students of two"):
@@ -238,8 +360,6 @@ def test_what_cannot_be_fitted_is_refused(scans: list[Scan], tmp_path: Path) -> 
         small("trd", prototypes=(10,))
     with pytest.raises(InvalidInputError, match=r"prototypes is \(1, 2\); it must be one number"):
         small("mmrd", prototypes=(1, 2))
-    with pytest.raises(MmadFastError, match="became"):
-        fit_scans(scans, [], tmp_path / "a", small("rd", learning_rate=1e30, epochs=3))
 
 
 @pytest.mark.parametrize(

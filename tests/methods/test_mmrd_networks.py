@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmad_fast.errors import InvalidInputError
 from mmad_fast.methods.family import get_method
+from mmad_fast.methods.fit_request import FitRequest, resolve_options
 from mmad_fast.methods.mmrd.modulation import Modulation, fusion_weight
 from mmad_fast.methods.mmrd.networks import Decoder, OneClassBottleneck, flattened_distance
 from mmad_fast.methods.mmrd.options import MmrdOptions
@@ -352,6 +354,21 @@ def test_the_loss_is_equation_9():
             made = prior(array(prototypes.rows), array(one))
             expected += 0.25 * np.mean((array(one) - made) ** 2)
     assert student.loss(levels).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen"),
+    [("mmrd", {"interaction": False}), ("mmrd", {"prototypes": (0,)}), ("mmfd", {})],
+)
+def test_the_reduction_is_that_of_the_excitation_too(method, chosen):
+    """It is refused where nothing has such a layer."""
+    chosen = {**chosen, "attention_reduction": 8}
+    with pytest.raises(InvalidInputError, match="attention_reduction changes nothing"):
+        resolve_options(FitRequest(method, options=chosen))
+    options = resolve_options(FitRequest(method, options={**chosen, "fusion": "se"}))
+    with torch.device("meta"):
+        student = build_student(options)
+    assert student.modulation[2].excitation.reduce.out_channels == 1024 // 8
 
 
 @torch.inference_mode()

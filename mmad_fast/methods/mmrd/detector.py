@@ -138,8 +138,10 @@ class MmrdPipeline:
                 [upload(one) for one in split_levels(row, self.options.level_shapes)]
                 for row in features.levels.astype(np.float32, copy=False)
             ]
-            pictures = [] if features.pictures is None else features.pictures[:, None]
-            return self.score_levels([upload(one) for one in pictures], levels, clock)
+            pictures: list[Any] = []
+            if features.pictures is not None:
+                pictures = [upload(one[None]) for one in features.pictures]
+            return self.score_levels(pictures, levels, clock)
 
     def score_levels(
         self, pictures: Sequence[Any], levels: Levels, clock: StageClock

@@ -142,7 +142,7 @@ FAMILY = Family(
     reference=_reference,
     aupro_thresholds=100,
     score_is_map_maximum=True,
-    speed_only=SpeedOnlyFit(train_scans=2, values={"epochs": 1, "adaptation_passes": 1}),
+    speed_only=SpeedOnlyFit(train_scans=2, values={"epochs": 1}),
     resumes=True,
     stores_halves=True,
     published_name=_published_name,

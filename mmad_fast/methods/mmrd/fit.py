@@ -121,6 +121,9 @@ class MmrdFit:
             facts={
                 **asdict(training_schedule(options, len(train))),
                 "schedule": options.schedule,
+                "adaptation_passes": options.adaptation_passes,
+                "prior_weight": options.prior_weight,
+                "prototype_init": options.prototype_init,
                 "training_loss": losses[-1],
                 "validation_loss": validation_loss,
             },

@@ -38,7 +38,8 @@ class ForwardStudent(Student):
             inner_width=options.student_width,
         )
         self.modulation = nn.ModuleList(
-            Modulation(options.fusion, channels) for channels, *_ in options.level_shapes
+            Modulation(options.fusion, channels, reduction=options.attention_reduction)
+            for channels, *_ in options.level_shapes
         )
         initialise(self)
 

@@ -201,7 +201,9 @@ class MmrdOptions(FeatureLevelOptions, AuxiliaryOptions):
         "rgb_image", then the teacher's maps "rgb_1" to "rgb_3", modality by modality."""
         image = (1, 3, self.rgb_size, self.rgb_size)
         names = self.modality_names
-        inputs = {f"{name}_image": image for name in names if self.reads_pictures}
+        inputs: dict[str, tuple[int, ...]] = {
+            f"{name}_image": image for name in names if self.reads_pictures
+        }
         if self.fuses or not self.reads_pictures:
             inputs |= {
                 level_name(level, name): (1, *shape)
@@ -238,6 +240,8 @@ class MmrdOptions(FeatureLevelOptions, AuxiliaryOptions):
             idle.update(dict.fromkeys(fusion[2:], "there are no priors"))
         elif not self.interaction:
             idle["attention_reduction"] = "interaction is false"
+        if self.fusion == "se" and "fusion" not in idle:  # it has such a layer, too
+            idle.pop("attention_reduction", None)
         if self.is_transformer:
             idle["adapts"] = "a vision transformer has no BatchNorm"
         if self.adapts == "none":

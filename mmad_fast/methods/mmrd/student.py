@@ -216,11 +216,8 @@ class MmrdStudent(Student):
 
 
 def build_student(options: MmrdOptions) -> Student:
-    """The untrained students that the options name; their initial values are torch's random ones.
-
-    Raises:
-        InvalidInputError: forward distillation of a vision transformer.
-    """
+    """The untrained students that the options name; their initial values are torch's random
+    ones."""
     # Here, since both build on this module.
     from mmad_fast.methods.mmrd.forward_student import ForwardStudent
     from mmad_fast.methods.mmrd.trd_student import TrdStudents

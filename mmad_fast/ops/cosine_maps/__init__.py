@@ -71,7 +71,7 @@ def cosine_maps(
         sigma,
         bool(align_corners),
     )
-    # One number of a map that is not finite spreads to the sum; the features are not read again.
+    # One number that is not finite makes the whole map NaN; the features are not read again.
     if isinstance(anomaly_map, np.ndarray) and not np.isfinite(anomaly_map).all():
         _refuse_content(pairs)
     return anomaly_map

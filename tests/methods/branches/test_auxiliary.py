@@ -12,10 +12,12 @@ from tiny_artifacts import TINY_DISTILLATION, make_arrays, write_tiny_mmrd
 from typer.testing import CliRunner
 
 import mmad_fast
-from mmad_fast.artifact import read_artifact
+from mmad_fast.artifact import Artifact, read_artifact
 from mmad_fast.cli import app
+from mmad_fast.data import open_dataset
 from mmad_fast.data.mvtec3d import write_scan
 from mmad_fast.errors import ArtifactError, InvalidInputError
+from mmad_fast.measure.detector_row import MeasureRequest, measure_artifact
 from mmad_fast.methods.fit_request import FitRequest, FitTask
 from mmad_fast.scan import Scan
 
@@ -56,10 +58,26 @@ def test_a_scan_without_them_is_told(artifact: Path, tmp_path: Path) -> None:
     assert given.exit_code == 0
 
 
-def test_a_golden_scan_that_lost_its_picture_is_told(artifact: Path, tmp_path: Path) -> None:
+def test_they_are_read_wherever_a_detector_scores_files(artifact: Path, tmp_path: Path) -> None:
+    for index, kind in enumerate(("good", "hole")):
+        rgb, xyz = make_arrays(index)
+        mask = np.zeros(rgb.shape[:2], np.bool_)
+        mask[40:50, 40:50] = kind == "hole"
+        folder = tmp_path / "part" / "test" / kind
+        write_scan(folder, "000", rgb, xyz, normals=rgb, ground_truth=mask)
+    dataset = open_dataset(tmp_path)
+    # Scored here, and timed on copies of the files in a process of its own.
+    row = measure_artifact(mmad_fast.load(artifact), dataset, "part", MeasureRequest())
+    assert row.i_auroc in (0.0, 1.0)
+    assert row.latency_ms_p50 is not None
+
+
+def test_a_golden_scan_that_lost_its_picture_is_told(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     detector = mmad_fast.load(artifact)
-    whole = detector.artifact.golden()
-    detector.artifact.golden = lambda: replace(whole, normals=None)  # type: ignore[method-assign]
+    incomplete = replace(detector.artifact.golden(), normals=None)
+    monkeypatch.setattr(Artifact, "golden", lambda _: incomplete)
     with pytest.raises(ArtifactError, match="golden scan cannot be scored.*no picture of its surf"):
         detector.replay_golden()
 
@@ -72,6 +90,9 @@ def test_a_fit_reads_them_too(tmp_path: Path) -> None:
     prepared = task.prepare(Scan.from_arrays(rgb, xyz, normals=rgb))
     assert prepared.auxiliary is not None
     np.testing.assert_array_equal(prepared.auxiliary[1], prepared.rgb)
+    write_scan(tmp_path / "part" / "train" / "good", "000", rgb, xyz, normals=rgb)
+    (file,) = open_dataset(tmp_path).scans("part", "train")
+    np.testing.assert_array_equal(task.prepare(file).auxiliary, prepared.auxiliary)
     with pytest.raises(InvalidInputError, match="scan 'part' has no picture of its surface norm"):
         task.prepare(Scan.from_arrays(rgb, xyz, name="part"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -42,7 +43,8 @@ def export_feature_levels(
             else:
                 path = quantize_convolutions(path, [{"image": image} for image in images[name]])
         graphs[name] = path
-    source = next(iter(networks.values())).weights_source.record(options.rgb_backbone)
+    weights_source: Any = next(iter(networks.values())).weights_source
+    source = weights_source.record(options.rgb_backbone)
     opened = {name: open_graph(path) for name, path in graphs.items()}
     return BranchPart(FeatureLevelExtractor(opened), graphs, source, {})
 
