@@ -216,7 +216,7 @@ def equality(detector: Detector, published: Reference, scans: Sequence[ScanFile]
     found = []
     with torch_threads():
         for scan in scans:
-            prepared = detector.prepare(scan.load())
+            prepared = detector.prepare(scan.load(with_normals=detector.reads_normals))
             found.append(differences(detector, prepared, published(prepared, StageClock())))
     return {
         "map_difference": max(one for one, _ in found),

@@ -134,8 +134,8 @@ def measure_speed(sweep: Sweep, folder: Path) -> None:
         published = first.family.reference(first.artifact, fit_request(fit).weights)
         expected = published(prepared[0], StageClock(), ties="lowest")
         found = {
-            name: differences(load(path), prepared[0], expected)
-            for name, (path, _, _) in detectors.items()
+            name: differences(load(path, engine=engine), prepared[0], expected)
+            for name, (path, engine, _) in detectors.items()
         }
         check_exact(first, next(iter(found.values())))
         if sweep.options.before:

@@ -45,7 +45,7 @@ def torch_map(targets: Sequence[Any], restored: Sequence[Any], size: int) -> Any
     """The published steps up to the smoothing, on tensors (C, H, W)."""
     import torch.nn.functional as F
 
-    total = 0
+    total: Any = 0
     for target, other in zip(targets, restored, strict=True):
         distances = 1 - F.cosine_similarity(target, other, dim=0)
         total += F.interpolate(
@@ -60,8 +60,8 @@ def torch_and_scipy(
     from scipy.ndimage import gaussian_filter
 
     torch = bench.with_threads(num_threads)
-    pairs = [[torch.from_numpy(one) for one in maps] for maps in (targets, restored)]
-    return lambda: gaussian_filter(torch_map(*pairs, size).numpy(), SIGMA)
+    pair = [[torch.from_numpy(one) for one in maps] for maps in (targets, restored)]
+    return lambda: gaussian_filter(torch_map(pair[0], pair[1], size).numpy(), SIGMA)
 
 
 def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
@@ -81,10 +81,14 @@ def cases(options: argparse.Namespace) -> Iterator[bench.Case]:
             {"S": size, "levels": len(levels[0])},
             bench.contenders("cosine_maps", makes),
             data=name,
-            error_of=lambda got, exact=exact: float(np.abs(got - exact).max()),
+            error_of=partial(_difference, exact),
             max_error=MAX_DIFFERENCE,
             same="same map up to float32's rounding",
         )
+
+
+def _difference(exact: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    return float(np.abs(got - exact).max())
 
 
 def work(shapes: Sequence[tuple[int, int, int]], size: int) -> bench.Work:
@@ -106,7 +110,9 @@ def gpu_case(name: str, device: Device) -> bench.Case:
     targets, restored = make_levels(name)
     size = MAP_SIZES[name]
     arrays = [[device.array(one) for one in maps] for maps in (targets, restored)]
-    tensors = [[device.tensor(one) for one in maps] for maps in (targets, restored)]
+    target_tensors, restored_tensors = (
+        [device.tensor(one) for one in maps] for maps in (targets, restored)
+    )
     backend = bench.public_backend(device, "cuda")
     exact = cosine_maps(targets, restored, size=size, sigma=0, backend="reference")
     return bench.Case(
@@ -114,10 +120,13 @@ def gpu_case(name: str, device: Device) -> bench.Case:
         {"S": size, "levels": len(targets)},
         [
             bench.ours("cuda", lambda: cosine_maps(*arrays, size=size, sigma=0, backend=backend)),
-            bench.baseline("cosine_similarity and interpolate", lambda: torch_map(*tensors, size)),
+            bench.baseline(
+                "cosine_similarity and interpolate",
+                lambda: torch_map(target_tensors, restored_tensors, size),
+            ),
         ],
         data=name,
         work=work(SHAPES[name], size),
-        error_of=lambda got: float(np.abs(bench.host(got) - exact).max()),
+        error_of=lambda got: _difference(exact, bench.host(got)),
         max_error=MAX_DIFFERENCE,
     )

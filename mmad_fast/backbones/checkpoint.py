@@ -51,17 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         WeightsError: the file cannot be read, holds no tensors, or two keys become one when the
             prefixes are taken off.
     """
-    if path.suffix == ".safetensors":
-        try:
-            content: Any = load_file(path, device="cpu")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(_unreadable_message(path, "safetensors", error)) from error
-    else:
-        try:
-            with torch.serialization.safe_globals(_numpy_scalar_globals()):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        except UNREADABLE as error:
-            raise WeightsError(_unreadable_message(path, "torch", error)) from error
+    content = _read_content(path)
     state: dict[str, Tensor] = {}
     for key, tensor in _find_tensors(content, path).items():
         name = _without_prefixes(key)
@@ -74,6 +64,29 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def read_networks(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint of several networks, by name of the network and official name.
+
+    Args:
+        path: See `read_checkpoint`.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds no dictionaries of tensors.
+    """
+    content = _read_content(path)
+    parts = content.items() if isinstance(content, Mapping) else ()
+    networks = {
+        str(name): {_without_prefixes(str(key)): tensor for key, tensor in part.items()}
+        for name, part in parts
+        if isinstance(part, Mapping) and all(isinstance(one, Tensor) for one in part.values())
+    }
+    if not networks:
+        raise WeightsError(
+            f"{path} holds no networks: dictionaries of tensors by the networks' names are needed"
+        )
+    return networks
+
+
 def fit_to_network(
     state: Mapping[str, Tensor],
     expected: Mapping[str, tuple[int, ...]],
@@ -81,6 +94,10 @@ def fit_to_network(
     is_ignored: Callable[[str], bool],
     network: str,
     path: Path,
+    advice: str = (
+        "Give the official file of this network (`mmad-fast weights` lists them), or 'auto', or "
+        "'random'"
+    ),
 ) -> dict[str, Tensor]:
     """The tensors that the network needs; floating point ones as float32.
 
@@ -91,6 +108,7 @@ def fit_to_network(
             blocks beyond the cut).
         network: What to call the network in the message.
         path: The checkpoint, for the message.
+        advice: What to do, for the message.
 
     Raises:
         WeightsError: a key is missing, has another shape, has a value that is not finite, or is
@@ -110,10 +128,7 @@ def fit_to_network(
         named = "; ".join(faults[:MAX_FAULTS_NAMED])
         more = len(faults) - MAX_FAULTS_NAMED
         rest = f"; and {more} more" if more > 0 else ""
-        raise WeightsError(
-            f"{path} does not fit {network}: {named}{rest}. Give the official file of this "
-            "network (`mmad-fast weights` lists them), or 'auto', or 'random'"
-        )
+        raise WeightsError(f"{path} does not fit {network}: {named}{rest}. {advice}")
     return {
         key: state[key].float() if state[key].is_floating_point() else state[key]
         for key in expected
@@ -131,6 +146,20 @@ def is_block_beyond(key: str, pattern: str, num_blocks: int, depth: int) -> bool
     """
     match = re.match(pattern, key)
     return match is not None and num_blocks <= int(match.group(1)) < depth
+
+
+def _read_content(path: Path) -> Any:
+    """What a file holds."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path, device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(_unreadable_message(path, "safetensors", error)) from error
+    try:
+        with torch.serialization.safe_globals(_numpy_scalar_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise WeightsError(_unreadable_message(path, "torch", error)) from error
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:

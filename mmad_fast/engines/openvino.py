@@ -23,7 +23,7 @@ _TELEMETRY = "openvino_telemetry"
 OPERATORS = frozenset(
     {
         "Abs", "Add", "Atan", "AvgPool", "Broadcast", "Clamp", "Concat", "Constant", "Convert",
-        "ConvertLike", "Convolution", "ConvolutionBackpropData", "Divide", "Erf", "Exp",
+        "ConvertLike", "Convolution", "DepthToSpace", "Divide", "Erf", "Exp",
         "FakeQuantize", "Gather", "Gelu", "GroupConvolution", "MVN", "MatMul", "MaxPool", "Maximum",
         "Minimum", "Multiply", "Negative", "PRelu", "Pad", "Parameter", "Power", "Range",
         "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "Relu", "Reshape", "Result", "Round",

@@ -273,24 +273,11 @@ def _conv(call: Call) -> list[Shape]:
     return _windows(call, kernel, weight[0])
 
 
-def _conv_transpose(call: Call) -> list[Shape]:
-    """Of windows that lie side by side, as ours do: each pixel becomes a block."""
-    shape, weight, attributes = call.shape(0), call.shape(1), call.node.attributes
-    kernel = weight[2:]
-    fits = len(weight) == len(shape) >= 3 and weight[0] == shape[1]
-    if (
-        not fits
-        or attributes.get("group", 1) != 1
-        or attributes.get("kernel_shape", kernel) != kernel
-        or attributes.get("strides", (1,) * len(kernel)) != kernel
-        or any(length != 1 for length in attributes.get("dilations", ()))
-        or any(attributes.get("pads", ()))
-        or any(attributes.get("output_padding", ()))
-        or attributes.get("auto_pad", "NOTSET") != "NOTSET"
-    ):
-        raise UnfitGraphError(f"ConvTranspose of {shape} with a weight of {weight}")
-    axes = (length * step for length, step in zip(shape[2:], kernel, strict=True))
-    return [(shape[0], weight[1], *axes)]
+def _depth_to_space(call: Call) -> list[Shape]:
+    shape, side = call.shape(0), call.node.attributes.get("blocksize", 0)
+    if len(shape) != 4 or side < 1 or shape[1] % side**2:
+        raise UnfitGraphError(f"DepthToSpace of {shape} in blocks of {side}")
+    return [(shape[0], shape[1] // side**2, shape[2] * side, shape[3] * side)]
 
 
 def _pool(call: Call) -> list[Shape]:
@@ -305,8 +292,6 @@ def _pool(call: Call) -> list[Shape]:
 def _kernel_products(call: Call, length: int) -> int:
     if call.node.op_type == "Conv":
         return length * math.prod(call.shape(1)[1:])
-    if call.node.op_type == "ConvTranspose":  # each number is in one window alone
-        return length * call.shape(0)[1]
     return length * math.prod(call.node.attributes["kernel_shape"])
 
 
@@ -332,11 +317,6 @@ def _unfolded_windows(call: Call, length: int) -> int:
     return length // call.shape(1)[0] * math.prod(call.shape(1)[1:])
 
 
-def _same_length(call: Call, length: int) -> int:
-    """The output, before it is put in order."""
-    return length
-
-
 def _cast(call: Call) -> list[Shape]:
     if call.node.attributes.get("to") not in FLOAT_TYPES:
         raise UnfitGraphError(f"Cast makes numbers of type {call.node.attributes.get('to')}")
@@ -348,9 +328,7 @@ def _dynamic_quantize(call: Call) -> list[Shape]:
 
 
 ATTRIBUTE_TYPES: dict[str, type] = (
-    dict.fromkeys(
-        ("axes", "dilations", "kernel_shape", "output_padding", "pads", "perm", "strides"), tuple
-    )
+    dict.fromkeys(("axes", "dilations", "kernel_shape", "pads", "perm", "strides"), tuple)
     | dict.fromkeys(("alpha", "beta", "epsilon", "scale"), float)
     | dict.fromkeys(("approximate", "auto_pad", "mode"), str)
 )
@@ -366,9 +344,7 @@ RULES: dict[str, Rule] = {
     "Cast": Rule(_cast, ("to", "saturate")),
     "Concat": Rule(_concat, _AXIS),
     "Conv": Rule(_conv, (*_WINDOW, "group"), _kernel_products, _unfolded_windows),
-    "ConvTranspose": Rule(
-        _conv_transpose, (*_WINDOW, "group", "output_padding"), _kernel_products, _same_length
-    ),
+    "DepthToSpace": Rule(_depth_to_space, ("blocksize", "mode")),
     "DequantizeLinear": Rule(_same, _AXIS),
     "DynamicQuantizeLinear": Rule(_dynamic_quantize),
     "Expand": Rule(_expand),

@@ -32,7 +32,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         model: As `export_graph` writes it; changed in place.
 
     Raises:
-        InvalidInputError: a Softmax is not part of such a block.
+        InvalidInputError: a Softmax over products of heads is not part of such a block.
     """
     num_blocks = _rewrite(model, _attention)
     require_opset(model, ATTENTION_OPSET)
@@ -51,7 +51,7 @@ def merge_heads(model: onnx.ModelProto) -> int:
         model: As `export_graph` writes it; changed in place.
 
     Raises:
-        InvalidInputError: a Softmax is not part of such a block.
+        InvalidInputError: a Softmax over products of heads is not part of such a block.
     """
     return _rewrite(model, _products)
 
@@ -64,7 +64,9 @@ def _rewrite(
 
     graph = model.graph
     links = _Links(graph)
-    softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+    softmaxes = [
+        node for node in graph.node if node.op_type == "Softmax" and _reads_heads(links, node)
+    ]
     blocks = {block.output: block for block in (_find_block(links, node) for node in softmaxes)}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -176,6 +178,14 @@ class _Links:
         if name not in self.constants:
             raise _unknown_attention(f"{name!r} is not constant")
         return numpy_helper.to_array(self.constants[name])
+
+
+def _reads_heads(links: _Links, softmax: onnx.NodeProto) -> bool:
+    """Whether it is of products with a part of a qkv tensor: others stay as they are."""
+    name = softmax.input[0]
+    while any(links.is_made_by(name, kind) for kind in ("MatMul", "Mul", "Slice")):
+        name = links.producers[name].input[0]
+    return links.is_made_by(name, "Squeeze")
 
 
 def _find_block(links: _Links, softmax: onnx.NodeProto) -> _Block:

@@ -48,8 +48,7 @@ def graph_cost(model: onnx.ModelProto) -> GraphCost:
         convolution_multiply_adds=sum(
             _multiply_adds(node, shapes)
             for node in model.graph.node
-            if node.op_type == "ConvTranspose"
-            or (node.op_type == "Conv" and not _is_patch_embedding(node, shapes))
+            if node.op_type == "Conv" and not _is_patch_embedding(node, shapes)
         ),
         parameters=sum(math.prod(tensor.dims) for tensor in weights),
     )
@@ -61,8 +60,6 @@ def _multiply_adds(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
         return math.prod(shapes[node.output[0]][1:]) * shapes[node.input[0]][-1]
     if node.op_type == "Conv":
         return math.prod(shapes[node.output[0]][1:]) * math.prod(shapes[node.input[1]][1:])
-    if node.op_type == "ConvTranspose":  # of windows side by side
-        return math.prod(shapes[node.output[0]][1:]) * shapes[node.input[0]][1]
     if node.op_type == "Attention":
         queries, keys = shapes[node.input[0]], shapes[node.input[1]]
         return 2 * math.prod(queries[1:]) * keys[-2]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmad_fast.errors import InvalidInputError, MissingDependencyError, MmadFastError
 from mmad_fast.export.folding import fold_constants
+from mmad_fast.export.pixel_shuffle import shuffle_pixels
 from mmad_fast.whole_folder import whole_file
 
 OPSET = 18
@@ -49,8 +50,9 @@ def export_graph(
     """The path of the module's ONNX graph, written when it has passed its checks.
 
     The graph is static, in float32, of opset 18, in one file with its weights; constants are
-    folded, no initialiser is unused, nothing in it tells of the machine that wrote it. The file
-    appears whole or not at all.
+    folded, transposed convolutions are 1 x 1 ones and pixel shuffles (pixel_shuffle.py), no
+    initialiser is unused, nothing in it tells of the machine that wrote it. The file appears whole
+    or not at all.
 
     Args:
         module: In evaluation mode; takes the tensors in the order of `example_inputs` and returns
@@ -88,6 +90,7 @@ def export_graph(
     model = _to_model(module, example_inputs, names)
     _clean(model)
     fold_constants(model)
+    shuffle_pixels(model)
     _check_static(model)
     with whole_file(target) as partial:
         try:

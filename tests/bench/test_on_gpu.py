@@ -411,7 +411,7 @@ def test_kernel_table(untimed, rows, tiny, budget):
         *("farthest_point_sampling", "knn_grouping", "inverse_distance_weights"),
         *("inverse_distance_interpolation", "pooled_interpolation_rows"),
         *("nearest_neighbor_scoring", "k_center_greedy", "pixel_mapping", "point_embedding"),
-        *("surface_normals", "fpfh"),
+        *("surface_normals", "fpfh", "cosine_maps"),
     }
     for op in ops:
         timed = [row for row in rows.rows if row["what"] == op and row["status"] == "ok"]
@@ -632,6 +632,9 @@ def test_the_work_of_a_call_by_hand():
     scoring = modules["nearest_neighbor_scoring"].work(5, 7, 3)
     assert (scoring.matrix_flop, scoring.plain_flop) == (2 * 5 * 7 * 3, 3 * 5 * 7 + 3 * 5 * 3)
     assert coreset.work(10, 4, 5).device_bytes == 3 * 10 * (5 * 4 + 8) + 4 * 8
+    maps = modules["cosine_maps"].work([(3, 4, 5), (1, 1, 1)], 8)
+    assert maps.plain_flop == 6 * 61 + 2 * (8 * 4 * 5 + 8 * 8 * 5 + 8 + 8 * 8)
+    assert maps.device_bytes == 4 * (2 * 61 + 64)
     entries = {"source_entries": 4, "target_entries": 7}
     mapping = modules["pixel_mapping"].work(10, 4, 6, (2, 3, 3, 5), **entries)
     assert mapping.matrix_flop == 2 * (4 * 2 * 3 + 10 * (3 * 3 + 3 * 5))

@@ -86,7 +86,7 @@ CASES: dict[str, tuple[list[int], dict[str, Any], dict[str, Any]]] = {
         {"strides": [2, 3], "pads": [1, 0, 2, 1], "dilations": [2, 1], "group": 2},
         {"c": np.ones((6, 2, 3, 2), FLOAT)},
     ),
-    "ConvTranspose": (IMAGE, {"strides": [2, 3]}, {"c": np.ones((4, 5, 2, 3), FLOAT)}),
+    "DepthToSpace": (IMAGE, {"blocksize": 2, "mode": "CRD"}, {}),
     "AveragePool": (IMAGE, {"kernel_shape": [3, 2], "strides": [2, 2]}, {}),
     "MaxPool": (IMAGE, {"kernel_shape": [2, 2], "pads": [1, 1, 0, 0]}, {}),
     "MaxPool as torch writes it": (
@@ -135,17 +135,11 @@ def test_pads_of_other_kinds_are_refused(tmp_path: Path) -> None:
         check_onnx_graph(path)
 
 
-@pytest.mark.parametrize(
-    "attributes",
-    [{}, {"strides": [2, 2], "pads": [1, 0, 0, 0]}, {"strides": [2, 2], "output_padding": [1, 1]}],
-)
-def test_windows_of_a_transposed_convolution_lie_side_by_side(
-    attributes: dict[str, Any], tmp_path: Path
-) -> None:
-    node = helper.make_node("ConvTranspose", ["x", "c"], ["y"], **attributes)
-    weight = np.ones((4, 5, 2, 2), FLOAT)
-    path = save(tmp_path / "g.onnx", [node], IMAGE, [1, 5, 18, 20], c=weight)
-    with pytest.raises(ArtifactError, match="ConvTranspose of"):
+@pytest.mark.parametrize("blocksize", [0, 3])
+def test_blocks_of_channels_that_do_not_fit_are_refused(blocksize: int, tmp_path: Path) -> None:
+    node = helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=blocksize)
+    path = save(tmp_path / "g.onnx", [node], IMAGE, [1, 1, 18, 20])
+    with pytest.raises(ArtifactError, match="DepthToSpace of"):
         check_onnx_graph(path)
 
 

@@ -93,11 +93,21 @@ def test_another_attention_is_refused(
         fuse_attention(model)
 
 
-def test_a_softmax_elsewhere_is_refused() -> None:
-    from onnx import TensorProto, helper
+@pytest.mark.parametrize("form", [fuse_attention, merge_heads])
+def test_a_softmax_elsewhere_stays(form) -> None:
+    """Prototypes are weighed by one over the channels, and maps attend to each other."""
+    from onnx import TensorProto, helper, numpy_helper
 
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3)) for name in "xy"]
-    nodes = [helper.make_node("Softmax", ["x"], ["y"])]
-    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]))
-    with pytest.raises(InvalidInputError, match="after 'y' stands nothing, not MatMul"):
-        fuse_attention(model)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4)) for name in "xy"]
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["weights"], axis=1),
+        helper.make_node("Transpose", ["weights"], ["keys"], perm=[0, 2, 1]),
+        helper.make_node("Mul", ["weights", "scale"], ["queries"]),
+        helper.make_node("MatMul", ["queries", "keys"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["attention"], axis=-1),
+        helper.make_node("MatMul", ["attention", "weights"], ["y"]),
+    ]
+    scale = numpy_helper.from_array(np.float32(0.5), "scale")
+    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], [scale]))
+    assert form(model) == 0
+    assert [node.op_type for node in model.graph.node] == [node.op_type for node in nodes]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from mmad_fast.export.attention import fuse_attention, merge_heads  # noqa: E402
 from mmad_fast.export.batch import Batch, set_batch  # noqa: E402
-from mmad_fast.export.graph_cost import GraphCost, graph_cost  # noqa: E402
+from mmad_fast.export.graph_cost import graph_cost  # noqa: E402
 from mmad_fast.export.precision import to_precision  # noqa: E402
 
 
@@ -98,16 +98,3 @@ def test_scales_of_quantised_weights_are_no_parameters() -> None:
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
     cost = graph_cost(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
     assert (cost.multiply_adds, cost.parameters) == (5 * 4 * 4, 16)
-
-
-def test_a_transposed_convolution_counts_as_a_convolution() -> None:
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in {"x": (1, 3, 5, 5), "y": (1, 4, 10, 10)}.items()
-    ]
-    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
-    weight = numpy_helper.from_array(np.ones((3, 4, 2, 2), np.float32), "w")
-    graph = helper.make_graph([node], "g", values[:1], values[1:], [weight])
-    cost = graph_cost(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
-    # As a product of each pixel with a matrix 3 x (4 * 2 * 2).
-    assert cost == GraphCost(5 * 5 * 3 * 16, 5 * 5 * 3 * 16, 48)

@@ -74,6 +74,10 @@ BUDGETS = {
     "count_pairs<float>": Budget(64, 0.5),
     "count_pairs<double>": Budget(64, 0.5),
     "weigh_histograms": Budget(40, 0.65),
+    "write_weights": Budget(48, 0.75),
+    "measure_distances": Budget(48, 0.75),
+    "combine_rows": Budget(48, 1.0),
+    "add_columns": Budget(48, 1.0),
 }
 
 

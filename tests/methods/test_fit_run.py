@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import mmad_fast
 from mmad_fast.data.dataset import open_dataset
 from mmad_fast.errors import DataError, EmptyScanError, InvalidInputError
 from mmad_fast.methods import fit_run
+from mmad_fast.methods.family import Trained, get_method
 from mmad_fast.methods.feature_store import FeatureStore
 from mmad_fast.methods.fit_request import FitRequest, FitTask, resolve_options
 from mmad_fast.scan import PreparedScan, Scan
+from mmad_fast.stage_clock import StageClock
 
 RAW_FILES = ("image_4.png", "depth.png", "info_depth.yaml", "pose.txt")
 
@@ -234,3 +237,58 @@ def test_none_is_taken_where_an_option_may_be_none_and_leaves_the_others_open() 
 def test_a_learning_rate_that_is_not_positive_is_refused_before_any_work(value: object) -> None:
     with pytest.raises(InvalidInputError, match="learning_rate is .*; it must be above 0"):
         FitRequest.of("cfm-s", learning_rate=value)
+
+
+class RoundedMeans(PointMeans):
+    """A fit whose detector says what a scan's features are, and which trains on halves."""
+
+    def __init__(self, task: FitTask) -> None:
+        self.task, self.options = task, task.options
+        self.trained_on: list[Mean] = []
+
+    def train(self, train: Any, held_out: Any) -> Any:
+        self.trained_on = list(train)
+        return Trained(self, {}, {}, {}, {})  # type: ignore[arg-type]
+
+    def score_features(self, features: Mean, clock: StageClock) -> Any:
+        depth = float(features.of_points[2])
+        return SimpleNamespace(image_score=depth, anomaly_map=np.full((2, 2), depth))
+
+    def score(self, prepared: PreparedScan, clock: StageClock) -> Any:
+        return self.score_features(self.extract(prepared), clock)
+
+
+@pytest.mark.parametrize("num_validation", [0, 1])
+def test_halves_decide_neither_threshold_nor_golden_answer(
+    tmp_path: Path,
+    make_dome: Callable[..., Scan],
+    monkeypatch: pytest.MonkeyPatch,
+    num_validation: int,
+) -> None:
+    pytest.importorskip("torch", reason="fitting needs torch")
+    fits: list[RoundedMeans] = []
+    written: dict[str, Any] = {}
+
+    def fit(task: FitTask) -> RoundedMeans:
+        fits.append(RoundedMeans(task))
+        return fits[0]
+
+    def write_artifact(path: Path, **content: Any) -> Path:
+        written.update(content)
+        return path
+
+    family, variant = get_method("cfm-t")
+    rounding = replace(family, fit=fit, stores_halves=True)
+    monkeypatch.setattr(fit_run, "get_method", lambda name: (rounding, variant))
+    monkeypatch.setattr(fit_run, "write_artifact", write_artifact)
+    scans = [make_dome(seed) for seed in range(5 + num_validation)]
+    request = FitRequest.of("cfm-t", recipe="none")
+    fit_run.fit_scans(scans[:5], scans[5:], tmp_path / "artifact", request)
+    (found,) = fits
+    assert len(found.trained_on) == 4 + num_validation
+    assert {one.of_points.dtype for one in found.trained_on} == {np.dtype(np.float16)}
+    clock = StageClock()
+    exact = [found.score(found.task.prepare(scan), clock).image_score for scan in scans]
+    assert min(abs(float(np.float16(score)) - score) for score in exact) > 1e-6  # they differ
+    assert written["golden"].expected_score in exact
+    assert written["threshold"].value == written["golden"].expected_score

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from gpu_test_device import TEST_DEVICE
+from onnx import load_model
 
 from mmad_fast.artifact import read_artifact
 from mmad_fast.backbones import wide_resnet
 from mmad_fast.detector import Detector, load
 from mmad_fast.engines import onnx_runtime, open_graph
 from mmad_fast.errors import ArtifactError, EmptyScanError, InvalidInputError
+from mmad_fast.export.deployment_graph import check_source, deployment_graph
+from mmad_fast.export.graph_cost import graph_cost
 from mmad_fast.methods.branches import device_stream
 from mmad_fast.methods.branches.branch import BranchPart
 from mmad_fast.methods.branches.feature_levels import options as level_options
@@ -82,8 +85,10 @@ def small_networks() -> Any:
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory, scans: list[Scan]) -> Mapping[str, Path]:
-    """Artifacts by method; each teacher with its statistics is exported once."""
+def artifacts(
+    tmp_path_factory: pytest.TempPathFactory, scans: list[Scan]
+) -> Iterator[Mapping[str, Path]]:
+    """Artifacts by method; each teacher with its statistics is exported once, also afterwards."""
     folder = tmp_path_factory.mktemp("mmrd")
     kept: dict[str, Path] = {}
 
@@ -107,8 +112,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, scans: list[Scan]) -> Ma
         patch.setattr("mmad_fast.methods.mmrd.fit.export_feature_levels", export_once)
         for method in METHODS:
             paths[method] = fit_scans(scans[:2], scans[2:3], folder / method, small(method))
-    assert len(kept) == 2  # with the statistics of ImageNet and of depth
-    return paths
+        assert len(kept) == 2  # with the statistics of ImageNet and of depth
+        yield paths
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +145,68 @@ def test_a_detector_equals_the_reference(
     assert detector.replay_golden().agrees
 
 
+def test_students_of_a_file_are_not_trained(
+    artifacts: Mapping[str, Path], scans: list[Scan], tmp_path: Path
+) -> None:
+    trained = read_artifact(artifacts["trd"])
+    networks = {
+        name: {
+            key.removeprefix(prefix): torch.from_numpy(tensor.copy())
+            for key, tensor in trained.tensors().items()
+            if key.startswith(prefix)
+        }
+        for name, prefix in {
+            "student_rgb": f"{STUDENT_PREFIX}students.rgb.",
+            "student_depth": f"{STUDENT_PREFIX}students.aux.",
+        }.items()
+    }
+    for network in networks.values():
+        norms = [key for key in network if key.endswith("running_mean")]
+        network |= {
+            k.replace("running_mean", "num_batches_tracked"): torch.tensor(1) for k in norms
+        }
+    file = tmp_path / "carrot.pth"
+    torch.save(networks, file)
+    chosen = {"student_weights": str(file), "student_width": 0.125, "rgb_weights": "random"}
+    request = FitRequest.of("trd", **chosen)
+    path = fit_scans(scans[:2], scans[2:3], tmp_path / "official", request)
+    manifest = read_artifact(path).manifest
+    own, others = (
+        {name: value for name, value in one.parameters.items() if name != "training"}
+        for one in (manifest, trained.manifest)
+    )
+    assert own == others  # mean and deviation of the maps, too
+    assert manifest.weights["student"]["detail"] == "carrot.pth"
+    assert "training_loss" not in manifest.parameters["training"]
+    expected = load(artifacts["trd"]).infer_scan(scans[3])
+    found = load(path).infer_scan(scans[3])
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["mmrd", "trd"])
 def test_openvino_gives_the_same_answer(artifacts: Mapping[str, Path], method: str) -> None:
     pytest.importorskip("openvino", reason="openvino (extra 'openvino') is not installed")
     assert load(artifacts[method], engine="openvino").replay_golden().agrees
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("target", "precision"), [("openvino", "bf16"), ("tensorrt-rtx", "fp16"), ("onnx", "fp32")]
+)
+def test_the_students_can_be_exported(
+    artifacts: Mapping[str, Path], method: str, target: str, precision: str
+) -> None:
+    artifact = read_artifact(artifacts[method])
+    for name in artifact.manifest.graphs:
+        if not name.startswith("student"):
+            continue
+        source = artifact.graph_path(name)
+        model = deployment_graph(source, target=target, precision=precision)
+        own = load_model(source)
+        assert [one.name for one in model.graph.input] == [one.name for one in own.graph.input]
+        assert graph_cost(model).multiply_adds == graph_cost(own).multiply_adds
+        with pytest.raises(InvalidInputError, match="is a network of convolutions"):
+            check_source(source, "int8")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -249,6 +312,8 @@ def prepared_for(options: MmrdOptions, scan: Scan) -> PreparedScan:
         ("mmrd-aux", {"auxiliary": "both"}),
         ("mmfd", {"auxiliary": "both", "adapts": "auxiliary"}),
         ("trd", {"auxiliary": "depth", "adapts": "both"}),
+        ("mmrd", {"rgb_backbone": "dinov2-vits14", "rgb_levels": (1, 2, 3)}),
+        ("trd", {"rgb_backbone": "dinov2-vits14", "rgb_levels": (1, 2, 3), "adapts": "both"}),
     ],
 )
 def test_every_variant_and_switch_equals_the_reference(
@@ -344,11 +409,12 @@ def test_a_manifest_that_does_not_fit_is_refused(artifacts: Mapping[str, Path]) 
         ("trd", "parameters", "map_stds", [0.1, 0.0]),
         ("trd", "parameters", "map_means", [0.1, float("nan")]),
     ]
+    choices = {method: load(artifacts[method]).engine_choice for method in ("mmrd", "trd")}
     for method, part, key, value in changes:
-        artifact = read_artifact(artifacts[method])
+        artifact = read_artifact(artifacts[method], verify=False)
         getattr(artifact.manifest, part)[key] = value
         with pytest.raises(ArtifactError, match="fit the detector again|fit again"):
-            MmrdPipeline.from_artifact(artifact, load(artifacts[method]).engine_choice)
+            MmrdPipeline.from_artifact(artifact, choices[method])
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

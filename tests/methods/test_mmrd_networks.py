@@ -300,6 +300,14 @@ def test_priors_are_equations_4_to_6():
     assert prototypes.loss(features).item() == pytest.approx(loss, rel=1e-5)
 
 
+@torch.inference_mode()
+def test_a_place_without_direction_is_one_in_half_precision_too():
+    prototypes = Prototypes(5, 8).half()
+    found = prototypes(torch.zeros(1, 8, 2, 2, dtype=torch.float16))
+    mean = prototypes.rows.float().mean(0)
+    torch.testing.assert_close(found[0, :, 1, 1].float(), mean, rtol=0, atol=5e-3)
+
+
 def test_the_interaction_is_equation_7():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -52,6 +52,7 @@ def test_the_pictures_and_one_ablation_make_the_name(
         ("mmrd", {"auxiliary": "normals", "prototypes": [7, 7, 7]}),
         ("mmrd", {"rgb_backbone": "dinov2-vits14"}),
         ("trd", {"adapts": "both"}),
+        ("rd", {"student_width": 0.25}),
     ],
 )
 def test_what_no_paper_prints_has_no_name(method: str, changes: dict[str, Any]) -> None:

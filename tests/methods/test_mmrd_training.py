@@ -4,6 +4,7 @@ training on stored maps."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from mmad_fast.errors import EmptyScanError, MmadFastError
 from mmad_fast.methods.fit_request import FitRequest, resolve_options
 from mmad_fast.methods.mmrd.detector import MmrdFeatures, split_levels
+from mmad_fast.methods.mmrd.fit import initial_student
 from mmad_fast.methods.mmrd.options import MmrdOptions
-from mmad_fast.methods.mmrd.student import Comparison, Student
+from mmad_fast.methods.mmrd.student import Comparison, MmrdStudent, Student
 from mmad_fast.methods.mmrd.teacher_statistics import BATCH_SCANS, Statistics, estimate_statistics
 from mmad_fast.methods.mmrd.training import (
     held_out_loss,
@@ -154,7 +156,7 @@ class SmallStudent(Student):
 class SmallOptions(MmrdOptions):
     """Options of a teacher with small maps."""
 
-    level_shapes = SHAPES  # type: ignore[assignment]
+    level_shapes = SHAPES
 
 
 def small_options(**chosen: object) -> MmrdOptions:
@@ -263,6 +265,12 @@ def test_what_is_asked_for_is_in_the_schedule() -> None:
     assert found.uses_bfloat16
 
 
+def test_a_vision_transformers_quick_schedule_takes_smaller_steps() -> None:
+    request = FitRequest.of("mmrd", rgb_backbone="dinov2-vits14")
+    found = training_schedule(resolve_options(request), 24)
+    assert (found.epochs, found.learning_rate, found.batch_scans) == (40, 2e-3, 2)
+
+
 def test_the_quick_schedule_makes_more_passes_over_few_scans() -> None:
     options = resolve_options(FitRequest.of("mmrd"))
     for num_scans, epochs in ((244, 40), (24, 40), (5, 120), (1, 240)):
@@ -295,3 +303,34 @@ def test_map_statistics_are_those_of_all_pixels_of_all_unsmoothed_maps() -> None
         pixels = torch.stack(maps).double()
         assert means[modality] == pytest.approx(float(pixels.mean()), rel=1e-5)
         assert stds[modality] == pytest.approx(float(pixels.std(unbiased=False)), rel=1e-4)
+
+
+class ReverseShapes(MmrdOptions):
+    """Options of a teacher whose maps halve from level to level, as the students need."""
+
+    level_shapes = ((4, 8, 8), (6, 4, 4), (8, 2, 2))
+
+
+@pytest.mark.parametrize("prototype_init", ["samples", "normal"])
+def test_prototypes_begin_as_places_of_training_scans(prototype_init: str) -> None:
+    options = ReverseShapes(
+        prototypes=(5, 5, 5),
+        student_width=0.125,
+        prototype_init=prototype_init,  # type: ignore[arg-type]
+    )
+    size = sum(int(np.prod(shape)) for shape in options.level_shapes)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 2, size)).astype(np.float16)
+    scans: Any = [MmrdFeatures(row, None) for row in rows]
+    student = initial_student(options, 7, scans)
+    assert isinstance(student, MmrdStudent)
+    (levels,) = read_batch(scans, options, CPU)
+    for of_modality, maps in zip(student.prototypes, levels, strict=True):
+        for prototypes, features in zip(of_modality, maps, strict=True):
+            places = features.movedim(1, -1).flatten(0, 2)
+            distances = torch.cdist(prototypes.rows.detach(), places).amin(dim=1)
+            assert bool((distances < 1e-5).all()) == (prototype_init == "samples")
+    again, other = (initial_student(options, seed, scans).state_dict() for seed in (7, 8))
+    first = student.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert not torch.equal(first["prototypes.0.0.rows"], other["prototypes.0.0.rows"])

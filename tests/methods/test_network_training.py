@@ -89,6 +89,7 @@ def equal_weights(first: nn.Module, second: nn.Module) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+@pytest.mark.own_process
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no kill -9")
 @pytest.mark.parametrize("kill_at", [1, PER_PASS, 2 * PER_PASS + 1])
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(

@@ -22,11 +22,13 @@ from ops.embedding_cases import (
     surface_groups,
 )
 from ops.feature_cases import MappingCase, mapping_case, queries_and_bank
+from ops.map_cases import CASES, make_levels, torch_map
 from ops.plain_float32 import nearest_in_float32, sample_in_float32, weights_in_float32
 
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
 from mmad_fast.gpu import cuda_kernels as found_kernels
 from mmad_fast.ops import all_tables
+from mmad_fast.ops.cosine_maps import cosine_maps
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
@@ -362,6 +364,14 @@ def test_a_scan_stays_on_the_device_from_points_to_psi() -> None:
 
 
 @on_device
+@pytest.mark.parametrize("options", [{}, {"sigma": 0, "align_corners": False}], ids=str)
+def test_cosine_maps(options: dict[str, Any]) -> None:
+    levels = make_levels(CASES[0])
+    found = cosine_maps(*([to_device(one) for one in maps] for maps in levels), size=64, **options)
+    np.testing.assert_allclose(to_host(found), torch_map(*levels, size=64, **options), atol=1e-6)
+
+
+@on_device
 def test_empty_inputs_give_empty_results() -> None:
     nothing = to_device(np.empty((0, 3), np.float32))
     indices, weights = inverse_distance_weights(nothing, to_device(CENTERS))
@@ -385,6 +395,7 @@ def test_empty_inputs_give_empty_results() -> None:
 
 CASE = mapping_case(4)
 D = to_device
+MAP = np.ones((2, 3, 4), np.float32)
 
 
 def map_pixels(**changes: Any) -> Any:
@@ -476,6 +487,14 @@ def map_pixels(**changes: Any) -> Any:
             ),
             "source_rows is on a CUDA device and its features are a NumPy array",
         ),
+        (
+            lambda: cosine_maps([D(MAP)], [MAP], size=4),
+            r"restored\[0\] is a numpy.ndarray and targets",
+        ),
+        (lambda: cosine_maps([MAP], [D(MAP)], size=4), r"restored\[0\] is a torch.Tensor"),
+        (lambda: cosine_maps([D(MAP)], [D(MAP).double()], size=4), "has dtype float64; it must be"),
+        (lambda: cosine_maps([D(MAP)], [D(MAP[:1])], size=4), r"\(1, 3, 4\) and targets\[0\] has"),
+        (lambda: cosine_maps([D(MAP[:0])], [D(MAP[:0])], size=4), "not empty"),
         (lambda: k_center_greedy(D(POINTS).double(), 2), "must be float32 or float16"),
         (lambda: k_center_greedy(D(POINTS), 2, start=130), r"start is 130; .* 0..129"),
         (lambda: k_center_greedy(D(POINTS), 0), "num_samples is 0"),

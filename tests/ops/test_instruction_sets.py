@@ -15,8 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from ops.cases import depth_frame, integer_cloud, uniform_cloud
 from ops.feature_cases import mapping_case, queries_and_bank
+from ops.map_cases import CASES, make_levels
 
 from mmad_fast import _kernels
+from mmad_fast.ops.cosine_maps import cosine_maps
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
@@ -73,6 +75,7 @@ def feature_outputs() -> dict[str, NDArray]:
     return {
         "distances": nearest.distances,
         "coreset": k_center_greedy(queries_and_bank(1, 2500, 100)[1], 300),
+        "cosine map": cosine_maps(*make_levels(CASES[0]), size=64),
         "psi": pixel_mapping(*mapping_case(300, sizes=(48, 65, 33, 40)).arguments),
     }
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from ops.cases import depth_frame, uniform_cloud
+from ops.map_cases import CASES, make_levels
 
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.ops.cosine_maps import cosine_maps
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
@@ -56,6 +58,7 @@ def run_all_ops(seed: int, num_points: int = 35_000) -> list[NDArray]:
         fpfh(frame.points, max_neighbors=40),
         surface_normals(cloud),
         coreset,
+        cosine_maps(*make_levels(CASES[0], seed=seed), size=96),
         samples,
         *groups,
         *weights,

@@ -13,6 +13,7 @@ from robustness.attack import ANSWER, REFUSAL, WRONG_EXCEPTION, Outcome, Work, r
 
 from mmad_fast import _kernels
 from mmad_fast.errors import BackendUnavailableError, InvalidInputError
+from mmad_fast.ops.cosine_maps import cosine_maps
 from mmad_fast.ops.farthest_point_sampling import farthest_point_sampling
 from mmad_fast.ops.fpfh import fpfh
 from mmad_fast.ops.inverse_distance_interpolation import (
@@ -294,6 +295,17 @@ def public_calls(rng: np.random.Generator) -> list[tuple[Callable[..., Any], Arg
         ),
         (nearest_rows, {"query": floats(rng, 6), "bank": floats(rng, 9, 6), "count": 3}),
         (k_center_greedy, {"rows": floats(rng, 20, 4), "num_samples": 5, "start": 3}),
+        (
+            cosine_maps,
+            {
+                "targets": [floats(rng, 4, 3, 5), floats(rng, 2, 1, 1)],
+                "restored": [floats(rng, 4, 3, 5), floats(rng, 2, 1, 1)],
+                "size": 6,
+                "sigma": 1.5,
+                "align_corners": bool(rng.random() < 0.5),
+                "backend": backend,
+            },
+        ),
         (bilinear_rows, {"pixel_indices": np.arange(9), "token_grid": 3, "output_size": 8}),
         (
             mapped_pixels,
@@ -426,6 +438,10 @@ def kernel_calls(rng: np.random.Generator) -> list[tuple[Callable[..., Any], Arg
                 network,
                 np.zeros(6, np.float32),
             ],
+        ),
+        (
+            _kernels.cosine_maps,
+            [[floats(rng, 4, 3, 5)], [floats(rng, 4, 3, 5)], 1.5, True, np.zeros((6, 6), "f4")],
         ),
         (_kernels.gelu, [floats(rng, 9), np.zeros(9, np.float32)]),
         (_kernels.PackedEmbedder, [embedder, best]),

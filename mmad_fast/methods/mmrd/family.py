@@ -72,6 +72,8 @@ def _published_name(variant: Variant, configuration: Mapping[str, Any]) -> str |
     setting of its own in the papers, and so is each ablation."""
     pictures = _PICTURES.get(configuration.get("auxiliary", ""))
     published = variant.published
+    if configuration.get("student_width", 1.0) != 1.0:
+        return None
     if published is None or pictures is None or variant.name not in ("mmrd", "mmrd-aux", "trd"):
         return published
     paper, _, _ = published.partition(" (")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from mmad_fast.methods.mmrd.detector import (
     MmrdPipeline,
     modality_pictures,
 )
+from mmad_fast.methods.mmrd.official_students import load_official_students
 from mmad_fast.methods.mmrd.options import STATISTICS_PREFIX, STUDENT_PREFIX, MmrdOptions
 from mmad_fast.methods.mmrd.student import MmrdStudent, Student, build_student
 from mmad_fast.methods.mmrd.student_graph import export_students
@@ -56,10 +58,13 @@ class MmrdFit:
 
         Raises:
             EmptyScanError: no training scan has a measured point, and statistics are estimated.
-            WeightsError: the weights cannot be had or do not fit.
+            WeightsError: the weights, or the students' file, cannot be had or do not fit.
         """
         self._task = task
         self._options: MmrdOptions = task.options
+        self._official = None  # a wrong file is found before the teacher reads the scans
+        if not self._options.trains_students:
+            self._official = load_official_students(self._options)
         network = build_network(
             self._options,
             weights=task.request.weights_of(BRANCH.key),
@@ -82,23 +87,36 @@ class MmrdFit:
     def train(
         self, train: FeatureStore[MmrdFeatures], held_out: FeatureStore[MmrdFeatures]
     ) -> Trained:
-        """The detector with trained students.
+        """The detector with trained students, or with those of the options' file.
 
         Raises:
             InvalidInputError: the task's checkpoint is of other networks.
             MmadFastError: the training diverged, or the disk is full.
         """
         options, task, device = self._options, self._task, training_device()
-        student = initial_student(options, task.request.seed, train).to(device)
-        losses = train_students(
-            student,
-            train,
-            options,
-            seed=task.request.seed,
-            device=device,
-            progress=lambda name, done, total: task.progress(f"{name} training", done, total),
-            checkpoint=task.checkpoint,
-        )
+        facts: dict[str, Any] = {}
+        weights = {BRANCH.key: self._teacher.source}
+        if self._official is None:
+            student = initial_student(options, task.request.seed, train).to(device)
+            losses = train_students(
+                student,
+                train,
+                options,
+                seed=task.request.seed,
+                device=device,
+                progress=lambda name, done, total: task.progress(f"{name} training", done, total),
+                checkpoint=task.checkpoint,
+            )
+            facts = {
+                **asdict(training_schedule(options, len(train))),
+                "schedule": options.schedule,
+                "prior_weight": options.prior_weight,
+                "prototype_init": options.prototype_init,
+                "training_loss": losses[-1],
+            }
+        else:
+            student, weights["student"] = self._official
+            student.to(device)
         validation_loss = held_out_loss(student, held_out, options, device)
         if options.distillation == "trd":
             means, stds = map_statistics(student, held_out, options, device)
@@ -108,7 +126,7 @@ class MmrdFit:
         opened = {name: open_graph(path) for name, path in graphs.items()}
         return Trained(
             pipeline=MmrdPipeline(self._extractor, opened, options),
-            weights={BRANCH.key: self._teacher.source},
+            weights=weights,
             graphs={**self._teacher.graphs, **graphs},
             tensors={
                 **{
@@ -119,12 +137,8 @@ class MmrdFit:
                 **to_tensors(student, STUDENT_PREFIX),
             },
             facts={
-                **asdict(training_schedule(options, len(train))),
-                "schedule": options.schedule,
                 "adaptation_passes": options.adaptation_passes,
-                "prior_weight": options.prior_weight,
-                "prototype_init": options.prototype_init,
-                "training_loss": losses[-1],
+                **facts,
                 "validation_loss": validation_loss,
             },
         )

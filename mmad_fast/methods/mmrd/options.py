@@ -49,6 +49,8 @@ class MmrdOptions(FeatureLevelOptions, AuxiliaryOptions):
         prior_weight: lambda, of the prototypes' loss.
         student_width: Share of the published inner widths.
         smoothing_sigma: Of the map's Gaussian, pixels.
+        student_weights: "train" (on the training scans), or a checkpoint of RD4AD's or TRD's
+            public code.
         schedule: "quick", or "published", which takes many times as long.
         epochs, learning_rate, batch_scans: In place of the schedule's.
         map_means, map_stds: Per student mean and deviation of the unsmoothed map on the held-out
@@ -99,6 +101,10 @@ class MmrdOptions(FeatureLevelOptions, AuxiliaryOptions):
     smoothing_sigma: float = option(
         4.0, "Of the map's Gaussian, in pixels.", minimum=0, maximum=32, in_rows=True
     )
+    student_weights: str = option(
+        "train", "Students: train, or a FILE that RD4AD's or TRD's public code wrote.",
+        fit_only=True,
+    )  # fmt: skip
     schedule: Literal["quick", "published"] = option(
         "quick", "Schedule of the students; the published one takes many times as long.",
         fit_only=True, in_rows=True,
@@ -186,6 +192,11 @@ class MmrdOptions(FeatureLevelOptions, AuxiliaryOptions):
         return ("student",)
 
     @property
+    def trains_students(self) -> bool:
+        """A fit trains the students on its own scans."""
+        return self.student_weights == "train"
+
+    @property
     def fuses(self) -> bool:
         """The students restore maps that several modalities became."""
         return self.distillation != "trd" and len(self.modality_names) > 1
@@ -242,19 +253,17 @@ class MmrdOptions(FeatureLevelOptions, AuxiliaryOptions):
             idle["attention_reduction"] = "interaction is false"
         if self.fusion == "se" and "fusion" not in idle:  # it has such a layer, too
             idle.pop("attention_reduction", None)
-        if self.is_transformer:
-            idle["adapts"] = "a vision transformer has no BatchNorm"
+        if self.distillation not in ("rd", "trd"):
+            idle["student_weights"] = "no public code trains such students"
+        if not self.trains_students:
+            training = ("schedule", "epochs", "learning_rate", "batch_scans")
+            idle.update(dict.fromkeys(training, "student_weights is a file"))
         if self.adapts == "none":
             idle["adaptation_passes"] = "adapts is 'none'"
         return idle
 
     def with_constants(self: Options) -> Options:
-        """With a number of prototypes per level, and no adaptation of a network without
-        BatchNorm."""
+        """With a number of prototypes per level."""
         options = super().with_constants()
         repeat = NUM_LEVELS // len(options.prototypes)
-        return replace(
-            options,
-            prototypes=options.prototypes * repeat,
-            adapts="none" if options.is_transformer else options.adapts,
-        )
+        return replace(options, prototypes=options.prototypes * repeat)

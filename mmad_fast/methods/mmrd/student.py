@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Levels = Sequence[Sequence[Tensor]]
 
-SQUARE_MINIMUM = 1e-12
-"""Of a place's mean square, by which its features are divided."""
+SQUARE_MINIMUM = 1e-6
+"""Of a place's mean square, by whose root its features are divided; above 0 in float16 too."""
 
 
 class Comparison(NamedTuple):

@@ -46,6 +46,8 @@ PUBLISHED: Mapping[str, Schedule] = MappingProxyType(
     }
 )
 QUICK = Schedule(epochs=40, batch_scans=4, learning_rate=5e-3, is_cosine=True, uses_bfloat16=True)
+QUICK_TRANSFORMER = replace(QUICK, batch_scans=2, learning_rate=2e-3)
+"""With a vision transformer as the teacher; ours."""
 QUICK_STEPS = 240
 """Of the quick schedule at least: of few scans it makes more passes."""
 
@@ -61,7 +63,8 @@ class ScanFeatures(Protocol):
 def training_schedule(options: MmrdOptions, num_scans: int) -> Schedule:
     """The training's part of the options, on so many scans."""
     is_quick = options.schedule == "quick"
-    schedule = QUICK if is_quick else PUBLISHED[options.distillation]
+    quick = QUICK_TRANSFORMER if options.is_transformer else QUICK
+    schedule = quick if is_quick else PUBLISHED[options.distillation]
     schedule = replace(
         schedule,
         learning_rate=options.learning_rate or schedule.learning_rate,

@@ -83,6 +83,10 @@ def network() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def statistics(network: torch.nn.Module) -> dict[str, np.ndarray]:
     """Other ones than the network's."""
+    return made_up_statistics(network)
+
+
+def made_up_statistics(network: torch.nn.Module) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
         key: rng.uniform(0.5, 1.5, value.shape).astype(np.float32)
@@ -155,9 +159,18 @@ def test_a_transformers_maps_are_its_tokens_after_each_block(tmp_path: Path) -> 
     with torch.inference_mode():
         levels = network(image)
         tokens = network.transformer.tokens_after(image, (1, 3, 4))
+        other = with_statistics(network, made_up_statistics(network))(image)
     assert tuple(tuple(one.shape[1:]) for one in levels) == options.level_shapes
     for level, of_block in zip(levels, tokens, strict=True):
-        assert torch.equal(level[0, :, 1, 2], of_block[0, 1 * 3 + 2])  # row-major
+        as_built = of_block[0, 1 * 3 + 2]  # row-major; BatchNorm's epsilon is 1e-5
+        torch.testing.assert_close(level[0, :, 1, 2], as_built, rtol=1e-5, atol=0)
+    for number, (level, plain) in enumerate(zip(other, levels, strict=True)):
+        mean, variance = (
+            torch.from_numpy(made_up_statistics(network)[f"statistics.{number}.running_{kind}"])
+            for kind in ("mean", "var")
+        )
+        expected = (plain[0] - mean[:, None, None]) / variance.sqrt()[:, None, None]
+        torch.testing.assert_close(level[0], expected, rtol=1e-4, atol=1e-4)
     request = FitRequest.of("rd", rgb_weights="random")
     task = FitTask(request, (), options, NO_CLEAN_UP, tmp_path, silent)
     part = export_feature_levels(task, {"rgb": network}, {})

@@ -23,8 +23,28 @@ STATISTICS = ("running_mean", "running_var")
 """Last word of the keys of BatchNorm statistics in a network's state."""
 
 
+class ChannelStatistics(nn.BatchNorm2d):
+    """A BatchNorm without weights, whose evaluation exports as a difference and a product: where no
+    convolution is before it, no exporter merges it into one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) of maps (B, C, H, W)."""
+        if self.training:
+            return super().forward(maps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = torch.rsqrt(self.running_var + self.eps)
+        return (maps - self.running_mean[:, None, None]) * scale[:, None, None]
+
+
 class TransformerLevels(nn.Module):
     """A vision transformer's tokens after some blocks, as maps of one size.
+
+    A modality can have statistics of its own here, too; as built they are 0 and 1, which leave the
+    maps as they are.
 
     Attributes:
         name: The backbone's name.
@@ -36,6 +56,7 @@ class TransformerLevels(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.blocks = tuple(blocks)
+        self.statistics = nn.ModuleList(ChannelStatistics(transformer.dim) for _ in self.blocks)
         self.name = transformer.name
         self.weights_source = transformer.weights_source
 
@@ -43,7 +64,10 @@ class TransformerLevels(nn.Module):
         """Per block the map (B, C, H, W) of an image (B, 3, R, R)."""
         side = self.transformer.token_grid
         levels = self.transformer.tokens_after(image, self.blocks)
-        return tuple(tokens.transpose(1, 2).unflatten(2, (side, side)) for tokens in levels)
+        return tuple(
+            norm(tokens.transpose(1, 2).unflatten(2, (side, side)))
+            for norm, tokens in zip(self.statistics, levels, strict=True)
+        )
 
 
 def build_network(options: FeatureLevelOptions, *, weights: str | Path, seed: int) -> nn.Module:

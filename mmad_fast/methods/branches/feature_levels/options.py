@@ -73,7 +73,7 @@ class FeatureLevelOptions(GraphOptions):
 
     @property
     def is_transformer(self) -> bool:
-        """The teacher is a vision transformer, which has no BatchNorm."""
+        """The teacher is a vision transformer."""
         return self.rgb_backbone in RGB_BACKBONES
 
     @property
