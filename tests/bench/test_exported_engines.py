@@ -65,7 +65,7 @@ def test_equality_is_the_largest_difference_to_the_published_pipeline(
 ):
     detector = load(tiny_artifact)
     scans = [
-        SimpleNamespace(load=lambda seed=seed: Scan.from_arrays(*make_arrays(seed)))
+        SimpleNamespace(load=lambda seed=seed, **_: Scan.from_arrays(*make_arrays(seed)))
         for seed in range(len(factors))
     ]
     remaining = iter(factors)

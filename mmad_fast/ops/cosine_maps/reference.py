@@ -1,4 +1,7 @@
-"""Cosine maps in NumPy and SciPy float64, step by step as published: the truth."""
+"""Cosine maps in NumPy float64, step by step as published: the truth.
+
+The Gaussian is written out, since a base installation has no SciPy; tests hold it against SciPy's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+
+TRUNCATION = 4.0
+"""Standard deviations up to which the Gaussian reaches."""
 
 MIN_NORM = 1e-8
 """Of a pixel's features, as torch's cosine_similarity has it: a vector of zeros has cosine 0."""
@@ -32,7 +37,10 @@ def cosine_maps(
     total = np.zeros((size, size))
     for target, other in zip(targets, restored, strict=True):
         total += upsample(cosine_distances(target, other), size, align_corners)
-    return gaussian_filter(total, sigma) if sigma else total
+    if not sigma:
+        return total
+    blur = gaussian(size, sigma)
+    return blur @ total @ blur.T
 
 
 def cosine_distances(target: NDArray[np.float32], restored: NDArray[np.float32]) -> Map:
@@ -60,4 +68,18 @@ def interpolation(length: int, size: int, align_corners: bool) -> Map:
     matrix = np.zeros((size, length))
     np.add.at(matrix, (places, lower), 1 - (positions - lower))
     np.add.at(matrix, (places, upper), positions - lower)
+    return matrix
+
+
+def gaussian(size: int, sigma: float) -> Map:
+    """(S, S): how much of each value of a row is in each smoothed one; the row goes on mirrored at
+    its ends, as scipy.ndimage.gaussian_filter has it."""
+    reach = int(TRUNCATION * sigma + 0.5)
+    offsets = np.arange(-reach, reach + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    places = np.arange(size)[:, None]
+    mirrored = (places + offsets) % (2 * size)
+    mirrored = np.minimum(mirrored, 2 * size - 1 - mirrored)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (places, mirrored), weights / weights.sum())
     return matrix
