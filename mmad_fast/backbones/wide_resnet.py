@@ -41,7 +41,6 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
-        nn.init.constant_(self.bn3.weight, RESIDUAL_GAIN)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
@@ -80,6 +79,8 @@ class WideResNet(ConvolutionalNetwork):
             blocks += [
                 Bottleneck(channels, channels, 1, inner_width) for _ in range(NUM_BLOCKS[layer] - 1)
             ]
+            for block in blocks:
+                nn.init.constant_(block.bn3.weight, RESIDUAL_GAIN)
             self.add_module(f"layer{layer}", nn.Sequential(*blocks))
             in_channels = channels
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,19 @@ from mmad_fast.ops.sparse_rows import SparseRows
 Features = TypeVar("Features")
 """A dataclass of arrays, SparseRows and PooledRows, each of which may be None."""
 
+FeaturesRead = TypeVar("FeaturesRead", covariant=True)
+
 _ROW_ARRAYS = ("offsets", "columns", "values")
+
+
+class ScanFeatures(Protocol[FeaturesRead]):
+    """The features of scans: a list of them, or a FeatureStore."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> FeaturesRead: ...
+
+    def __iter__(self) -> Iterator[FeaturesRead]: ...
 
 
 class ArrayFile:

@@ -334,3 +334,10 @@ def test_prototypes_begin_as_places_of_training_scans(prototype_init: str) -> No
     first = student.state_dict()
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert not torch.equal(first["prototypes.0.0.rows"], other["prototypes.0.0.rows"])
+
+
+def test_maps_of_one_constant_have_no_statistics() -> None:
+    blank = replace(SCANS[0], levels=np.zeros_like(SCANS[0].levels))
+    student, _ = trained(SCANS, epochs=1)
+    with pytest.raises(MmadFastError, match="one constant"):
+        map_statistics(student, [blank], small_options(), CPU)

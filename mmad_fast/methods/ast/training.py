@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from mmad_fast.methods.ast.detector import AstFeatures
 from mmad_fast.methods.ast.networks import Student, Teacher, position_encoding
+from mmad_fast.methods.feature_store import ScanFeatures
 from mmad_fast.methods.network_training import (
     Schedule,
     TrainingProgress,
@@ -24,15 +24,6 @@ from mmad_fast.methods.network_training import (
     train_network,
 )
 from mmad_fast.methods.training_checkpoint import TrainingCheckpoint
-
-
-class ScanFeatures(Protocol):
-    """The features of scans: a list of them, or a FeatureStore."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> AstFeatures: ...
-
 
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
     {
@@ -56,7 +47,7 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
 
 def train_teacher(
     teacher: Teacher,
-    scans: ScanFeatures,
+    scans: ScanFeatures[AstFeatures],
     schedule: Schedule,
     *,
     seed: int,
@@ -80,7 +71,7 @@ def train_teacher(
 def train_student(
     student: Student,
     teacher: Teacher,
-    scans: ScanFeatures,
+    scans: ScanFeatures[AstFeatures],
     schedule: Schedule,
     *,
     seed: int,
@@ -117,7 +108,7 @@ def student_loss(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def held_out_loss(teacher: Teacher, student: Student, scans: ScanFeatures) -> float:
+def held_out_loss(teacher: Teacher, student: Student, scans: ScanFeatures[AstFeatures]) -> float:
     """The student's mean loss on scans, in evaluation mode."""
     losses = []
     for index in range(len(scans)):
@@ -131,7 +122,7 @@ def held_out_loss(teacher: Teacher, student: Student, scans: ScanFeatures) -> fl
 def _train(
     network: nn.Module,
     loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
-    scans: ScanFeatures,
+    scans: ScanFeatures[AstFeatures],
     schedule: Schedule,
     name: str,
     seed: int,

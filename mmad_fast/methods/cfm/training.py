@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmad_fast.errors import MmadFastError
 from mmad_fast.methods.cfm.features import CfmFeatures
 from mmad_fast.methods.cfm.networks import MAPPING_NETWORKS
+from mmad_fast.methods.feature_store import ScanFeatures
 from mmad_fast.ops.sparse_rows import SparseRows
 
 QUICK_STEPS = 200
@@ -33,16 +34,6 @@ VALIDATION_PIXELS = 2048
 """Fixed pixels, spread over the validation scans, on which the validation loss is computed."""
 STATISTICS_PIXELS = 16384
 """Pixels, spread over the training scans, that give the channels' mean and deviation."""
-
-
-class ScanFeatures(Protocol):
-    """The features of scans: a list of them, or a FeatureStore."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> CfmFeatures: ...
-
-    def __iter__(self) -> Iterator[CfmFeatures]: ...
 
 
 @dataclass(frozen=True)
@@ -96,8 +87,8 @@ class TrainingRecord:
 
 
 def train_mappings(
-    train: ScanFeatures,
-    validation: ScanFeatures,
+    train: ScanFeatures[CfmFeatures],
+    validation: ScanFeatures[CfmFeatures],
     names: Sequence[str],
     *,
     hidden: str = "published",
@@ -204,7 +195,9 @@ def _published_form(network: nn.Module) -> nn.Module:
     return (network.fold() if isinstance(network, StandardizedMapping) else network).eval()
 
 
-def _channel_statistics(train: ScanFeatures, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _channel_statistics(
+    train: ScanFeatures[CfmFeatures], seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and deviation (C,) by modality, over some pixels of every training scan.
 
     A channel that hardly varies gets a thousandth of the mean deviation, so as not to be blown up.
@@ -225,7 +218,7 @@ def _channel_statistics(train: ScanFeatures, seed: int) -> dict[str, tuple[Tenso
 
 
 def _train_epoch(
-    train: ScanFeatures,
+    train: ScanFeatures[CfmFeatures],
     networks: nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
     rng: np.random.Generator,
@@ -277,7 +270,7 @@ def _sample_pixels(
     return {side: torch.cat([part[side] for part in parts]) for side in ("rgb", "point")}
 
 
-def _validation_pixels(validation: ScanFeatures, seed: int) -> list[dict[str, Tensor]]:
+def _validation_pixels(validation: ScanFeatures[CfmFeatures], seed: int) -> list[dict[str, Tensor]]:
     """Features (P, C) by modality of fixed pixels of each scan."""
     rng = np.random.default_rng(seed)
     per_scan = math.ceil(VALIDATION_PIXELS / len(validation))

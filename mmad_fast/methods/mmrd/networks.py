@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmad_fast.backbones.wide_resnet import Bottleneck
+
 Shapes = Sequence[tuple[int, int, int]]
 """(C, H, W) of the teacher's maps, shallow to deep."""
 
@@ -26,30 +28,6 @@ TRANSFORMER_STAGE_BLOCKS = (1, 1, 1)
 published numbers cost half as much again per pass of the training."""
 
 BOTTLENECK_BLOCKS = 3
-
-
-class BottleneckBlock(nn.Module):
-    """A residual block of the one-class bottleneck."""
-
-    def __init__(self, in_channels: int, width: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H / stride, W / stride) of features (B, C', H, W)."""
-        hidden = F.relu(self.bn1(self.conv1(features)))
-        hidden = F.relu(self.bn2(self.conv2(hidden)))
-        return F.relu(self.bn3(self.conv3(hidden)) + self.downsample(features))
 
 
 class DecoderBlock(nn.Module):
@@ -160,10 +138,8 @@ class Decoder(nn.Module):
 
 def embedding_layers(in_channels: int, inner: int) -> nn.Sequential:
     """The residual blocks of the bottleneck: (B, in_channels, H, W) to (B, 2 inner, H/2, W/2)."""
-    blocks = [BottleneckBlock(in_channels, inner, 2 * inner, stride=2)]
-    blocks += [
-        BottleneckBlock(2 * inner, inner, 2 * inner, stride=1) for _ in range(BOTTLENECK_BLOCKS - 1)
-    ]
+    blocks = [Bottleneck(in_channels, 2 * inner, stride=2)]
+    blocks += [Bottleneck(2 * inner, 2 * inner, stride=1) for _ in range(BOTTLENECK_BLOCKS - 1)]
     return nn.Sequential(*blocks)
 
 

@@ -72,7 +72,8 @@ def estimate_statistics(
             f"none of the {num_scans} training scans has a measured point; check the unit of the "
             "files"
         )
-    return {name: _statistics(network) for name, network in copies.items()}
+    network.cpu()  # the copies took the weights that they share with it to the device
+    return {name: _statistics(one) for name, one in copies.items()}
 
 
 def _pictures(

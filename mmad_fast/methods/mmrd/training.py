@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmad_fast.errors import MmadFastError
+from mmad_fast.methods.feature_store import ScanFeatures
 from mmad_fast.methods.mmrd.detector import MmrdFeatures
 from mmad_fast.methods.mmrd.options import MmrdOptions
 from mmad_fast.methods.mmrd.student import Student
@@ -30,7 +32,7 @@ from mmad_fast.ops.cosine_maps import cosine_maps
 
 _RD_BETAS = (0.5, 0.999)
 
-# Source: MMRD's paper, "Implemental Details"; method facts 8.1; facts of TRD's code, section 3. Of
+# Source: MMRD's paper, "Implemental Details"; method facts 8.1 and 8.3. Of
 # TRD's two optimizers, one per student, each parameter has its own moments in ours, too: the
 # students share no parameter and their losses are added, so that the steps are the same.
 PUBLISHED: Mapping[str, Schedule] = MappingProxyType(
@@ -52,14 +54,6 @@ QUICK_STEPS = 240
 """Of the quick schedule at least: of few scans it makes more passes."""
 
 
-class ScanFeatures(Protocol):
-    """The features of scans: a list of them, or a FeatureStore."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> MmrdFeatures: ...
-
-
 def training_schedule(options: MmrdOptions, num_scans: int) -> Schedule:
     """The training's part of the options, on so many scans."""
     is_quick = options.schedule == "quick"
@@ -76,7 +70,7 @@ def training_schedule(options: MmrdOptions, num_scans: int) -> Schedule:
 
 def train_students(
     student: Student,
-    scans: ScanFeatures,
+    scans: ScanFeatures[MmrdFeatures],
     options: MmrdOptions,
     *,
     seed: int,
@@ -115,7 +109,7 @@ def train_students(
 
 @torch.inference_mode()
 def held_out_loss(
-    student: Student, scans: ScanFeatures, options: MmrdOptions, device: torch.device
+    student: Student, scans: ScanFeatures[MmrdFeatures], options: MmrdOptions, device: torch.device
 ) -> float:
     """The mean loss of the distillation, without that of the priors, in evaluation mode."""
     losses = []
@@ -127,11 +121,14 @@ def held_out_loss(
 
 @torch.inference_mode()
 def map_statistics(
-    student: Student, scans: ScanFeatures, options: MmrdOptions, device: torch.device
+    student: Student, scans: ScanFeatures[MmrdFeatures], options: MmrdOptions, device: torch.device
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(means, deviations) per comparison of the unsmoothed map over all pixels of all scans.
 
-    Source: facts of TRD's code, section 5.
+    Raises:
+        MmadFastError: a map has the same value at all of them.
+
+    Source: method facts 8.3.
     """
     sums: dict[int, list[tuple[float, float]]] = {}
     for index in range(len(scans)):
@@ -146,7 +143,14 @@ def map_statistics(
             sums.setdefault(number, []).append((found.mean(), np.square(found).mean()))
     moments = [np.mean(sums[number], axis=0) for number in sorted(sums)]
     means = tuple(float(mean) for mean, _ in moments)
-    return means, tuple(math.sqrt(square - mean**2) for mean, square in moments)
+    variances = [float(square - mean**2) for mean, square in moments]
+    if min(variances) <= 0:
+        raise MmadFastError(
+            "the anomaly map of every held-out scan is one constant, which no z-score can be taken "
+            "by; check that the held-out scans show the part, and that they are not all the same "
+            "blank picture"
+        )
+    return means, tuple(map(math.sqrt, variances))
 
 
 def read_batch(

@@ -183,7 +183,7 @@ def test_a_transformers_maps_are_its_tokens_after_each_block(tmp_path: Path) -> 
 
 
 def test_nothing_behind_the_last_level_is_run(graphs: dict[str, Path]) -> None:
-    """12.00 GMAC at 256 pixels (facts of TRD), a 64th of it at 32; layer 4 would add 2.6."""
+    """12.00 GMAC at 256 pixels (method facts 8.3), a 64th of it at 32; layer 4 would add 2.6."""
     cost = graph_cost(load_model(graphs["rgb"]))
     assert cost.multiply_adds * 64 == pytest.approx(12.00e9, rel=0.005)
     assert cost.parameters == pytest.approx(24.86e6, rel=0.005)
